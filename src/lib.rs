@@ -1,0 +1,11 @@
+//! cutover moves a live system from one database to another: it copies, follows, verifies, switches,
+//! and switches back. ARCHITECTURE.md is the map.
+
+pub mod apply;
+pub mod capture;
+pub mod database;
+pub mod log;
+pub mod model;
+pub mod observe;
+pub mod snapshot;
+pub mod transform;

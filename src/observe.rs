@@ -1,0 +1,17 @@
+//! What operators see: metric names and named invariants.
+
+/// Names of the metrics at `/metrics` (the contract in docs/metrics.md).
+pub mod metric {
+    pub const SYNC_LAG_SECONDS: &str = "cutover_sync_lag_seconds";
+    pub const CAPTURE_LAG_SECONDS: &str = "cutover_capture_lag_seconds";
+    pub const CHANGES_APPLIED: &str = "cutover_changes_applied_total";
+    pub const SYNC_ERRORS: &str = "cutover_sync_errors_total";
+    pub const CONFLICTS: &str = "cutover_conflicts_total";
+    pub const DEAD_LETTERS: &str = "cutover_dead_letters_total";
+    pub const DRIFT_ROWS: &str = "cutover_drift_rows";
+    pub const SNAPSHOT_ROWS: &str = "cutover_snapshot_rows_total";
+    pub const SNAPSHOT_PROGRESS: &str = "cutover_snapshot_progress_ratio";
+    pub const TRAFFIC_PERCENT: &str = "cutover_traffic_percent";
+    pub const APPLY_BATCH_SECONDS: &str = "cutover_apply_batch_seconds";
+    pub const END_TO_END_SECONDS: &str = "cutover_end_to_end_seconds";
+}

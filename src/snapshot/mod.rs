@@ -1,0 +1,1 @@
+//! Copying tables in chunks, beside the stream.

@@ -1,0 +1,1 @@
+//! The user's SQL transforms, planned against the real target.
