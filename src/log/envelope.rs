@@ -1,1 +1,66 @@
-//! The Debezium envelope.
+//! The wire format of a row: Debezium's envelope as schemaless JSON, and the row's key.
+//!
+//! What enters is a [`Change`](crate::model::Change) or the bytes of an envelope; what leaves is the bytes, or the row's
+//! cells as text. Encoding and decoding keep every value exactly: integers and floats are JSON numbers
+//! that are copied digit by digit and never pass through a float, text is escaped only where JSON asks for it,
+//! bytes are base64. Both are on the hot path, so they are written by hand, to the byte; neither panics
+//! on any input. Deliberately absent: what the envelope lacks (version, schema id, transaction
+//! end), which is in the record's headers, and any knowledge of what a cell's text means.
+
+mod decode;
+mod encode;
+mod json;
+#[cfg(test)]
+mod tests;
+
+pub use decode::{Decoded, Row, cells};
+pub use encode::{Encoded, Encoder, Origin, key_bytes, partition};
+
+use crate::model::{Disposition, TableName};
+
+/// Why a change could not be encoded, or an envelope not be decoded.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum EnvelopeError {
+    #[error("the record's envelope is not UTF-8 at byte {at}; {REWRITE}")]
+    NotUtf8 { at: usize },
+    #[error("the record's envelope is malformed at byte {at}, where there should be {expected}; {REWRITE}")]
+    Malformed { at: usize, expected: &'static str },
+    #[error("the record's envelope has no `op`; {REWRITE}")]
+    NoOperation,
+    #[error("the record's envelope has an `op` that is none of c, u, d, r and t; {REWRITE}")]
+    UnknownOperation,
+    #[error("the record's envelope has `op` {op} without the row's `{image}` image; {REWRITE}")]
+    NoImage { op: char, image: &'static str },
+    #[error("the record's image of {table} lacks column `{column}`; images must be full: {REWRITE}")]
+    MissingColumn { table: TableName, column: String },
+    #[error("the record's image of {table} has column `{column}` twice; {REWRITE}")]
+    RepeatedColumn { table: TableName, column: String },
+    #[error("the record's image of {table} holds an object or a list in column `{column}`; {REWRITE}")]
+    NestedColumn { table: TableName, column: String },
+    #[error(
+        "a change of {table} has {values} values for {columns} columns and a key of {key} columns; this is a bug in \
+         capture: report it, and copy the table again with `cutover resnapshot`"
+    )]
+    Shape { table: TableName, columns: usize, key: usize, values: usize },
+}
+
+/// What an operator does about a record that no release of cutover wrote.
+const REWRITE: &str = "if another program writes to this topic, let it write whole Debezium envelopes; else copy the \
+                       table again with `cutover resnapshot`";
+
+impl EnvelopeError {
+    /// A record that does not decode is never skipped: its row would be lost.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            EnvelopeError::NotUtf8 { .. }
+            | EnvelopeError::Malformed { .. }
+            | EnvelopeError::NoOperation
+            | EnvelopeError::UnknownOperation
+            | EnvelopeError::NoImage { .. }
+            | EnvelopeError::MissingColumn { .. }
+            | EnvelopeError::RepeatedColumn { .. }
+            | EnvelopeError::NestedColumn { .. }
+            | EnvelopeError::Shape { .. } => Disposition::Halt,
+        }
+    }
+}
