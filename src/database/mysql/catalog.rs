@@ -51,6 +51,9 @@ const COLUMNS: &str = "SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN
      WHERE c.TABLE_SCHEMA = ? AND t.TABLE_SCHEMA = ? AND t.TABLE_TYPE = 'BASE TABLE'{tables} \
      ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION";
 
+/// A row of [`COLUMNS`].
+type ColumnRow = (String, String, String, String, String, Option<String>, Option<String>, String);
+
 const UNIQUE_INDEXES: &str = "SELECT c.TABLE_NAME, c.INDEX_NAME, c.COLUMN_NAME, c.SUB_PART IS NOT NULL \
      FROM information_schema.STATISTICS c \
      WHERE c.TABLE_SCHEMA = ? AND c.NON_UNIQUE = 0{tables} \
@@ -71,8 +74,7 @@ pub async fn load_tables(
     }
     let json = if is_mariadb(conn).await? { json_aliases(conn, database, only).await? } else { HashSet::new() };
     let mut tables: Vec<TableSchema> = Vec::new();
-    let rows: Vec<(String, String, String, String, String, Option<String>, Option<String>, String)> =
-        query(conn, COLUMNS, database, 2, only, "columns").await?;
+    let rows: Vec<ColumnRow> = query(conn, COLUMNS, database, 2, only, "columns").await?;
     for (table, name, data_type, source_type, nullable, charset, collation, extra) in rows {
         if !wanted(&table, only) {
             continue;
