@@ -263,8 +263,8 @@ fn decimal(source_type: &str) -> Option<ColumnType> {
     Some(ColumnType::Numeric { precision: precision.trim().parse().ok()?, scale: scale.trim().parse().ok()? })
 }
 
-/// The labels of an `enum(…)` or `set(…)` type in its spelling of the catalog, which doubles single quotes.
-/// None for any other type.
+/// The labels of an `enum(…)` or `set(…)` type in the catalog's spelling, which doubles single quotes and, whatever
+/// the `sql_mode`, escapes backslash, NUL and line ends. None for any other type.
 pub fn members(source_type: &str) -> Option<Vec<String>> {
     let list = source_type.strip_prefix("enum(").or_else(|| source_type.strip_prefix("set("))?.strip_suffix(')')?;
     let mut members = Vec::new();
@@ -276,6 +276,12 @@ pub fn members(source_type: &str) -> Option<Vec<String>> {
             match characters.next()? {
                 (_, '\'') if characters.next_if(|(_, next)| *next == '\'').is_some() => label.push('\''),
                 (at, '\'') => break at + 2,
+                (_, '\\') => label.push(match characters.next()?.1 {
+                    '0' => '\0',
+                    'n' => '\n',
+                    'r' => '\r',
+                    escaped => escaped,
+                }),
                 (_, character) => label.push(character),
             }
         };
@@ -351,6 +357,7 @@ mod tests {
         let labels = ["It's", "UPPER,x", ""].map(str::to_owned).to_vec();
         assert_eq!(members(&source_type), Some(labels));
         assert_eq!(members("set('é','b')"), Some(vec!["é".to_owned(), "b".to_owned()]));
+        assert_eq!(members(r"enum('a\\b\n''')"), Some(vec!["a\\b\n'".to_owned()]));
         for broken in ["varchar(3)", "enum('a'", "enum('a',)", "enum(a)", "enum('a'x)"] {
             assert_eq!(members(broken), None, "{broken}");
         }
