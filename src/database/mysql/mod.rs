@@ -1,1 +1,3 @@
 //! MySQL and MariaDB: connecting, the catalog, scans.
+
+pub mod catalog;
