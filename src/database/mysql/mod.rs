@@ -1,3 +1,8 @@
-//! MySQL and MariaDB: connecting, the catalog, scans.
+//! MySQL and MariaDB: connecting, the server's settings, the catalog, scans.
 
 pub mod catalog;
+pub mod connect;
+mod literal;
+pub mod scan;
+pub mod server;
+pub mod spelling;
