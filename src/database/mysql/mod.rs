@@ -1,3 +1,4 @@
 //! MySQL and MariaDB: connecting, the catalog, scans.
 
 pub mod catalog;
+pub mod details;
