@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod connect;
+pub mod details;
 mod literal;
 pub mod scan;
 pub mod server;
