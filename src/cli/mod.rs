@@ -1,0 +1,3 @@
+//! Arguments, output and exit codes.
+
+pub mod init;
