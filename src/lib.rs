@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod capture;
+pub mod cli;
 pub mod database;
 pub mod log;
 pub mod model;

@@ -3,6 +3,7 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+pub mod init;
 mod progress;
 mod resnapshot;
 mod run;
@@ -27,6 +28,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write configuration, transforms and schema files from a live source.
+    Init(init::InitArgs),
     /// Run the worker: copy the tables, follow the source, apply to the target.
     Run {
         /// Which half to run in this process.

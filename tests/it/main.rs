@@ -3,5 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
 
+mod init;
 mod servers;
 mod support;

@@ -118,6 +118,9 @@ const FOREIGN_KEYS: &str = "SELECT c.TABLE_NAME, c.CONSTRAINT_NAME, c.COLUMN_NAM
      WHERE c.TABLE_SCHEMA = ? AND c.CONSTRAINT_SCHEMA = ? AND c.REFERENCED_TABLE_NAME IS NOT NULL{tables} \
      ORDER BY c.TABLE_NAME, c.CONSTRAINT_NAME, c.ORDINAL_POSITION";
 
+/// A row of [`TABLES`].
+type TableRow = (String, Option<u64>, Option<String>, Option<u64>, Option<String>);
+
 /// The details of the base tables of `database`, by table name; of those named in `only` where it is given.
 pub async fn load_details(
     conn: &mut Conn,
@@ -127,8 +130,7 @@ pub async fn load_details(
     if only.is_some_and(<[String]>::is_empty) {
         return Ok(Vec::new());
     }
-    let rows: Vec<(String, Option<u64>, Option<String>, Option<u64>, Option<String>)> =
-        query(conn, TABLES, database, 1, only, "tables").await?;
+    let rows: Vec<TableRow> = query(conn, TABLES, database, 1, only, "tables").await?;
     let mut tables: BTreeMap<String, TableDetails> = BTreeMap::new();
     for (table, auto_increment, comment, rows_estimate, engine) in rows {
         if wanted(&table, only) {
