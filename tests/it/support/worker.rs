@@ -16,8 +16,8 @@ use tokio::time::timeout;
 
 use super::http;
 
-/// Below the range from which the system takes the local ports of outgoing connections.
-const PORTS: std::ops::Range<u16> = 26_500..32_500;
+/// Above the servers' ports, and below those that the system gives to outgoing connections.
+const PORTS: std::ops::Range<u16> = 27_000..32_500;
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 const STDERR_SHOWN_BYTES: usize = 16 * 1024;
@@ -160,7 +160,7 @@ impl Drop for Worker {
 
 /// A port that nothing holds now. Test processes begin at different places, so that two of them seldom meet.
 fn free_port() -> u16 {
-    let offset = u16::try_from(std::process::id() % 60).unwrap() * 100;
+    let offset = u16::try_from(std::process::id() % 55).unwrap() * 100;
     for _ in PORTS {
         let step = offset.wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed));
         let port = PORTS.start + step % (PORTS.end - PORTS.start);
