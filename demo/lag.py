@@ -150,8 +150,8 @@ def increase(scrapes):
 
 def line(label, values):
     if not values:
-        return f"  {label:<46} no samples"
-    return (f"  {label:<46} p50 {quantile(values, 0.5) * 1000:>8,.1f} ms   p99 {quantile(values, 0.99) * 1000:>9,.1f} ms"
+        return f"  {label:<52} no samples"
+    return (f"  {label:<52} p50 {quantile(values, 0.5) * 1000:>8,.1f} ms   p99 {quantile(values, 0.99) * 1000:>9,.1f} ms"
             f"   ({len(values):,} samples)")
 
 
@@ -167,7 +167,7 @@ def report(path):
     gained = increase(scrapes)
     p50, p99 = histogram_quantile(gained, 0.5), histogram_quantile(gained, 0.99)
     if p50 is not None:
-        print(f"  {'whole run: cutover_end_to_end_seconds':<46} p50 <= {p50:g} s, p99 <= {p99:g} s"
+        print(f"  {'whole run: cutover_end_to_end_seconds':<52} p50 <= {p50:g} s, p99 <= {p99:g} s"
               f"   ({max(gained.values()):,.0f} changes)")
 
 
