@@ -1,0 +1,4 @@
+//! Integration tests: one binary.
+
+mod log_contract;
+mod log_embedded;
