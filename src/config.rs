@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, log::embedded::LogConfig};
+use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, log::LogConfig};
 
 /// A whole configuration, valid in itself.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct TargetConfig {
     /// The schema that unqualified target tables live in.
     #[serde(default = "public")]
     pub schema: String,
+    /// A PEM file of certificates to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
     /// A SQL file that the worker runs once, when the copy is complete: indexes, unique constraints, foreign keys.
     pub after_copy: Option<PathBuf>,
 }
@@ -184,6 +186,9 @@ impl Config {
             wrong("name", "must be 1 to 40 of a-z, 0-9, _ and -".into());
         }
         scheme(&self.source.url, &["mysql"], "source.url", &mut wrong);
+        for (key, message) in self.source.problems() {
+            wrong(key, message);
+        }
         scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
         if self.http.listen.parse::<std::net::SocketAddr>().is_err() {
             wrong("http.listen", format!("`{}` is no address; for example 127.0.0.1:7070", self.http.listen));
@@ -205,11 +210,12 @@ impl Config {
                 wrong(key, format!("must be 1 to {max}"));
             }
         }
-        if self.source.tables.as_ref().is_some_and(Vec::is_empty) {
-            wrong("source.tables", "is empty; name the tables, or leave the key out to take all".into());
+        for message in self.log.problems() {
+            wrong("log", message);
         }
-        self.log.judge(&mut wrong);
-        self.apply.judge(&mut wrong);
+        for message in self.apply.problems() {
+            wrong("apply", message);
+        }
     }
 
     /// A path of the configuration, made relative to its file.
