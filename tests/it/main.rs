@@ -8,3 +8,4 @@ mod log_contract;
 mod log_embedded;
 mod servers;
 mod support;
+mod tidy;
