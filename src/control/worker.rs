@@ -262,9 +262,10 @@ impl Worker {
         until_synced: bool,
         show: fn(&Status),
     ) -> Result<Ended, WorkerError> {
-        let log_folder = self.config.log.url.strip_prefix("file:").unwrap_or(&self.config.log.url);
-        let folder = self.config.path(std::path::Path::new(log_folder));
-        let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, &self.config.log)?);
+        let folder = self.config.log.folder(&self.config.folder).ok_or_else(|| {
+            WorkerError::Usage(format!("[log] url {} is not supported; use file:FOLDER", self.config.log.url))
+        })?;
+        let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, (&self.config.log).into()).await?);
         let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
         self.store.register_tables(&names).await?;
         for schema in &opened.tables {
