@@ -6,6 +6,7 @@
 mod init;
 mod log_contract;
 mod log_embedded;
+mod scan_mysql;
 mod servers;
 mod support;
 mod tidy;
