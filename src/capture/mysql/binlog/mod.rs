@@ -47,6 +47,8 @@ pub use rows::{Rows, RowsKind, count_rows};
 pub use table_map::{ColumnMeta, OptionalMetadata, TableMap, TableMapBody};
 pub use wire_type::WireType;
 
+pub use crate::model::ZeroDates;
+
 /// Whose binlog it is: event types 160 and above, and some bodies, differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flavor {
@@ -69,18 +71,6 @@ pub enum JsonDoubles {
     Marked,
     /// `1`, as MySQL 5.7 does.
     Bare,
-}
-
-/// What becomes of `0000-00-00`, of a date whose year, month or day is zero, and of TIMESTAMP 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ZeroDates {
-    /// `Value::Null`.
-    #[default]
-    Null,
-    /// An error that names the column: capture halts.
-    Error,
-    /// This date instead, at midnight where the type has a time.
-    Replace { year: u16, month: u8, day: u8 },
 }
 
 #[cfg(test)]

@@ -78,6 +78,11 @@ impl<'a> TransactionPayload<'a> {
         Ok(TransactionPayload { compressed, uncompressed_bytes, payload })
     }
 
+    /// What the events inside come to, as the event declares it.
+    pub fn unpacked_bytes(&self) -> u64 {
+        self.uncompressed_bytes.unwrap_or(self.payload.len() as u64)
+    }
+
     /// The transaction's events in order, unpacked one at a time.
     pub fn events(&self) -> Result<InnerEvents<'a>, DecodeError> {
         let failed = |_| DecodeError::Malformed { what: "transaction payload" };
