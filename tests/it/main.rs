@@ -6,6 +6,7 @@
 mod init;
 mod log_contract;
 mod log_embedded;
+mod pipeline;
 mod servers;
 mod support;
 mod tidy;
