@@ -7,5 +7,6 @@ pub mod database;
 pub mod log;
 pub mod model;
 pub mod observe;
+pub mod pipeline;
 pub mod snapshot;
 pub mod transform;

@@ -6,6 +6,7 @@
 //! readers to drop the half. Deliberately absent: consumer offsets. What has been applied is stored
 //! by the sink, in the transaction that applied it.
 
+pub mod config;
 pub mod embedded;
 pub mod envelope;
 pub mod record;
@@ -13,6 +14,8 @@ pub mod record;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use config::LogConfig;
+pub use embedded::EmbeddedLog;
 pub use record::{Control, Headers, Kind, Record, TransactionPart};
 
 use crate::model::Disposition;
@@ -70,6 +73,12 @@ pub enum LogError {
     InUse { path: String },
     #[error("the log at {path} has format {found}, this binary reads up to {supported}; use the newer binary")]
     NewerFormat { path: String, found: u32, supported: u32 },
+    #[error(
+        "the log at {path} has {found} partitions, not {wanted}; set [log] partitions back to {found}, or remove the folder once everything in it is applied"
+    )]
+    Partitions { path: String, found: u32, wanted: u32 },
+    #[error("the log's folder {path} cannot be used ({source}); give this user the right to read and write it")]
+    Folder { path: String, source: std::io::Error },
     #[error("the log failed: {0}")]
     Other(String),
 }
@@ -82,7 +91,9 @@ impl LogError {
             LogError::Trimmed { .. }
             | LogError::Corrupt { .. }
             | LogError::InUse { .. }
-            | LogError::NewerFormat { .. } => Disposition::Halt,
+            | LogError::NewerFormat { .. }
+            | LogError::Partitions { .. }
+            | LogError::Folder { .. } => Disposition::Halt,
         }
     }
 }

@@ -1,9 +1,13 @@
 //! A record of the log: Debezium's key and value, and the `cutover.*` headers that the envelope lacks.
+//!
+//! On a broker headers are ASCII name and value pairs ([`Headers::to_pairs`], [`Headers::from_pairs`]), parsed strictly:
+//! a header that is missing, twice, unknown or misspelled is an error that names it, because a
+//! record that is read with a wrong version or schema corrupts the target in silence.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Position, Version};
+use crate::model::{Disposition, Position, Version};
 
 /// The format of records written by this release (`cutover.format`).
 pub const FORMAT: u32 = 1;
@@ -83,4 +87,218 @@ pub struct ChunkEnd {
     pub generation: i64,
     pub chunk: i64,
     pub rows: u64,
+}
+
+/// Why a record's headers were refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HeaderError {
+    #[error("the record has format {found}, this binary reads up to {FORMAT}; use the newer binary")]
+    NewerFormat { found: u32 },
+    #[error("the record has no header `{name}`; only cutover may write to this topic")]
+    Missing { name: &'static str },
+    #[error("the record has header `{name}` twice; only cutover may write to this topic")]
+    Repeated { name: &'static str },
+    #[error(
+        "the record has a header `{name}` that format {FORMAT} does not know; only cutover may write to this topic"
+    )]
+    Unknown { name: String },
+    #[error("the record's header `{name}` is not {expected}; only cutover may write to this topic")]
+    Invalid { name: &'static str, expected: &'static str },
+}
+
+impl HeaderError {
+    /// A record that cannot be understood is never skipped.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            HeaderError::NewerFormat { .. }
+            | HeaderError::Missing { .. }
+            | HeaderError::Repeated { .. }
+            | HeaderError::Unknown { .. }
+            | HeaderError::Invalid { .. } => Disposition::Halt,
+        }
+    }
+}
+
+const NAME_FORMAT: &str = "cutover.format";
+const NAME_KIND: &str = "cutover.kind";
+const NAME_VERSION: &str = "cutover.version";
+const NAME_COMMIT: &str = "cutover.commit";
+const NAME_SCHEMA: &str = "cutover.schema";
+const NAME_TRANSACTION: &str = "cutover.transaction";
+const NAMES: [&str; 6] = [NAME_FORMAT, NAME_KIND, NAME_VERSION, NAME_COMMIT, NAME_SCHEMA, NAME_TRANSACTION];
+
+impl Kind {
+    /// Every kind, in the order of its [`code`](Kind::code).
+    pub const ALL: [Kind; 6] = [Kind::Row, Kind::Truncate, Kind::Schema, Kind::Control, Kind::Heartbeat, Kind::Start];
+
+    /// The kind's spelling in `cutover.kind`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Row => "row",
+            Kind::Truncate => "truncate",
+            Kind::Schema => "schema",
+            Kind::Control => "control",
+            Kind::Heartbeat => "heartbeat",
+            Kind::Start => "start",
+        }
+    }
+
+    /// The kind's number in binary formats.
+    pub fn code(self) -> u8 {
+        match self {
+            Kind::Row => 0,
+            Kind::Truncate => 1,
+            Kind::Schema => 2,
+            Kind::Control => 3,
+            Kind::Heartbeat => 4,
+            Kind::Start => 5,
+        }
+    }
+
+    /// Whether the record's value is a [`Control`]: a place where the writer can resume.
+    pub fn is_resumable(self) -> bool {
+        match self {
+            Kind::Control | Kind::Heartbeat => true,
+            Kind::Row | Kind::Truncate | Kind::Schema | Kind::Start => false,
+        }
+    }
+}
+
+impl Headers {
+    /// The headers as name and value pairs.
+    pub fn to_pairs(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = vec![
+            (NAME_FORMAT, FORMAT.to_string()),
+            (NAME_KIND, self.kind.name().to_owned()),
+            (NAME_VERSION, self.version.to_string()),
+            (NAME_COMMIT, self.commit_us.to_string()),
+        ];
+        if let Some(schema) = self.schema {
+            pairs.push((NAME_SCHEMA, format!("{schema:016x}")));
+        }
+        let transaction = match self.transaction {
+            TransactionPart::Open => "open",
+            TransactionPart::End => "end",
+        };
+        pairs.push((NAME_TRANSACTION, transaction.to_owned()));
+        pairs
+    }
+
+    /// Reads headers back. Those whose names do not start with `cutover.` belong to others and are ignored.
+    ///
+    /// # Errors
+    /// When the format is newer than this binary's, or anything but exactly what [`to_pairs`](Headers::to_pairs) writes.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, HeaderError> {
+        let mut values: [Option<&[u8]>; NAMES.len()] = [None; NAMES.len()];
+        let mut unknown = None;
+        for (name, value) in pairs.into_iter().filter(|(name, _)| name.starts_with("cutover.")) {
+            match NAMES.iter().position(|known| *known == name) {
+                Some(index) if values[index].is_some() => return Err(HeaderError::Repeated { name: NAMES[index] }),
+                Some(index) => values[index] = Some(value),
+                None => unknown = Some(name),
+            }
+        }
+        let [format, kind, version, commit, schema, transaction] = values;
+        // The format decides how the rest is read, so that a newer one is named as such and not as a bad header.
+        let format: u32 = integer(NAME_FORMAT, format)?;
+        if format > FORMAT {
+            return Err(HeaderError::NewerFormat { found: format });
+        }
+        if format == 0 {
+            return Err(HeaderError::Invalid { name: NAME_FORMAT, expected: "1 or more" });
+        }
+        if let Some(name) = unknown {
+            return Err(HeaderError::Unknown { name: name.escape_default().take(100).collect() });
+        }
+        let kind = kind.ok_or(HeaderError::Missing { name: NAME_KIND })?;
+        let kind = Kind::ALL.into_iter().find(|known| known.name().as_bytes() == kind);
+        let transaction = match transaction.ok_or(HeaderError::Missing { name: NAME_TRANSACTION })? {
+            b"open" => TransactionPart::Open,
+            b"end" => TransactionPart::End,
+            _ => return Err(HeaderError::Invalid { name: NAME_TRANSACTION, expected: "`open` or `end`" }),
+        };
+        Ok(Headers {
+            kind: kind.ok_or(HeaderError::Invalid { name: NAME_KIND, expected: "a kind of this format" })?,
+            version: integer(NAME_VERSION, version)?,
+            commit_us: integer(NAME_COMMIT, commit)?,
+            schema: schema.map(hex_digits).transpose()?,
+            transaction,
+        })
+    }
+}
+
+/// A decimal integer in its one canonical spelling.
+fn integer<T: std::str::FromStr + ToString>(name: &'static str, value: Option<&[u8]>) -> Result<T, HeaderError> {
+    let text = std::str::from_utf8(value.ok_or(HeaderError::Missing { name })?).unwrap_or_default();
+    let number = text.parse().ok().filter(|number: &T| number.to_string() == text);
+    number.ok_or(HeaderError::Invalid { name, expected: "a decimal integer" })
+}
+
+/// Sixteen lower-case hex digits.
+fn hex_digits(value: &[u8]) -> Result<u64, HeaderError> {
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    let number = u64::from_str_radix(text, 16).ok().filter(|number| format!("{number:016x}") == text);
+    number.ok_or(HeaderError::Invalid { name: NAME_SCHEMA, expected: "sixteen hex digits" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers() -> Headers {
+        let (version, commit_us) = (1_700_000_000_000_001, -1);
+        Headers { kind: Kind::Row, version, commit_us, schema: Some(0xab), transaction: TransactionPart::Open }
+    }
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Headers, HeaderError> {
+        Headers::from_pairs(pairs.iter().map(|(name, value)| (*name, value.as_bytes())))
+    }
+
+    /// The pairs of `headers()`, one of them replaced or (with no value) left out.
+    fn altered(name: &str, value: Option<&str>) -> Result<Headers, HeaderError> {
+        let pairs = headers().to_pairs();
+        let mut pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        pairs.retain(|pair| pair.0 != name);
+        pairs.extend(value.map(|value| (name, value)));
+        parse(&pairs)
+    }
+
+    #[test]
+    fn headers_read_back_and_are_spelled_as_the_contract_says() {
+        for kind in Kind::ALL {
+            for (schema, transaction) in [(None, TransactionPart::End), (Some(u64::MAX), TransactionPart::Open)] {
+                let headers = Headers { kind, schema, transaction, ..headers() };
+                let pairs = headers.to_pairs();
+                let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                assert_eq!(parse(&pairs), Ok(headers));
+            }
+            assert_eq!(Kind::ALL[usize::from(kind.code())], kind);
+        }
+        let spelled: Vec<String> = headers().to_pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let expected = "cutover.format=1 cutover.kind=row cutover.version=1700000000000001 cutover.commit=-1 \
+                        cutover.schema=00000000000000ab cutover.transaction=open";
+        assert_eq!(spelled.join(" "), expected);
+    }
+
+    #[test]
+    fn a_newer_format_is_named_even_when_it_brings_other_headers() {
+        assert_eq!(parse(&[("cutover.format", "2"), ("cutover.new", "x")]), Err(HeaderError::NewerFormat { found: 2 }));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for name in NAMES.into_iter().filter(|name| *name != NAME_SCHEMA) {
+            assert_eq!(altered(name, None), Err(HeaderError::Missing { name }));
+        }
+        for name in NAMES {
+            for value in ["", "x", "+1", "01", " 1", "1.0", "99999999999999999999", "ROW", "End", "00000000000000AB"] {
+                let error = altered(name, Some(value)).expect_err(value);
+                assert!(error.to_string().contains(name), "{name}={value}: {error}");
+            }
+        }
+        let twice = [("cutover.format", "1"), ("cutover.format", "1")];
+        assert_eq!(parse(&twice), Err(HeaderError::Repeated { name: NAME_FORMAT }));
+        assert!(matches!(altered("cutover.verison", Some("1")), Err(HeaderError::Unknown { .. })));
+        assert!(altered("traceparent", Some("00-1")).is_ok(), "other programs' headers are none of ours");
+    }
 }

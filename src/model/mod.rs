@@ -14,7 +14,7 @@ pub use change::{Change, Images, Op};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
-pub use value::Value;
+pub use value::{Value, ZeroDates};
 pub use version::{Clock, ClockError, Version};
 
 /// What a stage does about an error: the one decision that every error type answers.

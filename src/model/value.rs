@@ -32,3 +32,16 @@ pub enum Value {
     Text(String),
     Bytes(Vec<u8>),
 }
+
+/// What becomes of `0000-00-00`, of a date whose year, month or day is zero, and of TIMESTAMP 0: values that
+/// MySQL stores and no other database can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ZeroDates {
+    /// [`Value::Null`].
+    #[default]
+    Null,
+    /// An error that names the column: capture and snapshot halt.
+    Error,
+    /// This date instead, at midnight where the type has a time.
+    Replace { year: u16, month: u8, day: u8 },
+}

@@ -1,1 +1,9 @@
-//! MySQL and MariaDB: connecting, the catalog, scans.
+//! MySQL and MariaDB: connecting, the server's settings, the catalog, scans.
+
+pub mod catalog;
+pub mod connect;
+pub mod details;
+mod literal;
+pub mod scan;
+pub mod server;
+pub mod spelling;

@@ -1,4 +1,10 @@
-//! What operators see: metric names and named invariants.
+//! What operators see: metric names, progress and lag, halts.
+
+pub mod frontier;
+pub mod halt;
+
+pub use frontier::{Captured, Frontier};
+pub use halt::{Halt, Halts};
 
 /// Names of the metrics at `/metrics` (the contract in docs/metrics.md).
 pub mod metric {
@@ -14,4 +20,10 @@ pub mod metric {
     pub const TRAFFIC_PERCENT: &str = "cutover_traffic_percent";
     pub const APPLY_BATCH_SECONDS: &str = "cutover_apply_batch_seconds";
     pub const END_TO_END_SECONDS: &str = "cutover_end_to_end_seconds";
+}
+
+/// Now, in microseconds since the Unix epoch.
+pub fn now_us() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

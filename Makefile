@@ -1,0 +1,34 @@
+# The commands of the house. `scripts/services` installs and starts the real servers; it says what it installs.
+
+SERVICES := scripts/services
+INSTANCES := test demo bench ci
+SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
+
+.PHONY: help demo test bench-smoke check clean-services
+
+help:
+	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running)"
+	@echo "make test            all tests, against real servers, which stay up for the next run"
+	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
+	@echo "make check           format, lints, dependency policy"
+	@echo "make clean-services  stop and delete the servers of this checkout, data and binaries"
+
+demo:
+	scripts/demo $(if $(KEEP),--keep)
+
+test:
+	$(SERVICES) install build
+	$(SERVICES) start all
+	cargo test --locked
+
+bench-smoke:
+	scripts/bench-smoke
+
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo deny --locked check bans licenses sources
+
+clean-services:
+	for instance in $(INSTANCES); do $(SERVICES) --instance $$instance wipe || exit 1; done
+	rm -rf $(addprefix $(SERVICES_DIR)/,dist tls tls.new locks openssl.log $(INSTANCES))

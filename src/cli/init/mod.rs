@@ -1,0 +1,243 @@
+//! `cutover init`: from a live MySQL or MariaDB schema to files that move it.
+//!
+//! What enters: two URLs and, where not all are meant, table names. What leaves: `cutover.toml`, one transform per
+//! table, `schema.sql` and `schema_after.sql`, which run as they are. The source is only read, the target not even
+//! connected to. Nothing that exists is overwritten, and no password is written down. Absent on purpose: views,
+//! triggers, routines and CHECK constraints, which are MySQL's own SQL.
+
+mod after;
+mod config_file;
+mod defaults;
+mod names;
+mod plan;
+mod schema;
+mod transforms;
+mod zero_dates;
+
+use std::{
+    fmt,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    database::mysql::{
+        catalog::{CatalogError, is_mariadb, load_tables},
+        connect::{ConnectError, Connector, QueryError},
+        details::load_details,
+    },
+    model::TableSchema,
+};
+
+/// The version column that cutover adds to every target table.
+const VERSION_COLUMN: &str = "cutover_version";
+
+/// What `cutover init` is given.
+#[derive(Debug, Clone, clap::Args)]
+pub struct InitArgs {
+    /// The source: mysql://user:password@host:3306/database
+    #[arg(long, value_name = "URL")]
+    pub source: String,
+    /// The target: postgresql://user:password@host:5432/database
+    #[arg(long, value_name = "URL")]
+    pub target: String,
+    /// A table of the source; all that have a key, if none is named
+    #[arg(long = "table", value_name = "T")]
+    pub tables: Vec<String>,
+    /// The folder to write to; it is made if it is missing
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    pub files: Vec<PathBuf>,
+    /// Tables without a file, each with the reason.
+    pub left_out: Vec<(String, String)>,
+    /// Environment variables that the configuration takes passwords from.
+    pub variables: Vec<&'static str>,
+    out: PathBuf,
+}
+
+/// Why nothing was written, or not everything.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    #[error("the source URL names no database; end it with /database")]
+    NoDatabase,
+    #[error("--target is not a postgresql:// URL; write postgresql://user:password@host:5432/database")]
+    TargetUrl,
+    #[error("the database `{database}` has no table {}; name base tables of the source, in the case that they have there",
+        .tables.iter().map(|table| format!("`{table}`")).collect::<Vec<_>>().join(", "))]
+    MissingTables { database: String, tables: Vec<String> },
+    #[error("table `{table}` {reason}")]
+    Unusable { table: String, reason: String },
+    #[error(
+        "the database `{database}` has no table that can be moved; a table needs a primary key, or a unique key without nulls"
+    )]
+    NothingToMove { database: String },
+    #[error("{} exists already and is not overwritten; choose another --out, or move it away", .0.display())]
+    Exists(PathBuf),
+    #[error("{} cannot be written: {source}", .path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Query(#[from] QueryError),
+}
+
+impl InitError {
+    /// The exit code of the command: 2 for what the user asked, 3 for what happened.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            InitError::NoDatabase
+            | InitError::TargetUrl
+            | InitError::MissingTables { .. }
+            | InitError::Unusable { .. }
+            | InitError::NothingToMove { .. }
+            | InitError::Exists(_)
+            | InitError::Connect(ConnectError::Url { .. } | ConnectError::CaFile { .. }) => 2,
+            InitError::Write { .. } | InitError::Connect(_) | InitError::Catalog(_) | InitError::Query(_) => 3,
+        }
+    }
+}
+
+/// Reads the source's schema and writes the files.
+pub async fn run(args: InitArgs) -> Result<Written, InitError> {
+    if !["postgresql://", "postgres://"].iter().any(|scheme| args.target.starts_with(scheme)) {
+        return Err(InitError::TargetUrl);
+    }
+    let connector = Connector::new(&args.source)?;
+    let database = connector.database().ok_or(InitError::NoDatabase)?.to_owned();
+    let mut conn = connector.connect().await?;
+    let only = (!args.tables.is_empty()).then_some(args.tables.as_slice());
+    let schemas = load_tables(&mut conn, &database, only).await?;
+    check_names(&database, &args.tables, &schemas)?;
+    let details = load_details(&mut conn, &database, only).await?;
+    let mariadb = is_mariadb(&mut conn).await?;
+    let zero_dates = zero_dates::find(&mut conn, mariadb, &schemas).await?;
+    // The answers are in already; a connection that ends badly changes nothing.
+    if let Err(error) = conn.disconnect().await {
+        tracing::debug!(%error, "the connection to the source ended badly");
+    }
+    let (tables, left_out) = usable(schemas, &args.tables)?;
+    let details_of = |schema: TableSchema| {
+        let found = details.iter().find(|details| details.table == schema.table);
+        let changed = || CatalogError::Changed { table: schema.table.table.clone() };
+        let found = found.filter(|found| found.columns.len() == schema.columns.len()).ok_or_else(changed)?;
+        Ok((schema, found.clone()))
+    };
+    let tables = tables.into_iter().map(details_of).collect::<Result<Vec<_>, CatalogError>>()?;
+    let planned = plan::plan(tables, &zero_dates);
+    if planned.is_empty() {
+        return Err(InitError::NothingToMove { database });
+    }
+    let names: Vec<String> = planned.iter().map(|table| table.schema.table.table.clone()).collect();
+    let config = config_file::render(&config_file::Facts {
+        database: &database,
+        source_url: &args.source,
+        target_url: &args.target,
+        tables: &names,
+        left_out: &left_out,
+    });
+    let mut files = vec![
+        (PathBuf::from("cutover.toml"), config),
+        (PathBuf::from("schema.sql"), schema::render(&database, &planned)),
+        (PathBuf::from("schema_after.sql"), after::render(&database, &planned)),
+    ];
+    for table in &planned {
+        files.push((Path::new("transforms").join(format!("{}.sql", table.name)), transforms::render(table)));
+    }
+    let files = write(&args.out, files)?;
+    let variables = [(&args.source, "SOURCE_PASSWORD"), (&args.target, "TARGET_PASSWORD")]
+        .into_iter()
+        .filter_map(|(url, variable)| config_file::without_password(url, variable).hidden.then_some(variable))
+        .collect();
+    Ok(Written { files, left_out, variables, out: args.out })
+}
+
+fn check_names(database: &str, wanted: &[String], found: &[TableSchema]) -> Result<(), InitError> {
+    let missing: Vec<String> =
+        wanted.iter().filter(|name| !found.iter().any(|schema| schema.table.table == **name)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(InitError::MissingTables { database: database.to_owned(), tables: missing })
+}
+
+/// The tables left out, each with the reason.
+type LeftOut = Vec<(String, String)>;
+
+/// Sets aside the tables that cannot be moved; one that was asked for by name is an error.
+fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchema>, LeftOut), InitError> {
+    let mut left_out = Vec::new();
+    let mut usable = Vec::new();
+    for schema in schemas {
+        match obstacle(&schema) {
+            None => usable.push(schema),
+            Some(reason) if asked.is_empty() => left_out.push((schema.table.table, reason)),
+            Some(reason) => return Err(InitError::Unusable { table: schema.table.table, reason }),
+        }
+    }
+    Ok((usable, left_out))
+}
+
+fn obstacle(schema: &TableSchema) -> Option<String> {
+    let table = &schema.table.table;
+    if schema.key.is_empty() {
+        return Some("has no primary key and no unique key without nulls; add one at the source".into());
+    }
+    if schema.columns.iter().any(|column| column.name.eq_ignore_ascii_case(VERSION_COLUMN)) {
+        return Some(format!("has a column {VERSION_COLUMN}, the name of cutover's own; rename it"));
+    }
+    // A transform's file bears the table's name.
+    if table.starts_with('.') || table.contains(['/', '\\']) || table.chars().any(char::is_control) {
+        return Some("has a name that no file can have, and its transform is a file; rename it".into());
+    }
+    None
+}
+
+/// Writes the files below `out`, none of which may exist; looks before it writes, so that a refusal leaves nothing.
+fn write(out: &Path, files: Vec<(PathBuf, String)>) -> Result<Vec<PathBuf>, InitError> {
+    let files: Vec<(PathBuf, String)> = files.into_iter().map(|(path, text)| (out.join(path), text)).collect();
+    if let Some((path, _)) = files.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
+        return Err(InitError::Exists(path.clone()));
+    }
+    let folder = out.join("transforms");
+    fs::create_dir_all(&folder).map_err(|source| InitError::Write { path: folder, source })?;
+    for (path, text) in &files {
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        written.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => InitError::Exists(path.clone()),
+            _ => InitError::Write { path: path.clone(), source },
+        })?;
+    }
+    Ok(files.into_iter().map(|(path, _)| path).collect())
+}
+
+impl fmt::Display for Written {
+    /// What a person does next.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for file in &self.files {
+            writeln!(f, "wrote {}", file.display())?;
+        }
+        for (table, reason) in &self.left_out {
+            writeln!(f, "left out {table}: it {reason}")?;
+        }
+        if !self.variables.is_empty() {
+            writeln!(f, "passwords are not written down: set {} before `cutover run`", self.variables.join(" and "))?;
+        }
+        let out = self.out.display();
+        write!(
+            f,
+            "next: read the files, run {out}/schema.sql in the target, then `cutover check -c {out}/cutover.toml`"
+        )
+    }
+}

@@ -1,0 +1,137 @@
+//! Arguments, output and exit codes. The only place where errors lose their types.
+//!
+//! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
+//! configuration; 3 runtime failure.
+
+pub mod init;
+mod progress;
+mod resnapshot;
+mod run;
+mod status;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{config::Config, control::worker::Role};
+
+/// Moves a live system from one database to another: copies, follows, verifies, switches, and switches back.
+#[derive(Debug, Parser)]
+#[command(name = "cutover", version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(short = 'c', long = "config", global = true, default_value = "cutover.toml", value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write configuration, transforms and schema files from a live source.
+    Init(init::InitArgs),
+    /// Run the worker: copy the tables, follow the source, apply to the target.
+    Run {
+        /// Which half to run in this process.
+        #[arg(long, value_enum, default_value = "all")]
+        role: RoleArgument,
+        /// Exit 0 once the copy is complete and the stream has reached where the source is now.
+        #[arg(long)]
+        until_synced: bool,
+        /// The address of metrics and health, in place of [http] listen.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<std::net::SocketAddr>,
+    },
+    /// Show phase, progress, lag, throughput and what needs attention.
+    Status {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Show it again every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Copy one table again while the stream goes on.
+    Resnapshot {
+        /// The source table.
+        table: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArgument {
+    Capture,
+    Apply,
+    All,
+}
+
+/// How a command ended, other than well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The answer is no; it has been printed.
+    No,
+    /// Usage or configuration.
+    Usage(anyhow::Error),
+    /// Something failed on the way.
+    Runtime(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Runtime(error.into())
+    }
+}
+
+/// Parses the arguments, runs the command, and turns its end into an exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ended = run_command(arguments);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::No) => ExitCode::from(1),
+        Err(Failure::Usage(error)) => {
+            eprintln!("cutover: {error:#}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Runtime(error)) => {
+            eprintln!("cutover: {error:#}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn run_command(arguments: Arguments) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
+    match arguments.command {
+        Command::Run { role, until_synced, listen } => {
+            let mut config = config()?;
+            if let Some(listen) = listen {
+                config.http.listen = listen.to_string();
+            }
+            let role = match role {
+                RoleArgument::All => Role::All,
+                RoleArgument::Capture => Role::Capture,
+                RoleArgument::Apply => Role::Apply,
+            };
+            runtime.block_on(run::run(config, role, until_synced))
+        }
+        Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
+    }
+}
+
+/// Sends logs to stderr: text on a terminal, JSON lines otherwise or as CUTOVER_LOG_FORMAT says.
+pub(crate) fn init_logs() {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_env("CUTOVER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = fmt().with_env_filter(filter).with_writer(progress::LogWriter).with_target(false);
+    let json = std::env::var("CUTOVER_LOG_FORMAT").is_ok_and(|format| format == "json");
+    // A second initialization (tests in one process) keeps the first.
+    let _ = if json {
+        logs.json().flatten_event(true).try_init()
+    } else {
+        logs.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+}

@@ -1,0 +1,46 @@
+//! `cutover run`.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, progress};
+use crate::{
+    config::Config,
+    control::worker::{self, Ended, Role, WorkerError},
+};
+
+pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
+    if role != Role::All && config.log.url.starts_with("file:") {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "--role {} needs a log that both halves can reach, and {} is a folder of one worker; \
+             run without --role, or set [log] url to a Kafka broker",
+            if role == Role::Capture { "capture" } else { "apply" },
+            config.log.url
+        )));
+    }
+    super::init_logs();
+    let stop = CancellationToken::new();
+    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let ended = worker::run(config, until_synced, stop, progress::show).await;
+    signals.abort();
+    match ended {
+        Ok(Ended::Stopped | Ended::Synced) => Ok(()),
+        Ok(Ended::SyncedWithDeadLetters(count)) => {
+            eprintln!("cutover: synced, but {count} dead letter(s) are open; look at cutover.dead_letters in the target");
+            Err(Failure::No)
+        }
+        Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy))),
+        Err(error @ WorkerError::Usage(_)) => Err(Failure::Usage(error.into())),
+        Err(error) => Err(Failure::Runtime(error.into())),
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::warn!("signals cannot be caught; stop the worker with SIGKILL, it loses nothing");
+        return;
+    };
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    tracing::info!("stopping: finishing the batches at work");
+    stop.cancel();
+}

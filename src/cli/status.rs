@@ -1,0 +1,95 @@
+//! `cutover status`.
+
+use std::{fmt::Write as _, io::Write as _, time::Duration};
+
+use super::Failure;
+use crate::{
+    config::Config,
+    control::{
+        status::{Phase, Status},
+        worker,
+    },
+};
+
+pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(), Failure> {
+    let store = worker::store(config)?;
+    loop {
+        let status = store.status().await.map_err(|error| {
+            anyhow::anyhow!("the state of `{}` cannot be read: {error}; has `cutover run` been started?", config.name)
+        })?;
+        let text = if json { serde_json::to_string(&status)? + "\n" } else { render(&config.name, &status) };
+        let mut out = std::io::stdout().lock();
+        if watch && !json {
+            // Home and clear: a screen that is drawn again in place.
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        write!(out, "{text}")?;
+        out.flush()?;
+        drop(out);
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn render(name: &str, status: &Status) -> String {
+    let phase = match status.phase {
+        Phase::New => "new",
+        Phase::Copying => "copying",
+        Phase::Following if status.synced => "following, in step",
+        Phase::Following => "following",
+    };
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let _ = writeln!(text, "{label:<14}{value}");
+    };
+    line("pipeline", format!("{name}: {phase}"));
+    line("worker", if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() });
+    line("lag", status.lag_seconds.map_or("unknown: nothing is applied yet".into(), |lag| format!("{lag:.2} s")));
+    let eta = status.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
+    line("copied", format!("{:.1} %{eta}", status.progress() * 100.0));
+    line(
+        "throughput",
+        format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
+    );
+    line("waiting", status.waiting.to_string());
+    line("dead letters", status.dead_letters.to_string());
+    for (part, what) in &status.retrying {
+        line("retrying", format!("{part}: {what}"));
+    }
+    if let Some(halt) = &status.halted {
+        line("HALTED", halt.reason.clone());
+        line("to do", halt.remedy.clone());
+    }
+    let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).max(5);
+    let _ = writeln!(text, "\n{:<width$}  {:<8}{:>14}{:>14}{:>14}", "table", "state", "rows", "copied", "applied");
+    for table in &status.tables {
+        let _ = writeln!(
+            text,
+            "{:<width$}  {:<8}{:>14}{:>14}{:>14}",
+            table.table, table.state, table.rows, table.copied, table.applied
+        );
+    }
+    text
+}
+
+/// `1h 02m`, `3m 05s`, `12s`.
+pub(crate) fn human_seconds(seconds: f64) -> String {
+    let whole = seconds.ceil().max(0.0) as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        _ => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_say_them() {
+        assert_eq!([human_seconds(11.2), human_seconds(185.0), human_seconds(3720.0)], ["12s", "3m 05s", "1h 02m"]);
+    }
+}

@@ -1,0 +1,415 @@
+//! The configuration file: the components' own structs put together.
+//!
+//! Reading it reports every mistake at once, each with its key path and what is allowed there, and
+//! connects to nothing. `${ENV}` is replaced inside string values after parsing, so a secret may
+//! hold quotes, and a secret never shows in a message.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, log::LogConfig};
+
+/// A whole configuration, valid in itself.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Keys all state of the pipeline: schema rows, topics, server id.
+    pub name: String,
+    pub source: SourceConfig,
+    pub target: TargetConfig,
+    pub log: LogConfig,
+    pub transform: TransformConfig,
+    pub snapshot: SnapshotConfig,
+    pub apply: ApplyConfig,
+    pub http: HttpConfig,
+    /// The folder of the configuration file, which its paths are relative to.
+    pub folder: PathBuf,
+}
+
+/// `[target]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetConfig {
+    pub url: String,
+    /// The schema that unqualified target tables live in.
+    #[serde(default = "public")]
+    pub schema: String,
+    /// A PEM file of certificates to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A SQL file that the worker runs once, when the copy is complete: indexes, unique constraints, foreign keys.
+    pub after_copy: Option<PathBuf>,
+}
+
+/// `[transform]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransformConfig {
+    /// The folder of `<target table>.sql` files.
+    pub folder: PathBuf,
+}
+
+/// `[snapshot]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// Rows of one chunk: what one query reads and one restart repeats.
+    pub chunk_rows: u64,
+    /// Chunks read at the same time.
+    pub parallel: usize,
+    /// Connections that write snapshot rows to the target.
+    pub apply_parallel: usize,
+    /// The copy slows down to its minimum share while the stream's lag is above this.
+    pub lag_max_seconds: f64,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    pub listen: String,
+    /// `/readyz` is red above this lag.
+    pub ready_lag_max_seconds: f64,
+}
+
+fn public() -> String {
+    "public".into()
+}
+
+impl Default for TransformConfig {
+    fn default() -> Self {
+        TransformConfig { folder: "transforms".into() }
+    }
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        SnapshotConfig { chunk_rows: 10_000, parallel: 2, apply_parallel: 2, lag_max_seconds: 10.0 }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig { listen: "127.0.0.1:7070".into(), ready_lag_max_seconds: 60.0 }
+    }
+}
+
+/// Everything wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", render(.path, .mistakes))]
+pub struct ConfigError {
+    pub path: PathBuf,
+    pub mistakes: Vec<Mistake>,
+}
+
+/// One mistake: where, and what is allowed there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub key: String,
+    pub message: String,
+}
+
+impl Mistake {
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Mistake { key: key.into(), message: message.into() }
+    }
+}
+
+fn render(path: &Path, mistakes: &[Mistake]) -> String {
+    let mut text = format!("{} has {} mistake(s):", path.display(), mistakes.len());
+    for Mistake { key, message } in mistakes {
+        text.push_str(&if key.is_empty() { format!("\n  {message}") } else { format!("\n  {key}: {message}") });
+    }
+    text
+}
+
+impl Config {
+    /// Reads and validates a configuration file.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let fail = |mistake| ConfigError { path: path.to_owned(), mistakes: vec![mistake] };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            fail(Mistake::new("", format!("cannot be read ({error}); name the file with -c, or write one with `cutover init`")))
+        })?;
+        let folder = path.parent().map(Path::to_owned).unwrap_or_default();
+        Self::parse(&text, folder, &|name| std::env::var(name).ok())
+            .map_err(|mistakes| ConfigError { path: path.to_owned(), mistakes })
+    }
+
+    /// Parses and validates a configuration; `environment` looks up `${ENV}` names.
+    pub fn parse(
+        text: &str,
+        folder: PathBuf,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Config, Vec<Mistake>> {
+        let mut table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| vec![Mistake::new("", format!("is no TOML: {error}"))])?;
+        let mut mistakes = Vec::new();
+        for (key, value) in &mut table {
+            interpolate(key, value, environment, &mut mistakes);
+        }
+        const SECTIONS: [&str; 8] = ["name", "source", "target", "log", "transform", "snapshot", "apply", "http"];
+        for key in table.keys().filter(|key| !SECTIONS.contains(&key.as_str())) {
+            mistakes.push(Mistake::new(key, format!("unknown key; allowed are {}", SECTIONS.join(", "))));
+        }
+        let name = match table.remove("name") {
+            Some(toml::Value::String(name)) => Some(name),
+            Some(_) => {
+                mistakes.push(Mistake::new("name", "must be a string"));
+                None
+            }
+            None => {
+                mistakes.push(Mistake::new("name", "is missing; it keys all state of the pipeline, for example name = \"cart\""));
+                None
+            }
+        };
+        let source: Option<SourceConfig> = section(&mut table, "source", &mut mistakes);
+        let target: Option<TargetConfig> = section(&mut table, "target", &mut mistakes);
+        let log: Option<LogConfig> = section(&mut table, "log", &mut mistakes);
+        let transform: Option<TransformConfig> = section(&mut table, "transform", &mut mistakes);
+        let snapshot: Option<SnapshotConfig> = section(&mut table, "snapshot", &mut mistakes);
+        let apply: Option<ApplyConfig> = section(&mut table, "apply", &mut mistakes);
+        let http: Option<HttpConfig> = section(&mut table, "http", &mut mistakes);
+        let (Some(name), Some(source), Some(target), Some(log), Some(transform), Some(snapshot), Some(apply), Some(http)) =
+            (name, source, target, log, transform, snapshot, apply, http)
+        else {
+            return Err(mistakes);
+        };
+        let config = Config { name, source, target, log, transform, snapshot, apply, http, folder };
+        config.judge(&mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// What the types alone cannot tell.
+    fn judge(&self, mistakes: &mut Vec<Mistake>) {
+        let mut wrong = |key: &str, message: String| mistakes.push(Mistake::new(key, message));
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(plain) {
+            wrong("name", "must be 1 to 40 of a-z, 0-9, _ and -".into());
+        }
+        scheme(&self.source.url, &["mysql"], "source.url", &mut wrong);
+        for (key, message) in self.source.problems() {
+            wrong(key, message);
+        }
+        scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
+        if self.http.listen.parse::<std::net::SocketAddr>().is_err() {
+            wrong("http.listen", format!("`{}` is no address; for example 127.0.0.1:7070", self.http.listen));
+        }
+        for (key, value) in [
+            ("snapshot.lag_max_seconds", self.snapshot.lag_max_seconds),
+            ("http.ready_lag_max_seconds", self.http.ready_lag_max_seconds),
+        ] {
+            if !(value > 0.0 && value.is_finite()) {
+                wrong(key, "must be a number of seconds above 0".into());
+            }
+        }
+        for (key, value, max) in [
+            ("snapshot.chunk_rows", self.snapshot.chunk_rows, 1_000_000),
+            ("snapshot.parallel", self.snapshot.parallel as u64, 64),
+            ("snapshot.apply_parallel", self.snapshot.apply_parallel as u64, 64),
+        ] {
+            if value == 0 || value > max {
+                wrong(key, format!("must be 1 to {max}"));
+            }
+        }
+        for message in self.log.problems() {
+            wrong("log", message);
+        }
+        for message in self.apply.problems() {
+            wrong("apply", message);
+        }
+    }
+
+    /// A path of the configuration, made relative to its file.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+}
+
+fn scheme(url: &str, allowed: &[&str], key: &str, wrong: &mut impl FnMut(&str, String)) {
+    let allowed_list = allowed.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(", ");
+    match url::Url::parse(url) {
+        Ok(parsed) if allowed.contains(&parsed.scheme()) => {}
+        Ok(parsed) => wrong(key, format!("{}:// is not supported here; allowed are {allowed_list}", parsed.scheme())),
+        Err(error) => wrong(
+            key,
+            format!("is no URL ({error}); it has the form {}user:password@host:port/database", allowed_list),
+        ),
+    }
+}
+
+/// Takes one section out of the file. Every mistake in it is noted: the offending key is removed and
+/// the section read again, until it fits or nothing more can be told.
+fn section<T: DeserializeOwned>(table: &mut toml::Table, name: &str, mistakes: &mut Vec<Mistake>) -> Option<T> {
+    let mut value = table.remove(name).unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+    if value.is_array() {
+        mistakes.push(Mistake::new(name, "several of them are not supported yet; write one [section]"));
+        return None;
+    }
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, T>(value.clone()) {
+            Ok(section) => return Some(section),
+            Err(error) => error,
+        };
+        let path = error.path().to_string();
+        let message = error.into_inner().to_string();
+        let message = message.lines().next().unwrap_or_default().trim().to_owned();
+        let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
+        let offender = unknown.unwrap_or_else(|| path.split(['.', '[']).next().unwrap_or_default().to_owned());
+        let removed = value.as_table_mut().and_then(|section| section.remove(&offender)).is_some();
+        let key = if removed { format!("{name}.{offender}") } else { name.to_owned() };
+        // A key that was removed above for another mistake is not missing as well.
+        let already = message.starts_with("missing field")
+            && mistakes.iter().any(|m| message.contains(&format!("`{}`", m.key.trim_start_matches(&format!("{name}.")))));
+        if !already {
+            mistakes.push(Mistake::new(key, message));
+        }
+        if !removed {
+            return None;
+        }
+    }
+}
+
+/// Replaces `${NAME}` in every string below `value`.
+fn interpolate(
+    path: &str,
+    value: &mut toml::Value,
+    environment: &dyn Fn(&str) -> Option<String>,
+    mistakes: &mut Vec<Mistake>,
+) {
+    match value {
+        toml::Value::String(text) => {
+            if let Some(replaced) = expand(path, text, environment, mistakes) {
+                *text = replaced;
+            }
+        }
+        toml::Value::Array(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                interpolate(&format!("{path}[{index}]"), item, environment, mistakes);
+            }
+        }
+        toml::Value::Table(table) => {
+            for (key, item) in table.iter_mut() {
+                interpolate(&format!("{path}.{key}"), item, environment, mistakes);
+            }
+        }
+        toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) | toml::Value::Datetime(_) => {}
+    }
+}
+
+fn expand(
+    path: &str,
+    text: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<String> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        expanded.push_str(&rest[..start]);
+        let Some(length) = rest[start..].find('}') else {
+            mistakes.push(Mistake::new(path, "has `${` without `}`"));
+            return None;
+        };
+        let name = &rest[start + 2..start + length];
+        match environment(name) {
+            Some(found) if expanded.contains("://") => expanded.push_str(&percent_encode(&found)),
+            Some(found) => expanded.push_str(&found),
+            None => mistakes.push(Mistake::new(
+                path,
+                format!("the environment variable {name} is not set; export {name}=… before starting cutover"),
+            )),
+        }
+        rest = &rest[start + length + 1..];
+    }
+    expanded.push_str(rest);
+    Some(expanded)
+}
+
+/// A secret inside a URL may hold any character: it is percent-encoded. (A whole URL that comes from
+/// the environment is taken as it is.)
+fn percent_encode(secret: &str) -> String {
+    let mut encoded = String::with_capacity(secret.len());
+    for byte in secret.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = r#"
+        name = "cart"
+        [source]
+        url = "mysql://u:${PASSWORD}@legacy:3306/shop"
+        [target]
+        url = "postgresql://u:p@modern:5432/shop"
+    "#;
+
+    fn parse(text: &str) -> Result<Config, Vec<Mistake>> {
+        Config::parse(text, PathBuf::from("/etc/cutover"), &|name| (name == "PASSWORD").then(|| "s#c/r:t@".into()))
+    }
+
+    #[test]
+    fn the_smallest_file_has_defaults_for_everything_else() {
+        let config = parse(SMALLEST).expect("valid");
+        assert_eq!(config.name, "cart");
+        assert_eq!(config.source.url, "mysql://u:s%23c%2Fr%3At%40@legacy:3306/shop");
+        assert_eq!(config.log.url, "file:cutover-data/log");
+        assert_eq!(config.http.listen, "127.0.0.1:7070");
+        assert_eq!(config.path(&config.transform.folder), PathBuf::from("/etc/cutover/transforms"));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_key_path() {
+        let mistakes = parse(
+            r#"
+            nmae = "cart"
+            [source]
+            url = "mysql://u:${NOT_SET}@legacy/shop"
+            tabels = ["a"]
+            tables = "a"
+            [target]
+            after_copy = 5
+            [http]
+            listen = 7070
+            [snapshot]
+            chunk_size = 5
+        "#,
+        )
+        .expect_err("many mistakes");
+        let text = render(Path::new("c.toml"), &mistakes);
+        for part in [
+            "nmae: unknown key",
+            "name: is missing",
+            "NOT_SET is not set",
+            "source.tabels: unknown field",
+            "expected one of",
+            "source.tables: invalid type",
+            "target.after_copy: invalid type",
+            "missing field `url`",
+            "http.listen: invalid type",
+            "snapshot.chunk_size: unknown field",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_reported_with_what_is_allowed() {
+        let text = format!("{SMALLEST}\n[snapshot]\nchunk_rows = 0\nlag_max_seconds = -1\n[http]\nlisten = \"here\"");
+        let mistakes = parse(&text).expect_err("three mistakes");
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_foreign_scheme_is_refused_without_showing_the_password() {
+        let text = SMALLEST.replace("postgresql://u:p@", "oracle://u:hunter2@");
+        let mistakes = parse(&text).expect_err("wrong scheme");
+        assert!(mistakes[0].message.contains("postgresql://") && !format!("{mistakes:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,17 @@
+//! Running and steering a pipeline: the worker, its lease, its state in the target, what
+//! operators ask of it and what it answers.
+//!
+//! All state besides the log is in the target's `cutover` schema, keyed by the pipeline's name.
+//! Commands never talk to the worker: they leave a request there and follow its progress, so that
+//! they work from any host and whether or not a worker runs.
+
+pub mod copies;
+pub mod http;
+pub mod lease;
+pub mod requests;
+pub mod source;
+pub mod status;
+mod steward;
+pub mod store;
+pub mod target;
+pub mod worker;

@@ -1,0 +1,75 @@
+//! What commands ask of the worker: rows in the target that it takes and answers.
+
+use std::time::Duration;
+
+use super::store::Store;
+use crate::database::postgres::PgError;
+
+/// How often the worker looks for requests.
+pub const POLL_EVERY: Duration = Duration::from_secs(1);
+
+/// A request that the worker has not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub id: i64,
+    pub command: String,
+    /// What the command is about: a table's name.
+    pub subject: String,
+}
+
+impl Store {
+    /// Leaves a request; its number.
+    pub async fn ask(&self, command: &str, subject: &str) -> Result<i64, PgError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_one(
+                "INSERT INTO cutover.requests (pipeline, command, arguments) \
+                 VALUES ($1, $2, jsonb_build_object('subject', $3::text)) RETURNING id",
+                &[&self.pipeline, &command, &subject],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
+    /// The requests that nobody has answered.
+    pub async fn open_requests(&self) -> Result<Vec<Request>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT id, command, coalesce(arguments ->> 'subject', '') FROM cutover.requests \
+                 WHERE pipeline = $1 AND state = 'new' ORDER BY id",
+                &[&self.pipeline],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| Request { id: row.get(0), command: row.get(1), subject: row.get(2) }).collect())
+    }
+
+    /// Answers a request: `done`, or `refused` with the reason.
+    pub async fn answer(&self, id: i64, state: &str, text: &str) -> Result<(), PgError> {
+        let session = self.session().await?;
+        session
+            .client()?
+            .execute(
+                "UPDATE cutover.requests SET state = $3, answer = to_jsonb($4::text), updated_at = now() \
+                 WHERE pipeline = $1 AND id = $2",
+                &[&self.pipeline, &id, &state, &text],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// A request's state and answer.
+    pub async fn request_state(&self, id: i64) -> Result<(String, String), PgError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_one(
+                "SELECT state, coalesce(answer #>> '{}', '') FROM cutover.requests WHERE pipeline = $1 AND id = $2",
+                &[&self.pipeline, &id],
+            )
+            .await?;
+        Ok((row.get(0), row.get(1)))
+    }
+}

@@ -1,0 +1,186 @@
+//! The MySQL source, as the capture loop and the copier see it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use super::store::Store;
+use crate::{
+    capture::{
+        CaptureError, Source,
+        mysql::{MysqlSource, SourceConfig},
+    },
+    database::mysql::{
+        catalog::{self, CatalogError},
+        connect::{ConnectError, Connector},
+        scan::{ScanError, Scanner, Watermark},
+    },
+    model::{Disposition, Position, TableName, TableSchema, Version},
+    observe::{Captured, now_us},
+    pipeline::capture::{OpenSource, Register},
+    snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
+};
+
+/// Rows handed over at once.
+const BLOCK_ROWS: usize = 500;
+
+/// Opens the binlog and scans of one MySQL or MariaDB server.
+#[derive(Debug)]
+pub struct MysqlServer {
+    pub pipeline: String,
+    pub config: SourceConfig,
+    pub connector: Connector,
+    pub database: String,
+    /// The captured tables.
+    pub tables: Vec<TableName>,
+    pub store: Arc<Store>,
+}
+
+impl MysqlServer {
+    /// The schemas that held at `clock`, as far as they are known.
+    async fn known_schemas(&self, clock: Version) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
+        let stored = self.store.schemas().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        let mut known: Vec<Arc<TableSchema>> = Vec::new();
+        for (_, schema) in stored.into_iter().filter(|(since, _)| *since <= clock) {
+            known.retain(|other| other.table != schema.table);
+            known.push(Arc::new(schema));
+        }
+        Ok(known)
+    }
+}
+
+#[async_trait]
+impl OpenSource for MysqlServer {
+    async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
+        let (from, known) = match from {
+            Some((Position::Mysql(position), clock)) => (Some((position, clock)), self.known_schemas(clock).await?),
+            None => (None, Vec::new()),
+        };
+        let settings = self.config.resolve(&self.pipeline, now_us)?;
+        let source = MysqlSource::open(&settings, from, &known, &self.tables).await?;
+        Ok(Box::new(source))
+    }
+}
+
+/// Takes note of schemas and of tables to copy again, in the target.
+#[derive(Debug)]
+pub struct Notes {
+    pub store: Arc<Store>,
+    /// Which source columns the transforms use, by table; what no transform uses needs no new copy.
+    pub used: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[async_trait]
+impl Register for Notes {
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
+        self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+    }
+
+    async fn rewritten(&self, table: &TableName, columns: &[String]) -> Result<(), CaptureError> {
+        let used = self.used.get(&table.table).is_some_and(|used| columns.iter().any(|column| used.contains(column)));
+        if !used {
+            tracing::info!(%table, "the table was altered; no transform uses what changed");
+            return Ok(());
+        }
+        let queued = self.store.queue_copy(&table.table).await;
+        queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl OpenScan for MysqlServer {
+    async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        let scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
+        Ok(Box::new(MysqlScan { scanner }))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
+        let found = catalog::load_tables(&mut conn, &self.database, Some(&[table.to_owned()])).await?;
+        drop(conn.disconnect().await);
+        found.into_iter().next().map(Arc::new).ok_or_else(|| SnapshotError::Halt {
+            reason: format!("the source has no table {}.{table} any more", self.database),
+            remedy: "take it out of [source] tables and start again".into(),
+        })
+    }
+}
+
+struct MysqlScan {
+    scanner: Scanner,
+}
+
+#[async_trait]
+impl Scan for MysqlScan {
+    async fn next_bound(
+        &mut self,
+        table: &TableSchema,
+        lower: Option<&str>,
+        rows: u64,
+    ) -> Result<Option<String>, SnapshotError> {
+        Ok(self.scanner.next_bound(table, lower, rows).await?)
+    }
+
+    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+        Ok(self.scanner.estimate_rows(&table.table).await?)
+    }
+
+    async fn read(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &Range,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        blocks: mpsc::Sender<Block>,
+    ) -> Result<(), SnapshotError> {
+        let point = captured.borrow_and_update().clone();
+        let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        let watermark = Watermark { position, version: clock };
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let mut rows = self.scanner.read_chunk(table, lower, upper, &watermark).await?;
+        loop {
+            let batch = rows.next_batch(BLOCK_ROWS).await?;
+            // A closed channel means that the writer has failed: its error is the one that counts.
+            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl From<ScanError> for SnapshotError {
+    fn from(error: ScanError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => SnapshotError::Source(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => SnapshotError::Halt {
+                reason: error.to_string(),
+                remedy: "correct that and restart the worker; the copy goes on where it was".into(),
+            },
+        }
+    }
+}
+
+impl From<CatalogError> for SnapshotError {
+    fn from(error: CatalogError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => SnapshotError::Source(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => {
+                SnapshotError::Halt { reason: error.to_string(), remedy: "correct that and restart the worker".into() }
+            }
+        }
+    }
+}
+
+impl From<ConnectError> for CaptureError {
+    fn from(error: ConnectError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => {
+                CaptureError::Halt { reason: error.to_string(), remedy: "correct [source] url and restart the worker".into() }
+            }
+        }
+    }
+}

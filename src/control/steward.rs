@@ -1,0 +1,308 @@
+//! The steward: what happens beside the loops, once or twice a second.
+//!
+//! It reports, answers requests, runs the script after the copy, forgets tombstones that nothing can need, and
+//! notices when the pipeline is synced.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    requests,
+    status::{Phase, Report, Status},
+    target::PgTarget,
+    worker::{Ended, Worker, WorkerError, postgres_options},
+};
+use crate::{
+    database::postgres::{self, PgError},
+    log::Log,
+    model::{GtidSet, Position},
+    observe::{Halt, metric, now_us},
+};
+
+const TICK: Duration = Duration::from_millis(200);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// Rates are over this many reports.
+const RATE_REPORTS: usize = 10;
+/// A stream whose newest commit or heartbeat is older than this is not caught up.
+const CAUGHT_UP_SECONDS_MAX: f64 = 5.0;
+/// The note of a script that has not run yet.
+const NOTE_PENDING: &str = "pending";
+
+pub(super) struct Steward {
+    worker: Worker,
+    log: Arc<dyn Log>,
+    target: Arc<PgTarget>,
+    /// Where the source was when a worker that is to run until synced was started.
+    end: Option<Position>,
+    /// The log offsets at which `end` was captured.
+    end_offsets: Option<Vec<u64>>,
+    show: fn(&Status),
+    applying: JoinSet<()>,
+    apply_stop: CancellationToken,
+    samples: VecDeque<(Instant, u64, u64)>,
+}
+
+impl Steward {
+    pub(super) fn new(
+        worker: Worker,
+        log: Arc<dyn Log>,
+        target: Arc<PgTarget>,
+        end: Option<Position>,
+        show: fn(&Status),
+    ) -> Self {
+        Steward {
+            worker,
+            log,
+            target,
+            end,
+            end_offsets: None,
+            show,
+            applying: JoinSet::new(),
+            apply_stop: CancellationToken::new(),
+            samples: VecDeque::new(),
+        }
+    }
+
+    /// Starts the apply loops and looks after the pipeline until `stop` or until it is synced.
+    pub(super) async fn run(&mut self, stop: CancellationToken) -> Result<Ended, WorkerError> {
+        self.remember_counts().await?;
+        self.note_script().await?;
+        self.start_applying(&stop);
+        let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
+        loop {
+            tokio::select! { () = stop.cancelled() => return Ok(Ended::Stopped), () = tokio::time::sleep(TICK) => {} }
+            self.note_end();
+            let due = |last: Option<Instant>, every: Duration| last.is_none_or(|last| last.elapsed() >= every);
+            if due(reported, REPORT_EVERY) || self.end_reached() {
+                reported = Some(Instant::now());
+                match self.report(&stop).await {
+                    Ok(Some(ended)) => return Ok(ended),
+                    Ok(None) => self.worker.halts.well("state"),
+                    Err(error) => self.worker.halts.trouble("state", &error.to_string()),
+                }
+            }
+            if due(polled, requests::POLL_EVERY) {
+                polled = Some(Instant::now());
+                if let Err(error) = self.answer_requests().await {
+                    self.worker.halts.trouble("state", &error.to_string());
+                }
+            }
+            if forgot.elapsed() >= FORGET_EVERY {
+                forgot = Instant::now();
+                self.forget_tombstones().await;
+            }
+        }
+    }
+
+    /// Stops the apply loops and waits for the batches at work.
+    pub(super) async fn stop_applying(&mut self) {
+        self.apply_stop.cancel();
+        while self.applying.join_next().await.is_some() {}
+    }
+
+    fn start_applying(&mut self, stop: &CancellationToken) {
+        self.apply_stop = stop.child_token();
+        self.applying = self.worker.start_applying(&self.log, &self.target, &self.apply_stop);
+    }
+
+    /// Goes on counting where the last worker stopped.
+    async fn remember_counts(&self) -> Result<(), PgError> {
+        if let Some((report, _)) = self.worker.store.last_report().await? {
+            for (table, changes) in report.applied {
+                self.worker.frontier.count_changes(&table, changes);
+            }
+        }
+        Ok(())
+    }
+
+    /// A script that is configured and has not run is still to run.
+    async fn note_script(&self) -> Result<(), PgError> {
+        let store = &self.worker.store;
+        let noted = store.note("after_copy").await?;
+        match (&self.worker.config.target.after_copy, noted.as_deref()) {
+            (Some(_), None) => store.set_note("after_copy", NOTE_PENDING).await,
+            (None, Some(NOTE_PENDING)) => store.set_note("after_copy", "none").await,
+            (Some(_), Some(_)) | (None, Some(_) | None) => Ok(()),
+        }
+    }
+
+    /// Writes the report, shows the status, and tells whether that was the end.
+    async fn report(&mut self, stop: &CancellationToken) -> Result<Option<Ended>, WorkerError> {
+        let frontier = &self.worker.frontier;
+        let captured = frontier.watch_captured().borrow().clone();
+        let applied_all = captured.is_some_and(|captured| frontier.reached(&captured.ends));
+        let fresh = frontier.capture_lag_seconds(now_us()).is_some_and(|lag| lag < CAUGHT_UP_SECONDS_MAX);
+        let halted = self.worker.halts.first();
+        let changes = frontier.changes();
+        let mut report = Report {
+            caught_up: applied_all && fresh && halted.is_none(),
+            halted,
+            retrying: self.worker.halts.troubles(),
+            applied: changes,
+            ..Report::default()
+        };
+        let before = self.worker.store.status().await?;
+        (report.copied_rows_per_second, report.changes_per_second) = self.rates(&before, &report);
+        self.worker.store.report(&report).await?;
+        let status = self.worker.store.status().await?;
+        metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
+        (self.show)(&status);
+        if status.tables.iter().all(|table| table.state == "copied") && status.phase == Phase::Copying {
+            self.run_script(stop).await?;
+        }
+        Ok(self.ended(&status))
+    }
+
+    fn rates(&mut self, status: &Status, report: &Report) -> (f64, f64) {
+        let copied: u64 = status.tables.iter().map(|table| table.copied).sum();
+        let changes: u64 = report.applied.values().sum();
+        self.samples.push_back((Instant::now(), copied, changes));
+        if self.samples.len() > RATE_REPORTS {
+            self.samples.pop_front();
+        }
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return (0.0, 0.0) };
+        let seconds = last.0.duration_since(first.0).as_secs_f64();
+        if seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        (last.1.saturating_sub(first.1) as f64 / seconds, last.2.saturating_sub(first.2) as f64 / seconds)
+    }
+
+    /// Once capture has passed the point where the source was at the start, notes where that is in the log.
+    fn note_end(&mut self) {
+        let (Some(end), None) = (&self.end, &self.end_offsets) else { return };
+        let captured = self.worker.frontier.watch_captured().borrow().clone();
+        if let Some(captured) = captured.filter(|captured| reached(&captured.position, end)) {
+            self.end_offsets = Some(captured.ends);
+        }
+    }
+
+    fn end_reached(&self) -> bool {
+        self.end_offsets.as_ref().is_some_and(|ends| self.worker.frontier.reached(ends))
+    }
+
+    fn ended(&self, status: &Status) -> Option<Ended> {
+        self.end.as_ref()?;
+        if let Some(halt) = &status.halted {
+            return Some(Ended::Halted(halt.clone()));
+        }
+        let synced = self.end_reached() && status.phase == Phase::Following && status.waiting == 0;
+        match (synced, status.dead_letters) {
+            (false, _) => None,
+            (true, 0) => Some(Ended::Synced),
+            (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
+        }
+    }
+
+    /// Runs `[target] after_copy`, once, when the stream has reached the copy's end.
+    ///
+    /// The apply loops rest meanwhile: what the script makes (indexes, foreign keys) changes how they write.
+    async fn run_script(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let Some(file) = self.worker.config.target.after_copy.clone() else { return Ok(()) };
+        let captured = self.worker.frontier.watch_captured().borrow().clone();
+        let Some(captured) = captured else { return Ok(()) };
+        let halted = self.worker.halts.first().is_some();
+        // A target between two transactions of the source is consistent only once the stream has caught up.
+        if halted || !self.worker.frontier.reached(&captured.ends) {
+            return Ok(());
+        }
+        self.stop_applying().await;
+        tracing::info!(file = %file.display(), "the copy is complete; running the script after it");
+        match self.execute_script(&file).await {
+            Ok(()) => {
+                tracing::info!("the script after the copy has run");
+                self.target.reload().await?;
+            }
+            Err(PgError::Unreachable(why)) => self.worker.halts.trouble("after_copy", &why),
+            Err(error) => self.worker.halts.halt(
+                "after_copy",
+                Halt {
+                    reason: format!("{} failed, and nothing of it was kept: {error}", file.display()),
+                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile".into(),
+                },
+            ),
+        }
+        self.start_applying(stop);
+        Ok(())
+    }
+
+    /// The script and the note that it has run are one transaction.
+    async fn execute_script(&self, file: &std::path::Path) -> Result<(), PgError> {
+        let config = &self.worker.config;
+        let path = config.path(file);
+        let script = tokio::fs::read_to_string(&path)
+            .await
+            .map_err(|error| PgError::Protocol(format!("{} cannot be read: {error}", path.display())))?;
+        let target = postgres::Target::parse(&config.target.url).map_err(|error| PgError::Login(error.to_string()))?;
+        let session = postgres::Session::open(&target, &postgres_options(config, "after copy", false)).await?;
+        let schema = postgres::sql::ident(&config.target.schema);
+        let client = &session.client;
+        client
+            .batch_execute(&format!(
+                "SET statement_timeout = 0; SET lock_timeout = '1min'; SET search_path = {schema}, pg_catalog; BEGIN"
+            ))
+            .await?;
+        client.batch_execute(&script).await?;
+        client
+            .execute(
+                "UPDATE cutover.notes SET value = 'done' WHERE pipeline = $1 AND key = 'after_copy'",
+                &[&config.name],
+            )
+            .await?;
+        client.batch_execute("COMMIT").await?;
+        Ok(())
+    }
+
+    async fn answer_requests(&self) -> Result<(), PgError> {
+        let store = &self.worker.store;
+        for request in store.open_requests().await? {
+            match request.command.as_str() {
+                "resnapshot" if store.queue_copy(&request.subject).await? => {
+                    tracing::info!(table = %request.subject, "asked to copy the table again");
+                    store.answer(request.id, "done", "queued").await?;
+                }
+                "resnapshot" => {
+                    let text = format!("the pipeline has no source table `{}`", request.subject);
+                    store.answer(request.id, "refused", &text).await?;
+                }
+                other => {
+                    let text = format!("this worker does not know the request `{other}`; use a newer one");
+                    store.answer(request.id, "refused", &text).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets tombstones that no late row can meet: nothing is being copied, nothing waits or is
+    /// set aside, and the stream has passed them (CORRECTNESS rule 22).
+    async fn forget_tombstones(&self) {
+        let applied = self.worker.frontier.applied_clock();
+        let idle = self.worker.store.status().await.is_ok_and(|status| {
+            status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0
+        });
+        if idle
+            && applied > 0
+            && let Err(error) = self.target.forget_tombstones(applied).await
+        {
+            tracing::warn!(%error, "old tombstones were not removed; it will be tried again");
+        }
+    }
+}
+
+/// Whether a captured position is at or after `end`, on the same server or by GTID.
+fn reached(captured: &Position, end: &Position) -> bool {
+    let (Position::Mysql(captured), Position::Mysql(end)) = (captured, end);
+    let sets = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<GtidSet>().ok());
+    match (sets(&captured.gtids), sets(&end.gtids)) {
+        (Some(captured), Some(end)) => captured.contains(&end),
+        (None, _) | (_, None) => captured.server == end.server && captured.file_order(end).is_ge(),
+    }
+}

@@ -1,0 +1,129 @@
+//! A session on the target's `cutover` schema that opens again after it broke.
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::{
+    database::postgres::{Options, PgError, Session, Target},
+    model::{TableSchema, Version},
+};
+
+/// The pipeline's state in the target.
+#[derive(Debug)]
+pub struct Store {
+    pub pipeline: String,
+    target: Target,
+    options: Options,
+    session: Mutex<Option<Session>>,
+}
+
+/// An open session, for as long as it is held.
+#[derive(Debug)]
+pub struct Held<'a>(MutexGuard<'a, Option<Session>>);
+
+impl Held<'_> {
+    /// The session's client.
+    pub fn client(&self) -> Result<&tokio_postgres::Client, PgError> {
+        let session = self.0.as_ref().ok_or_else(|| PgError::Unreachable("the session closed".into()))?;
+        Ok(&session.client)
+    }
+}
+
+impl Store {
+    pub fn new(pipeline: &str, target: Target, options: Options) -> Self {
+        Store { pipeline: pipeline.to_owned(), target, options, session: Mutex::new(None) }
+    }
+
+    /// The session, opened first if it is not.
+    pub async fn session(&self) -> Result<Held<'_>, PgError> {
+        let mut session = self.session.lock().await;
+        if session.as_ref().is_none_or(|session| session.client.is_closed()) {
+            *session = Some(Session::open(&self.target, &self.options).await?);
+        }
+        Ok(Held(session))
+    }
+
+    /// Closes the session; what it held goes with it.
+    pub async fn close(&self) {
+        *self.session.lock().await = None;
+    }
+
+    /// A value that the pipeline keeps under a name.
+    pub async fn note(&self, key: &str) -> Result<Option<String>, PgError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_opt("SELECT value FROM cutover.notes WHERE pipeline = $1 AND key = $2", &[&self.pipeline, &key])
+            .await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// Keeps a value under a name.
+    pub async fn set_note(&self, key: &str, value: &str) -> Result<(), PgError> {
+        let session = self.session().await?;
+        session
+            .client()?
+            .execute(
+                "INSERT INTO cutover.notes (pipeline, key, value, updated_at) VALUES ($1, $2, $3, clock_timestamp()) \
+                 ON CONFLICT (pipeline, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+                &[&self.pipeline, &key, &value],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Stores a schema before the first record that refers to it is appended.
+    pub async fn add_schema(&self, schema: &TableSchema, clock: Version) -> Result<(), PgError> {
+        let session = self.session().await?;
+        let definition = serde_json::to_value(schema).map_err(|error| PgError::Protocol(error.to_string()))?;
+        let (id, table) = (schema.id().cast_signed(), schema.table.to_string());
+        // `seq` orders a table's schemas; a schema that comes back after another one is the newest again.
+        session
+            .client()?
+            .execute(
+                "INSERT INTO cutover.schemas (pipeline, id, source_table, clock, definition) \
+                 VALUES ($1, $2, $3, $4, $5::text::jsonb) \
+                 ON CONFLICT (pipeline, id) DO UPDATE SET clock = greatest(cutover.schemas.clock, excluded.clock), \
+                 seq = CASE WHEN cutover.schemas.clock < excluded.clock THEN excluded.seq ELSE cutover.schemas.seq END",
+                &[&self.pipeline, &id, &table, &clock, &definition.to_string()],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Every schema stored for the pipeline, oldest first, with the clock from which it held.
+    pub async fn schemas(&self) -> Result<Vec<(Version, TableSchema)>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT clock, definition::text FROM cutover.schemas WHERE pipeline = $1 ORDER BY clock, seq",
+                &[&self.pipeline],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let schema = serde_json::from_str(row.get(1))
+                    .map_err(|error| PgError::Protocol(format!("a stored schema cannot be read: {error}")))?;
+                Ok((row.get(0), schema))
+            })
+            .collect()
+    }
+
+    /// The newest source position that the target holds, with the clock there: where capture begins
+    /// when the log is lost.
+    pub async fn position(&self) -> Result<Option<(crate::model::Position, Version)>, PgError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_opt(
+                "SELECT position::text, clock FROM cutover.offsets \
+                 WHERE pipeline = $1 AND topic = 'changes' AND position IS NOT NULL ORDER BY clock LIMIT 1",
+                &[&self.pipeline],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let position = serde_json::from_str(row.get(0))
+            .map_err(|error| PgError::Protocol(format!("a stored position cannot be read: {error}")))?;
+        Ok(Some((position, row.get(1))))
+    }
+}

@@ -1,0 +1,431 @@
+//! The worker: everything that `cutover run` runs, from the first connection to the last batch.
+//!
+//! ```text
+//! http ── lease ── capture ──► log ──► apply (changes) ──► target
+//!                  copier  ──► log ──► apply (snapshot) ──┘
+//!                  steward: requests, the script after the copy, reports, tombstones
+//! ```
+//!
+//! Every task has its place in one `JoinSet` and ends with the token that it was given.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    http::{self, Endpoints},
+    lease::{self, Lease},
+    source::{MysqlServer, Notes},
+    status::Status,
+    steward::Steward,
+    store::Store,
+    target::{PgTarget, TargetError},
+};
+use crate::{
+    config::Config,
+    database::{
+        mysql::{
+            catalog,
+            connect::{ConnectError, Connector},
+            server::{self, Flavor, ServerFacts},
+        },
+        postgres::{self, PgError},
+    },
+    log::{Log, Topic, embedded::EmbeddedLog},
+    model::{Disposition, MysqlPosition, Position, TableSchema},
+    observe::{Frontier, Halt, Halts},
+    pipeline::{
+        apply::ApplyLoop,
+        batches::Bounds,
+        capture::CaptureLoop,
+    },
+    snapshot::copier::Copier,
+};
+
+/// How long a stopping worker waits for its tasks.
+const DRAIN_MAX: Duration = Duration::from_secs(8);
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Snapshot rows written in one transaction: the stream waits for at most one such transaction.
+const SNAPSHOT_BATCH_ROWS_MAX: usize = 2_000;
+
+/// Which half of the pipeline a process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Capture,
+    Apply,
+    All,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to stop.
+    Stopped,
+    Synced,
+    SyncedWithDeadLetters(u64),
+    /// It was to run until synced, and something halted.
+    Halted(Halt),
+}
+
+/// Why a worker could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Source(#[from] ConnectError),
+    #[error("{0}")]
+    SourceSettings(String),
+    #[error(transparent)]
+    Target(#[from] PgError),
+    #[error(transparent)]
+    Transform(#[from] TargetError),
+    #[error("cannot listen on {address}: {source}; another process holds it: choose another with --listen or [http] listen")]
+    Listen { address: String, source: std::io::Error },
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
+    #[error("another worker has taken the lease of `{0}`; this one has stopped writing")]
+    LeaseLost(String),
+    #[error("metrics cannot be collected: {0}")]
+    Metrics(String),
+}
+
+/// A session of its own on the pipeline's state in the target.
+pub fn store(config: &Config) -> Result<Arc<Store>, WorkerError> {
+    let target = postgres::Target::parse(&config.target.url).map_err(|error| WorkerError::Usage(error.to_string()))?;
+    Ok(Arc::new(Store::new(&config.name, target, postgres_options(config, "state", false))))
+}
+
+pub(super) fn postgres_options(config: &Config, purpose: &str, replica: bool) -> postgres::Options {
+    postgres::Options {
+        application_name: format!("cutover {} {purpose}", config.name),
+        schemas: vec![config.target.schema.clone()],
+        ca_file: config.target.ca_file.as_ref().map(|file| config.path(file)),
+        replica,
+    }
+}
+
+/// What the source is, learnt at the start.
+struct Opened {
+    connector: Connector,
+    facts: ServerFacts,
+    tables: Vec<TableSchema>,
+    end: MysqlPosition,
+}
+
+/// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
+pub async fn run(
+    config: Config,
+    until_synced: bool,
+    stop: CancellationToken,
+    show: fn(&Status),
+) -> Result<Ended, WorkerError> {
+    let listener = tokio::net::TcpListener::bind(&config.http.listen)
+        .await
+        .map_err(|source| WorkerError::Listen { address: config.http.listen.clone(), source })?;
+    let metrics = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
+    let halts = Arc::new(Halts::default());
+    let frontier = Frontier::new(config.log.partitions);
+    let store = store(&config)?;
+    let serving = CancellationToken::new();
+    let endpoints = Arc::new(Endpoints {
+        frontier: Arc::clone(&frontier),
+        halts: Arc::clone(&halts),
+        store: Arc::clone(&store),
+        metrics,
+        ready_lag_max_seconds: config.http.ready_lag_max_seconds,
+    });
+    tracing::info!(listen = %config.http.listen, pipeline = %config.name, "metrics and health");
+    let http = tokio::spawn(http::serve(listener, endpoints, serving.clone()));
+    let worker = Worker { config: Arc::new(config), halts, frontier, store, stop: stop.clone() };
+    let ended = tokio::select! {
+        ended = worker.run(until_synced, show) => ended,
+        () = drained(&stop) => {
+            tracing::warn!("not every batch could be finished in time; the next start repeats them");
+            Ok(Ended::Stopped)
+        }
+    };
+    serving.cancel();
+    http.abort();
+    ended
+}
+
+/// Ends when a worker that was asked to stop has had its time.
+async fn drained(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(DRAIN_MAX).await;
+}
+
+#[derive(Clone)]
+pub(super) struct Worker {
+    pub config: Arc<Config>,
+    pub halts: Arc<Halts>,
+    pub frontier: Arc<Frontier>,
+    pub store: Arc<Store>,
+    pub stop: CancellationToken,
+}
+
+impl Worker {
+    async fn run(self, until_synced: bool, show: fn(&Status)) -> Result<Ended, WorkerError> {
+        let Some(()) = self.patiently("target", || self.prepare_store()).await? else { return Ok(Ended::Stopped) };
+        let Some(opened) = self.patiently("source", || self.open_source()).await? else { return Ok(Ended::Stopped) };
+        // The lease's liveness is that of its session, so it has one of its own.
+        let leases = store(&self.config)?;
+        let Some(lease) = self.patiently("lease", || self.take_lease(&leases)).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let ended = self.hold(opened, lease, &leases, until_synced, show).await;
+        if let Ok(session) = leases.session().await
+            && let Ok(client) = session.client()
+            && let Err(error) = lease::release(client, &self.config.name, "worker", lease).await
+        {
+            tracing::warn!(%error, "the lease was not released; it runs out by itself");
+        }
+        ended
+    }
+
+    /// Tries until it works, until it is hopeless, or until the worker is stopped (then none).
+    async fn patiently<T, F>(&self, part: &str, mut attempt: impl FnMut() -> F) -> Result<Option<T>, WorkerError>
+    where
+        F: Future<Output = Result<T, Attempt>>,
+    {
+        loop {
+            match attempt().await {
+                Ok(value) => {
+                    self.halts.well(part);
+                    return Ok(Some(value));
+                }
+                Err(Attempt::Later(why)) => self.halts.trouble(part, &why),
+                Err(Attempt::Hopeless(error)) => return Err(error),
+            }
+            tokio::select! { () = self.stop.cancelled() => return Ok(None), () = tokio::time::sleep(RETRY_EVERY) => {} }
+        }
+    }
+
+    async fn prepare_store(&self) -> Result<(), Attempt> {
+        let session = self.store.session().await?;
+        let client = session.client()?;
+        postgres::state::ensure(client).await.map_err(|error| match error {
+            postgres::state::StateError::Postgres(error) => Attempt::from(error),
+            error @ postgres::state::StateError::NewerFormat { .. } => {
+                Attempt::Hopeless(WorkerError::Usage(error.to_string()))
+            }
+        })
+    }
+
+    async fn open_source(&self) -> Result<Opened, Attempt> {
+        let connector = Connector::new(&self.config.source.url)?;
+        let mut conn = connector.connect().await?;
+        let later = |error: &dyn std::fmt::Display| Attempt::Later(error.to_string());
+        let facts = ServerFacts::load(&mut conn).await.map_err(|error| match error.disposition() {
+            Disposition::Retry => later(&error),
+            Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
+        })?;
+        let problems = server::problems(&facts);
+        if !problems.is_empty() {
+            let list: Vec<String> = problems.iter().map(|problem| format!("{}; {}", problem.what, problem.fix)).collect();
+            return Err(settings(format!("the source cannot be captured: {}", list.join(". "))));
+        }
+        let database = connector.database().ok_or_else(|| {
+            settings("the source URL names no database; add it: mysql://user@host:3306/database".into())
+        })?;
+        let only = self.config.source.tables.as_deref();
+        let tables = catalog::load_tables(&mut conn, database, only).await.map_err(|error| match error.disposition() {
+            Disposition::Retry => later(&error),
+            Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
+        })?;
+        let end = server::current_position(&mut conn, &facts).await.map_err(|error| later(&error))?;
+        judge_tables(&tables, only.unwrap_or_default(), database)?;
+        if let Err(error) = conn.disconnect().await {
+            tracing::debug!(%error, "the connection for the catalog did not close well");
+        }
+        Ok(Opened { connector, facts, tables, end })
+    }
+
+    async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
+        let holder = format!("{}:{}", hostname(), std::process::id());
+        let session = leases.session().await?;
+        let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
+        taken.map_err(PgError::from)?.map_err(|other| {
+            Attempt::Later(format!("waiting for the lease, which {} holds", other.holder))
+        })
+    }
+
+    /// Runs the pipeline while this process holds the lease.
+    async fn hold(
+        &self,
+        opened: Opened,
+        lease: Lease,
+        leases: &Arc<Store>,
+        until_synced: bool,
+        show: fn(&Status),
+    ) -> Result<Ended, WorkerError> {
+        let folder = self.config.log.folder(&self.config.folder).ok_or_else(|| {
+            WorkerError::Usage(format!("[log] url {} is not supported; use file:FOLDER", self.config.log.url))
+        })?;
+        let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, (&self.config.log).into()).await?);
+        let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
+        self.store.register_tables(&names).await?;
+        let target = Arc::new(PgTarget::prepare(self, lease.epoch, &opened.tables).await?);
+        let work = self.stop.child_token();
+        let mut tasks = JoinSet::new();
+        let renewing = renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone());
+        let mut renewing = tokio::spawn(renewing);
+
+        let server = Arc::new(MysqlServer {
+            pipeline: self.config.name.clone(),
+            config: self.config.source.clone(),
+            connector: opened.connector,
+            database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
+            tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
+            store: Arc::clone(&self.store),
+        });
+        let connector = match opened.facts.flavor {
+            Flavor::Mysql => "mysql",
+            Flavor::Mariadb => "mariadb",
+        };
+        let capture = CaptureLoop {
+            source: Arc::clone(&server) as _,
+            register: Arc::new(Notes { store: Arc::clone(&self.store), used: target.used_columns() }),
+            log: Arc::clone(&log),
+            frontier: Arc::clone(&self.frontier),
+            halts: Arc::clone(&self.halts),
+            pipeline: self.config.name.clone(),
+            connector: connector.into(),
+            fallback: self.store.position().await?,
+        };
+        tasks.spawn(capture.run(work.clone()));
+        let copier = Copier {
+            scans: server,
+            progress: Arc::clone(&self.store) as _,
+            log: Arc::clone(&log),
+            frontier: Arc::clone(&self.frontier),
+            halts: Arc::clone(&self.halts),
+            pipeline: self.config.name.clone(),
+            connector: connector.into(),
+            chunk_rows: self.config.snapshot.chunk_rows,
+            parallel: self.config.snapshot.parallel,
+            lag_max_seconds: self.config.snapshot.lag_max_seconds,
+        };
+        tasks.spawn(copier.run(work.clone()));
+        let end = until_synced.then(|| Position::Mysql(opened.end));
+        let mut steward = Steward::new(self.clone(), log, target, end, show);
+        let ended = tokio::select! {
+            ended = steward.run(work.clone()) => ended,
+            lost = &mut renewing => match lost {
+                Ok(true) => Err(WorkerError::LeaseLost(self.config.name.clone())),
+                Ok(false) | Err(_) => Ok(Ended::Stopped),
+            },
+        };
+        work.cancel();
+        steward.stop_applying().await;
+        while tasks.join_next().await.is_some() {}
+        renewing.abort();
+        ended
+    }
+
+    /// Starts the apply loops; they end with `stop`.
+    pub(super) fn start_applying(&self, log: &Arc<dyn Log>, target: &Arc<PgTarget>, stop: &CancellationToken) -> JoinSet<()> {
+        let mut loops = JoinSet::new();
+        let apply = &self.config.apply;
+        for partition in 0..log.partitions() {
+            for topic in [Topic::Changes, Topic::Snapshot] {
+                let (rows_max, sinks) = match topic {
+                    Topic::Changes => (apply.batch_rows_max, 1),
+                    Topic::Snapshot => {
+                        (apply.batch_rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), self.config.snapshot.apply_parallel)
+                    }
+                };
+                let apply_loop = ApplyLoop {
+                    target: Arc::clone(target) as _,
+                    log: Arc::clone(log),
+                    frontier: Arc::clone(&self.frontier),
+                    halts: Arc::clone(&self.halts),
+                    topic,
+                    partition,
+                    bounds: Bounds { rows_max, bytes_max: apply.batch_bytes_max },
+                    sinks,
+                };
+                loops.spawn(apply_loop.run(stop.clone()));
+            }
+        }
+        loops
+    }
+}
+
+/// Why one attempt at something needed for the start did not work.
+enum Attempt {
+    Later(String),
+    Hopeless(WorkerError),
+}
+
+impl From<PgError> for Attempt {
+    fn from(error: PgError) -> Self {
+        match error {
+            PgError::Unreachable(_) => Attempt::Later(error.to_string()),
+            PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => {
+                Attempt::Hopeless(WorkerError::Target(error))
+            }
+        }
+    }
+}
+
+impl From<ConnectError> for Attempt {
+    fn from(error: ConnectError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => Attempt::Later(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => Attempt::Hopeless(WorkerError::Source(error)),
+        }
+    }
+}
+
+fn settings(message: String) -> Attempt {
+    Attempt::Hopeless(WorkerError::SourceSettings(message))
+}
+
+/// Every configured table exists and has a key.
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Result<(), Attempt> {
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|name| !tables.iter().any(|schema| schema.table.table == **name))
+        .map(String::as_str)
+        .collect();
+    if !missing.is_empty() {
+        return Err(settings(format!(
+            "the source database {database} has no table {}; correct [source] tables, or grant SELECT on it",
+            missing.join(", ")
+        )));
+    }
+    if tables.is_empty() {
+        return Err(settings(format!("the source database {database} has no tables that this user can read; grant SELECT")));
+    }
+    match tables.iter().find(|schema| schema.key.is_empty()) {
+        Some(schema) => Err(settings(format!(
+            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart; add one, \
+             or leave the table out of [source] tables",
+            schema.table
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Renews the lease until `stop`; true if it was lost.
+async fn renew(leases: Arc<Store>, pipeline: String, lease: Lease, stop: CancellationToken) -> bool {
+    loop {
+        tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(lease::RENEW_EVERY) => {} }
+        let Ok(session) = leases.session().await else { continue };
+        let Ok(client) = session.client() else { continue };
+        match lease::renew(client, &pipeline, "worker", lease).await {
+            Ok(true) => {}
+            Ok(false) => return true,
+            // An unreachable target cannot be written to either, so the lease is not at stake.
+            Err(error) => tracing::warn!(%error, "the lease could not be renewed yet"),
+        }
+    }
+}
+
+fn hostname() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    read.map_or_else(|_| "unknown host".into(), |name| name.trim().to_owned())
+}

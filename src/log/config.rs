@@ -1,0 +1,99 @@
+//! The `[log]` section of the configuration.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Bounds on `partitions`: lanes cost a connection to the target each.
+const PARTITIONS_MAX: u32 = 256;
+
+/// The least that `bytes_max` may be; below it segments get too small to be worth their files.
+const BYTES_MAX_MIN: u64 = 16 << 20;
+
+const HOURS_MAX: u64 = 24 * 3650;
+
+/// Where the log is, and how much it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `file:FOLDER` for the embedded log; the folder is relative to the configuration file.
+    pub url: String,
+    /// How many partitions each topic has; fixed at the log's first start.
+    pub partitions: u32,
+    /// How long records stay after they are applied, for `cutover replay`.
+    pub retention_hours: u64,
+    /// How much the log may hold. Applied records go first, oldest first, whatever their age;
+    /// what is not applied is never dropped: capture waits.
+    pub bytes_max: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { url: "file:cutover-data/log".into(), partitions: 1, retention_hours: 24 * 7, bytes_max: 20 << 30 }
+    }
+}
+
+impl LogConfig {
+    /// The embedded log's folder, relative to `base`; none if the URL names no folder.
+    pub fn folder(&self, base: &Path) -> Option<PathBuf> {
+        let folder = self.url.strip_prefix("file:")?;
+        // `file:///srv/log` and `file:/srv/log` are the same folder.
+        let folder = if let Some(rest) = folder.strip_prefix("//") { rest } else { folder };
+        (!folder.is_empty()).then(|| base.join(folder))
+    }
+
+    /// What is wrong, one message for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.folder(Path::new("")).is_none() {
+            problems.push("[log] url must be `file:FOLDER`, as in `file:cutover-data/log`".to_owned());
+        }
+        if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
+            problems.push(format!("[log] partitions must be from 1 to {PARTITIONS_MAX}, not {}", self.partitions));
+        }
+        if self.retention_hours > HOURS_MAX {
+            let hours = self.retention_hours;
+            problems.push(format!("[log] retention_hours must be from 0 to {HOURS_MAX}, not {hours}"));
+        }
+        if self.bytes_max < BYTES_MAX_MIN {
+            problems.push(format!("[log] bytes_max must be at least {BYTES_MAX_MIN}, not {}", self.bytes_max));
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<LogConfig, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_embedded() {
+        let config = parse("").expect("valid");
+        assert_eq!(config, LogConfig::default());
+        assert_eq!(config.problems(), Vec::<String>::new());
+        assert_eq!(config.folder(Path::new("/etc/cart")), Some("/etc/cart/cutover-data/log".into()));
+    }
+
+    #[test]
+    fn absolute_folders_stay_absolute() {
+        for url in ["file:/srv/log", "file:///srv/log"] {
+            let config = LogConfig { url: url.into(), ..LogConfig::default() };
+            assert_eq!(config.folder(Path::new("/etc/cart")), Some("/srv/log".into()), "{url}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        assert!(parse("retention_days = 1").is_err_and(|error| error.to_string().contains("retention_days")));
+        let text = "url = \"log\"\npartitions = 0\nretention_hours = 99999999\nbytes_max = 1";
+        let problems = parse(text).expect("well formed").problems();
+        for (problem, key) in problems.iter().zip(["url", "partitions", "retention_hours", "bytes_max"]) {
+            assert!(problem.contains(key), "{problem}");
+        }
+        assert_eq!(problems.len(), 4);
+    }
+}

@@ -1,0 +1,514 @@
+//! One topic: its segments, its writer, its readers, and what may be dropped.
+//!
+//! All partitions of a topic share one chain of segments, so that an append is atomic and one sync makes it durable,
+//! whatever partitions it goes to. Readers see only what is durable.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    Settings,
+    frame::{self, Builder, Salt},
+    segment::{self, Frames, Header, Segment, SegmentError, Start},
+};
+use crate::log::{Control, LogError, Offset, Record, Stored, Topic};
+
+/// How many readers of a partition are remembered; one more scans a segment to find its place.
+const CURSORS_MAX: usize = 4;
+
+/// What the streams of a log share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) salt: Salt,
+    /// The bytes of all segments of all topics.
+    pub(super) used: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    topic: Topic,
+    folder: PathBuf,
+    shared: Arc<Shared>,
+    queue: Mutex<Vec<Pending>>,
+    writer: Mutex<Writer>,
+    state: Mutex<State>,
+    /// Held while segments are dropped, so that they go in order.
+    retention: Mutex<()>,
+    tail: watch::Sender<()>,
+}
+
+/// An append that waits for the writer.
+#[derive(Debug)]
+struct Pending {
+    records: Vec<(u32, Record)>,
+    answer: mpsc::Sender<Result<(), LogError>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    builder: Builder,
+    /// A write did not end well: what is after the durable end of the file must go before the next one.
+    is_torn: bool,
+}
+
+/// What is durable.
+#[derive(Debug)]
+struct State {
+    /// Never empty; each with its length. The last one is written to.
+    segments: VecDeque<(Arc<Segment>, u64)>,
+    lanes: Vec<Lane>,
+}
+
+/// One partition.
+#[derive(Debug, Default)]
+struct Lane {
+    next: Offset,
+    applied: Offset,
+    /// The value of the last control record, with its offset.
+    control: Option<(Offset, Bytes)>,
+    cursors: VecDeque<Cursor>,
+}
+
+/// Where a reader that asks for `serves` next finds it.
+#[derive(Debug, Clone)]
+struct Cursor {
+    serves: Offset,
+    sequence: u64,
+    /// The front of a frame.
+    at: u64,
+    /// The offset of the partition's next record from there on.
+    expected: Offset,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panicking writer leaves is marked as torn, and the state changes only after a sync.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stream {
+    /// Opens the topic's folder, or makes it.
+    pub(super) fn open(root: &Path, topic: Topic, shared: Arc<Shared>) -> Result<Self, LogError> {
+        let folder = root.join(topic.suffix());
+        let fail = |error| failure(&folder, topic, 0, 0, error);
+        let (state, writer) = Self::load(&folder, topic, &shared).map_err(fail)?;
+        let bytes = state.segments.iter().map(|(_, len)| len).sum();
+        shared.used.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Stream {
+            topic,
+            folder,
+            shared,
+            queue: Mutex::new(Vec::new()),
+            writer: Mutex::new(writer),
+            state: Mutex::new(state),
+            retention: Mutex::new(()),
+            tail: watch::Sender::new(()),
+        })
+    }
+
+    fn load(folder: &Path, topic: Topic, shared: &Shared) -> Result<(State, Writer), SegmentError> {
+        fs::create_dir_all(folder)?;
+        folder.parent().map_or(Ok(()), segment::sync_folder)?;
+        let mut segments = VecDeque::new();
+        for sequence in segment::list(folder)? {
+            let segment = Segment::open(folder, sequence, shared.salt)?;
+            let (len, header) = (segment.file.metadata()?.len(), &segment.header);
+            if header.topic != topic.suffix() || header.partitions.len() != shared.settings.partitions as usize {
+                return Err(SegmentError::Damaged(format!("segment {sequence} belongs to another log")));
+            }
+            segments.push_back((Arc::new(segment), len));
+        }
+        let mut lanes: Vec<Lane> = (0..shared.settings.partitions).map(|_| Lane::default()).collect();
+        let Some((last, len)) = segments.back_mut() else {
+            let segment = Segment::create(folder, header(topic, 0, &shared.settings, &lanes), shared.salt)?;
+            let writer = Writer::new(&segment.path, shared.salt)?;
+            let len = segment.start;
+            return Ok((State { segments: [(Arc::new(segment), len)].into(), lanes }, writer));
+        };
+        for (lane, start) in lanes.iter_mut().zip(&last.header.partitions) {
+            lane.next = start.first;
+            lane.control = start.control.clone().map(|(offset, value)| (offset, value.into()));
+        }
+        let found = *len;
+        *len = last.recover(shared.salt, |frame| restore(&mut lanes, &frame.payload))?;
+        if *len < found {
+            let torn_bytes = found - *len;
+            tracing::warn!(topic = topic.suffix(), torn_bytes, "cut off an append that had not become durable");
+            cut(&last.path, *len)?;
+        }
+        let writer = Writer::new(&last.path, shared.salt)?;
+        Ok((State { segments, lanes }, writer))
+    }
+
+    /// Appends records and waits until they are durable. Blocks.
+    ///
+    /// Whoever gets the writer writes for all who wait, with one sync.
+    pub(super) fn append(&self, records: Vec<(u32, Record)>) -> Result<(), LogError> {
+        let (answer, answered) = mpsc::channel();
+        lock(&self.queue).push(Pending { records, answer });
+        {
+            let mut writer = lock(&self.writer);
+            let group = std::mem::take(&mut *lock(&self.queue));
+            if !group.is_empty() {
+                let written = self.write(&mut writer, &group);
+                for pending in &group {
+                    let result = written.as_ref().copied().map_err(|error| self.failure_again(error));
+                    // A caller that has gone does not mind.
+                    let _ = pending.answer.send(result);
+                }
+            }
+        }
+        answered.recv().unwrap_or_else(|_| Err(LogError::Other("the log's writer panicked; append again".into())))
+    }
+
+    fn write(&self, writer: &mut Writer, group: &[Pending]) -> Result<(), SegmentError> {
+        let (active, synced) = self.active();
+        if writer.is_torn {
+            cut(&active.path, synced)?;
+            writer.file = File::options().write(true).open(&active.path)?;
+            writer.is_torn = false;
+        }
+        let synced = if synced >= self.shared.settings.segment_bytes { self.roll(writer)? } else { synced };
+
+        let mut lanes: Vec<(Offset, Option<(Offset, Bytes)>)> =
+            lock(&self.state).lanes.iter().map(|lane| (lane.next, None)).collect();
+        writer.is_torn = true;
+        let mut at = synced;
+        for pending in group {
+            let Writer { file, builder, .. } = &mut *writer;
+            builder.begin();
+            let mut records = pending.records.iter().peekable();
+            while let Some((partition, record)) = records.next() {
+                let Some((next, control)) = lanes.get_mut(*partition as usize) else { continue };
+                builder.push(*partition, *next, record);
+                if record.headers.kind.is_resumable() {
+                    *control = Some((*next, record.value.clone()));
+                }
+                *next += 1;
+                let is_last = records.peek().is_none();
+                if is_last || builder.is_full() {
+                    let bytes = builder.finish(synced, if is_last { frame::FLAG_END } else { 0 });
+                    file.write_all_at(bytes, at)?;
+                    at += bytes.len() as u64;
+                    builder.begin();
+                }
+            }
+        }
+        writer.file.sync_data()?;
+        writer.is_torn = false;
+
+        self.shared.used.fetch_add(at - synced, Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        if let Some((_, len)) = state.segments.back_mut() {
+            *len = at;
+        }
+        for (lane, (next, control)) in state.lanes.iter_mut().zip(lanes) {
+            lane.next = next;
+            lane.control = control.or_else(|| lane.control.take());
+        }
+        drop(state);
+        self.tail.send_replace(());
+        Ok(())
+    }
+
+    /// The segment that is written to, and its length.
+    fn active(&self) -> (Arc<Segment>, u64) {
+        let state = lock(&self.state);
+        let last = state.segments.len() - 1;
+        let (segment, len) = &state.segments[last];
+        (Arc::clone(segment), *len)
+    }
+
+    /// Begins a new segment; its length.
+    fn roll(&self, writer: &mut Writer) -> Result<u64, SegmentError> {
+        let header = {
+            let (active, _) = self.active();
+            header(self.topic, active.header.sequence + 1, &self.shared.settings, &lock(&self.state).lanes)
+        };
+        let segment = Segment::create(&self.folder, header, self.shared.salt)?;
+        *writer = Writer::new(&segment.path, self.shared.salt)?;
+        let len = segment.start;
+        self.shared.used.fetch_add(len, Ordering::Relaxed);
+        lock(&self.state).segments.push_back((Arc::new(segment), len));
+        Ok(len)
+    }
+
+    /// Reads records of a partition from an offset that it has. Blocks.
+    pub(super) fn read(&self, partition: u32, from: Offset, bytes_max: usize) -> Result<Vec<Stored>, LogError> {
+        let mut cursor = self.cursor(partition, from)?;
+        let mut found = Vec::new();
+        let read = self.read_segments(partition, &mut cursor, bytes_max as u64, &mut found);
+        read.map_err(|error| match error {
+            SegmentError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                LogError::Other(format!("reading in {} failed: {error}; check the disk", self.folder.display()))
+            }
+            SegmentError::Io(_) => {
+                let cut = SegmentError::Damaged("the file is shorter than what was written".into());
+                failure(&self.folder, self.topic, partition, cursor.expected, cut)
+            }
+            SegmentError::Damaged(_) | SegmentError::NewerFormat(_) => {
+                failure(&self.folder, self.topic, partition, cursor.expected, error)
+            }
+        })?;
+        if let Some(lane) = lock(&self.state).lanes.get_mut(partition as usize) {
+            lane.cursors.truncate(CURSORS_MAX - 1);
+            lane.cursors.push_front(cursor);
+        }
+        Ok(found)
+    }
+
+    fn cursor(&self, partition: u32, from: Offset) -> Result<Cursor, LogError> {
+        let mut state = lock(&self.state);
+        let lane_index = partition as usize;
+        let oldest = state.segments.front().map_or(0, |(segment, _)| segment.header.sequence);
+        if let Some(lane) = state.lanes.get_mut(lane_index)
+            && let Some(index) = lane.cursors.iter().position(|cursor| cursor.serves == from)
+            && let Some(cursor) = lane.cursors.remove(index)
+            && cursor.sequence >= oldest
+        {
+            return Ok(cursor);
+        }
+        let first = |segment: &Segment| segment.header.partitions.get(lane_index).map(|start| start.first);
+        let holds = |segment: &Segment| first(segment).filter(|first| *first <= from);
+        let holder = state.segments.iter().rev().find_map(|(segment, _)| Some((segment, holds(segment)?)));
+        match holder {
+            Some((segment, expected)) => {
+                let (sequence, at) = (segment.header.sequence, segment.start);
+                Ok(Cursor { serves: from, sequence, at, expected })
+            }
+            None => {
+                let start = state.segments.front().and_then(|(segment, _)| first(segment)).unwrap_or_default();
+                Err(LogError::Trimmed { topic: self.topic.suffix(), partition, wanted: from, start })
+            }
+        }
+    }
+
+    fn read_segments(
+        &self,
+        partition: u32,
+        cursor: &mut Cursor,
+        bytes_max: u64,
+        found: &mut Vec<Stored>,
+    ) -> Result<(), SegmentError> {
+        let mut bytes = 0;
+        while let Some((segment, len)) = self.segment(cursor.sequence) {
+            let first = segment.header.partitions.get(partition as usize).map(|start| start.first);
+            if cursor.at == segment.start && first != Some(cursor.expected) {
+                return Err(SegmentError::Damaged("the segment before ends too early".into()));
+            }
+            let mut frames = Frames::new(&segment.file, self.shared.salt, cursor.at, len);
+            while let Some(frame) = frames.next_frame()? {
+                let mut expected = cursor.expected;
+                let damaged = || SegmentError::Damaged("a record batch is not well formed".into());
+                for mut run in frame::runs(&frame.payload).ok_or_else(damaged)? {
+                    if run.partition != partition {
+                        continue;
+                    }
+                    if run.first != expected {
+                        return Err(SegmentError::Damaged(format!("offset {} follows instead", run.first)));
+                    }
+                    expected = run.end();
+                    if run.end() <= cursor.serves {
+                        continue;
+                    }
+                    for record in run.by_ref() {
+                        let (offset, record) = record.ok_or_else(damaged)?;
+                        if offset < cursor.serves {
+                            continue;
+                        }
+                        if bytes >= bytes_max && !found.is_empty() {
+                            // The rest of the frame is for the next read, from the frame's front.
+                            return Ok(());
+                        }
+                        bytes += frame::size(&record);
+                        cursor.serves = offset + 1;
+                        found.push(Stored { offset, record });
+                    }
+                }
+                (cursor.expected, cursor.at) = (expected, frames.at());
+            }
+            let Some((next, _)) = self.segment(cursor.sequence + 1) else { return Ok(()) };
+            if cursor.at < self.segment(cursor.sequence).map_or(len, |(_, len)| len) {
+                // The segment grew before it was closed.
+                continue;
+            }
+            (cursor.sequence, cursor.at) = (next.header.sequence, next.start);
+            if bytes >= bytes_max && !found.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The segment of that number, with its durable length.
+    fn segment(&self, sequence: u64) -> Option<(Arc<Segment>, u64)> {
+        let state = lock(&self.state);
+        let oldest = state.segments.front()?.0.header.sequence;
+        let index = usize::try_from(sequence.checked_sub(oldest)?).ok()?;
+        state.segments.get(index).map(|(segment, len)| (Arc::clone(segment), *len))
+    }
+
+    /// The first offset held and the one after the last.
+    pub(super) fn bounds(&self, partition: u32) -> (Offset, Offset) {
+        let state = lock(&self.state);
+        let first = state.segments.front().and_then(|(s, _)| s.header.partitions.get(partition as usize));
+        let next = state.lanes.get(partition as usize);
+        (first.map_or(0, |start| start.first), next.map_or(0, |lane| lane.next))
+    }
+
+    pub(super) fn last_control(&self, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
+        let stored = lock(&self.state).lanes.get(partition as usize).and_then(|lane| lane.control.clone());
+        let Some((offset, value)) = stored else { return Ok(None) };
+        let control = serde_json::from_slice(&value).map_err(|error| LogError::Corrupt {
+            topic: self.topic.suffix(),
+            partition,
+            offset,
+            reason: format!("the control record is invalid: {error}"),
+        })?;
+        Ok(Some((offset, control)))
+    }
+
+    /// Wakes at every append from here on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.tail.subscribe()
+    }
+
+    /// Notes what is applied; whether a segment may be dropped now.
+    pub(super) fn applied(&self, partition: u32, offset: Offset) -> bool {
+        let mut state = lock(&self.state);
+        if let Some(lane) = state.lanes.get_mut(partition as usize) {
+            lane.applied = lane.applied.max(offset).min(lane.next);
+        }
+        self.droppable(&state, 0)
+    }
+
+    /// Whether the oldest segment is applied, and is too old or in the way of `wanted` bytes more.
+    fn droppable(&self, state: &State, wanted: u64) -> bool {
+        let Some((next, _)) = state.segments.get(1) else { return false };
+        let is_applied =
+            state.lanes.iter().zip(&next.header.partitions).all(|(lane, start)| lane.applied >= start.first);
+        let settings = &self.shared.settings;
+        let age_ms = (settings.now_ms)().saturating_sub(next.header.created_ms);
+        let is_old = age_ms > settings.retention_ms;
+        is_applied && (is_old || self.shared.used.load(Ordering::Relaxed).saturating_add(wanted) > settings.bytes_max)
+    }
+
+    /// Drops what is applied and too old, or in the way of `wanted` bytes more. Blocks.
+    pub(super) fn drop_applied(&self, wanted: u64) {
+        let _in_order = lock(&self.retention);
+        loop {
+            let mut state = lock(&self.state);
+            if !self.droppable(&state, wanted) {
+                return;
+            }
+            let Some((segment, len)) = state.segments.pop_front() else { return };
+            drop(state);
+            let removed = fs::remove_file(&segment.path).and_then(|()| segment::sync_folder(&self.folder));
+            if let Err(error) = removed {
+                let segment = segment.header.sequence;
+                tracing::warn!(topic = self.topic.suffix(), segment, %error, "an applied segment could not be removed");
+            }
+            self.shared.used.fetch_sub(len, Ordering::Relaxed);
+        }
+    }
+
+    /// Closes the segment that is written to if all of it is applied, so that it can be dropped. Blocks.
+    pub(super) fn close_applied(&self) -> Result<(), LogError> {
+        let mut writer = lock(&self.writer);
+        let (active, len) = self.active();
+        let is_applied = lock(&self.state).lanes.iter().all(|lane| lane.applied >= lane.next);
+        if writer.is_torn || !is_applied || len == active.start {
+            return Ok(());
+        }
+        self.roll(&mut writer).map(drop).map_err(|error| failure(&self.folder, self.topic, 0, 0, error))
+    }
+
+    /// The same failure for each of those who share it.
+    fn failure_again(&self, error: &SegmentError) -> LogError {
+        let copy = match error {
+            SegmentError::Io(error) => SegmentError::Io(match error.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(error.kind(), error.to_string()),
+            }),
+            SegmentError::Damaged(reason) => SegmentError::Damaged(reason.clone()),
+            SegmentError::NewerFormat(found) => SegmentError::NewerFormat(*found),
+        };
+        failure(&self.folder, self.topic, 0, 0, copy)
+    }
+
+    /// Makes every write fail, as a full disk does, until the writer opens its file again.
+    #[cfg(test)]
+    pub(super) fn fill_disk(&self) {
+        lock(&self.writer).file = File::options().write(true).open("/dev/full").expect("/dev/full");
+    }
+}
+
+impl Writer {
+    fn new(path: &Path, salt: Salt) -> io::Result<Self> {
+        let file = File::options().write(true).open(path)?;
+        Ok(Writer { file, builder: Builder::new(salt), is_torn: false })
+    }
+}
+
+/// The header of a segment that begins where the lanes stand.
+fn header(topic: Topic, sequence: u64, settings: &Settings, lanes: &[Lane]) -> Header {
+    let start = |lane: &Lane| {
+        let control = lane.control.as_ref();
+        let control = control.map(|(offset, value)| (*offset, String::from_utf8_lossy(value).into_owned()));
+        Start { first: lane.next, control }
+    };
+    Header {
+        format: segment::FORMAT,
+        topic: topic.suffix().to_owned(),
+        sequence,
+        created_ms: (settings.now_ms)(),
+        partitions: lanes.iter().map(start).collect(),
+    }
+}
+
+/// Moves the lanes past a frame's records.
+fn restore(lanes: &mut [Lane], payload: &Bytes) -> Result<(), SegmentError> {
+    let damaged = || SegmentError::Damaged("a record batch is not well formed".into());
+    for run in frame::runs(payload).ok_or_else(damaged)? {
+        let lane = lanes.get_mut(run.partition as usize).filter(|lane| lane.next == run.first).ok_or_else(damaged)?;
+        lane.next = run.end();
+        for record in run {
+            let (offset, record) = record.ok_or_else(damaged)?;
+            if record.headers.kind.is_resumable() {
+                // A copy, which does not keep all that was read with it.
+                lane.control = Some((offset, Bytes::copy_from_slice(&record.value)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a file off, durably.
+fn cut(path: &Path, len: u64) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    file.set_len(len)?;
+    file.sync_all()
+}
+
+fn failure(folder: &Path, topic: Topic, partition: u32, offset: Offset, error: SegmentError) -> LogError {
+    let path = folder.display().to_string();
+    match error {
+        SegmentError::Io(source) => LogError::Disk { path, source },
+        SegmentError::Damaged(reason) => LogError::Corrupt { topic: topic.suffix(), partition, offset, reason },
+        SegmentError::NewerFormat(found) => LogError::NewerFormat { path, found, supported: segment::FORMAT },
+    }
+}

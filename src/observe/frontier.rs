@@ -1,0 +1,153 @@
+//! How far each side has got.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+
+use crate::model::{Position, Version};
+
+/// What capture has made durable in the log: a position, the version of the last change up to it,
+/// and where the log ends there. A chunk read that sees everything up to `position` carries `clock`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Captured {
+    pub position: Position,
+    pub clock: Version,
+    /// Per partition of the changes topic, the offset after the last record up to `position`.
+    pub ends: Vec<u64>,
+    /// The newest commit or heartbeat time seen, µs since the Unix epoch.
+    pub commit_us: i64,
+}
+
+/// What one partition's apply loop has made durable in the target.
+#[derive(Debug, Default)]
+struct Lane {
+    changes: AtomicU64,
+    snapshot: AtomicU64,
+    clock: AtomicI64,
+    newest_commit_us: AtomicI64,
+}
+
+/// Progress shared by all loops of a worker. Every value only grows.
+#[derive(Debug)]
+pub struct Frontier {
+    captured: watch::Sender<Option<Captured>>,
+    lanes: Vec<Lane>,
+    applied: watch::Sender<u64>,
+    changes: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Frontier {
+    pub fn new(partitions: u32) -> Arc<Frontier> {
+        Arc::new(Frontier {
+            captured: watch::channel(None).0,
+            lanes: (0..partitions).map(|_| Lane::default()).collect(),
+            applied: watch::channel(0).0,
+            changes: Mutex::default(),
+        })
+    }
+
+    /// Capture has made everything up to here durable in the log.
+    pub fn captured(&self, captured: Captured) {
+        self.captured.send_replace(Some(captured));
+    }
+
+    /// Follows what capture makes durable.
+    pub fn watch_captured(&self) -> watch::Receiver<Option<Captured>> {
+        self.captured.subscribe()
+    }
+
+    /// The target has every change before `offset` in this partition, up to this clock and commit time.
+    pub fn applied_changes(&self, partition: u32, offset: u64, clock: Option<Version>, newest_commit_us: Option<i64>) {
+        let Some(lane) = self.lanes.get(partition as usize) else { return };
+        lane.changes.fetch_max(offset, Ordering::AcqRel);
+        lane.clock.fetch_max(clock.unwrap_or(0), Ordering::AcqRel);
+        lane.newest_commit_us.fetch_max(newest_commit_us.unwrap_or(0), Ordering::AcqRel);
+        self.applied.send_modify(|count| *count += 1);
+    }
+
+    /// The target has every snapshot record before `offset` in this partition.
+    pub fn applied_snapshot(&self, partition: u32, offset: u64) {
+        let Some(lane) = self.lanes.get(partition as usize) else { return };
+        lane.snapshot.fetch_max(offset, Ordering::AcqRel);
+        self.applied.send_modify(|count| *count += 1);
+    }
+
+    /// Counts changes of a source table that are durable in the target.
+    pub fn count_changes(&self, table: &str, changes: u64) {
+        let mut counts = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        match counts.get_mut(table) {
+            Some(count) => *count += changes,
+            None => {
+                counts.insert(table.to_owned(), changes);
+            }
+        }
+    }
+
+    /// Changes that are durable in the target, by source table.
+    pub fn changes(&self) -> BTreeMap<String, u64> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Wakes whenever any lane has moved.
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// The offset up to which a partition's snapshot records are in the target.
+    pub fn snapshot_offset(&self, partition: u32) -> u64 {
+        self.lanes.get(partition as usize).map_or(0, |lane| lane.snapshot.load(Ordering::Acquire))
+    }
+
+    /// Whether every partition of the changes topic is applied up to these offsets.
+    pub fn reached(&self, ends: &[u64]) -> bool {
+        ends.iter().zip(&self.lanes).all(|(end, lane)| lane.changes.load(Ordering::Acquire) >= *end)
+    }
+
+    /// The lowest clock over partitions: every change up to this version is in the target.
+    pub fn applied_clock(&self) -> Version {
+        self.lanes.iter().map(|lane| lane.clock.load(Ordering::Acquire)).min().unwrap_or(0)
+    }
+
+    /// Seconds from the newest commit (or heartbeat) that is durable in the target to `now_us`, the
+    /// maximum over partitions; none before the first.
+    pub fn lag_seconds(&self, now_us: i64) -> Option<f64> {
+        let oldest = self.lanes.iter().map(|lane| lane.newest_commit_us.load(Ordering::Acquire)).min()?;
+        (oldest > 0).then(|| (now_us - oldest).max(0) as f64 / 1e6)
+    }
+
+    /// Seconds from the newest commit (or heartbeat) that is durable in the log to `now_us`.
+    pub fn capture_lag_seconds(&self, now_us: i64) -> Option<f64> {
+        let captured = self.captured.borrow();
+        captured.as_ref().map(|captured| (now_us - captured.commit_us).max(0) as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_the_maximum_over_partitions_and_unknown_before_the_first_commit() {
+        let frontier = Frontier::new(2);
+        assert_eq!(frontier.lag_seconds(9_000_000), None);
+        frontier.applied_changes(0, 5, Some(7), Some(8_000_000));
+        assert_eq!(frontier.lag_seconds(9_000_000), None, "partition 1 has applied nothing yet");
+        frontier.applied_changes(1, 5, Some(6), Some(6_000_000));
+        assert_eq!(frontier.lag_seconds(9_000_000), Some(3.0));
+        assert_eq!(frontier.applied_clock(), 6);
+    }
+
+    #[test]
+    fn snapshot_rows_never_make_the_stream_look_fresh() {
+        let frontier = Frontier::new(1);
+        frontier.applied_snapshot(0, 100);
+        assert_eq!(frontier.lag_seconds(9_000_000), None);
+        assert!(!frontier.reached(&[1]));
+    }
+}

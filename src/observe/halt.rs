@@ -1,0 +1,58 @@
+//! Halts: what stopped, why, and what an operator does about it.
+//!
+//! A halted part of the worker stays up and says so; the others go on where that is safe.
+
+use std::{collections::BTreeMap, sync::Mutex};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a part of the worker stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Halt {
+    pub reason: String,
+    pub remedy: String,
+}
+
+/// The parts of a worker that are halted or that wait for something, by name (`capture`, `apply`, `snapshot`).
+#[derive(Debug, Default)]
+pub struct Halts {
+    halted: Mutex<BTreeMap<String, Halt>>,
+    troubled: Mutex<BTreeMap<String, String>>,
+}
+
+impl Halts {
+    /// Notes that `part` has stopped for good.
+    pub fn halt(&self, part: &str, halt: Halt) {
+        tracing::error!(part, reason = %halt.reason, remedy = %halt.remedy, "halted");
+        self.lock(&self.halted).insert(part.to_owned(), halt);
+    }
+
+    /// The first halt, if any.
+    pub fn first(&self) -> Option<Halt> {
+        self.lock(&self.halted).values().next().cloned()
+    }
+
+    /// Notes that `part` is retrying, and what it waits for; logged when that changes.
+    pub fn trouble(&self, part: &str, what: &str) {
+        let previous = self.lock(&self.troubled).insert(part.to_owned(), what.to_owned());
+        if previous.as_deref() != Some(what) {
+            tracing::warn!(part, what, "retrying");
+        }
+    }
+
+    /// Notes that `part` works again.
+    pub fn well(&self, part: &str) {
+        if self.lock(&self.troubled).remove(part).is_some() {
+            tracing::info!(part, "recovered");
+        }
+    }
+
+    /// What is being retried, by part.
+    pub fn troubles(&self) -> BTreeMap<String, String> {
+        self.lock(&self.troubled).clone()
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

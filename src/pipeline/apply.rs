@@ -1,0 +1,309 @@
+//! The apply loops: the log, made durable in the target.
+//!
+//! A *reader* per partition and topic turns records into batches ahead of the sinks. The changes
+//! topic has one sink per partition, which stores the offset in the transaction of the rows. The snapshot
+//! topic has several: its rows carry their versions, so chunks may land in any order, and a *collector* moves the
+//! stored offset along the contiguous prefix of what is durable.
+//!
+//! **Invariant:** a stored offset never passes a record that is not durable in the target.
+
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration, time::Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::batches::{Batcher, Bounds, Step};
+use crate::{
+    apply::{Applied, ApplyError, Batch, Event, Sink},
+    log::{Log, LogError, Offset, Topic, record::ChunkEnd},
+    model::{Disposition, TableSchema},
+    observe::{Frontier, Halt, Halts, metric, now_us},
+};
+
+/// Batches prepared ahead of a sink.
+const BATCHES_AHEAD_MAX: usize = 1;
+/// Bytes read from the log at once.
+const READ_BYTES_MAX: usize = 2 << 20;
+/// How long a read waits for the first record.
+const READ_WAIT: Duration = Duration::from_millis(500);
+/// How often rows that wait for others are tried again while nothing else comes.
+const WAITING_EVERY: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Where a partition of a topic continues.
+#[derive(Debug, Clone)]
+pub struct Resume {
+    pub from: Offset,
+    /// The schemas that records from there on may refer to.
+    pub schemas: HashMap<u64, Arc<TableSchema>>,
+}
+
+/// The target, as the loops see it.
+#[async_trait]
+pub trait Target: Send + Sync {
+    /// The stored offset of a partition in this log epoch; 0 in an epoch that the target has not seen.
+    async fn resume(&self, topic: Topic, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError>;
+    /// Opens a sink for a lane. The sinks of the changes topic check and store offsets themselves.
+    async fn open(&self, topic: Topic, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
+    /// Moves the snapshot topic's offset, and marks these chunks as copied.
+    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd]) -> Result<(), ApplyError>;
+}
+
+/// One partition of one topic.
+#[derive(Clone)]
+pub struct ApplyLoop {
+    pub target: Arc<dyn Target>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    pub topic: Topic,
+    pub partition: u32,
+    pub bounds: Bounds,
+    /// Sinks at work at the same time; 1 on the changes topic.
+    pub sinks: usize,
+}
+
+impl std::fmt::Debug for ApplyLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApplyLoop").field("topic", &self.topic).field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+impl SessionError {
+    fn disposition(&self) -> Disposition {
+        match self {
+            SessionError::Apply(error) => error.disposition(),
+            SessionError::Log(error) => error.disposition(),
+        }
+    }
+}
+
+/// A batch with its place in the order of the log.
+type Numbered = (u64, Step);
+
+impl ApplyLoop {
+    /// Applies until `stop`, or until something halts it. `stop` lets the batch at work finish.
+    pub async fn run(self, stop: CancellationToken) {
+        let part = match self.topic {
+            Topic::Changes => "apply",
+            Topic::Snapshot => "apply snapshot",
+        };
+        let mut pause = Duration::from_millis(100);
+        while !stop.is_cancelled() {
+            let started = Instant::now();
+            let Err(error) = self.session(part, &stop).await else { return };
+            metrics::counter!(metric::SYNC_ERRORS, "stage" => "apply").increment(1);
+            match error.disposition() {
+                Disposition::Retry => self.halts.trouble(part, &error.to_string()),
+                Disposition::Halt | Disposition::DeadLetter => return self.halts.halt(part, halt_of(error)),
+            }
+            if started.elapsed() > BACKOFF_MAX {
+                pause = Duration::from_millis(100);
+            }
+            let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(jitter) => {} }
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Reads from the stored offset and applies until `stop` or an error.
+    async fn session(&self, part: &str, stop: &CancellationToken) -> Result<(), SessionError> {
+        let resume = self.target.resume(self.topic, self.partition, self.log.epoch()).await?;
+        let (start, end) = self.log.bounds(self.topic, self.partition).await?;
+        let topic = self.topic.suffix();
+        if start > resume.from {
+            return Err(LogError::Trimmed { topic, partition: self.partition, wanted: resume.from, start }.into());
+        }
+        if end < resume.from {
+            let reason = format!("the target is at offset {}, but the log ends at {end}: its tail is lost", resume.from);
+            return Err(LogError::Corrupt { topic, partition: self.partition, offset: end, reason }.into());
+        }
+        match self.topic {
+            Topic::Changes => self.frontier.applied_changes(self.partition, resume.from, None, None),
+            Topic::Snapshot => self.frontier.applied_snapshot(self.partition, resume.from),
+        }
+        let mut sinks = Vec::new();
+        for _ in 0..self.sinks {
+            sinks.push(self.target.open(self.topic, self.partition).await?);
+        }
+        self.halts.well(part);
+
+        // An error of any of them ends the others: a batch that failed must not be overtaken for long.
+        let session = stop.child_token();
+        let (steps, incoming) = mpsc::channel::<Numbered>(BATCHES_AHEAD_MAX);
+        let (done, finished) = mpsc::channel(2 * self.sinks);
+        let incoming = Arc::new(Mutex::new(incoming));
+        let mut writers = tokio::task::JoinSet::new();
+        for sink in sinks {
+            let (this, incoming, done) = (self.clone(), Arc::clone(&incoming), done.clone());
+            let session = session.clone();
+            writers.spawn(async move {
+                let written = this.write(sink, incoming, done).await;
+                if written.is_err() {
+                    session.cancel();
+                }
+                written
+            });
+        }
+        drop((done, incoming));
+        let reading = self.read(resume, steps, &session);
+        let collecting = self.collect(finished);
+        let (read, collected) = tokio::join!(reading, collecting);
+        let mut written = Ok(());
+        while let Some(ended) = writers.join_next().await {
+            let ended = ended.unwrap_or_else(|panic| Err(LogError::Other(panic.to_string()).into()));
+            written = written.and(ended);
+        }
+        written.and(collected).and(read)
+    }
+
+    /// Reads the log and prepares batches.
+    async fn read(&self, resume: Resume, steps: mpsc::Sender<Numbered>, stop: &CancellationToken) -> Result<(), SessionError> {
+        let Resume { from, schemas } = resume;
+        let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
+        let (mut next, mut number) = (from, 0);
+        loop {
+            let reading = self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT);
+            let records = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = steps.closed() => return Ok(()),
+                records = reading => records?,
+            };
+            let Some(last) = records.last() else { continue };
+            next = last.offset + 1;
+            let bytes: usize = records.iter().map(|stored| stored.record.value.len()).sum();
+            // A short read is the end of the log for now: what there is goes out at once.
+            for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
+                if steps.send((number, step)).await.is_err() {
+                    return Ok(());
+                }
+                number += 1;
+            }
+        }
+    }
+
+    /// Applies the steps that come, until there are no more.
+    async fn write(
+        self,
+        mut sink: Box<dyn Sink>,
+        steps: Arc<Mutex<mpsc::Receiver<Numbered>>>,
+        done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
+    ) -> Result<(), SessionError> {
+        let retries = self.topic == Topic::Changes;
+        loop {
+            let next = async { steps.lock().await.recv().await };
+            let step = match tokio::time::timeout(WAITING_EVERY, next).await {
+                Ok(Some(step)) => step,
+                Ok(None) => return Ok(()),
+                Err(_) if retries => {
+                    self.count(&sink.retry_waiting().await?);
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let (number, batch) = match step {
+                (number, Step::Apply(batch)) => (number, batch),
+                (_, Step::Abandon) => {
+                    sink.abandon().await?;
+                    continue;
+                }
+            };
+            let (complete, to, chunks) = (batch.complete, batch.to, batch.chunks.clone());
+            let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
+            let (commits, changes) = self.changes_of(&batch);
+            let started = Instant::now();
+            let applied = sink.apply(batch).await?;
+            metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
+            self.count(&applied);
+            for (table, count) in changes {
+                self.frontier.count_changes(&table.table.table, count);
+            }
+            if self.topic == Topic::Changes && complete {
+                let now = now_us();
+                let end_to_end = metrics::histogram!(metric::END_TO_END_SECONDS);
+                for commit_us in commits {
+                    end_to_end.record((now - commit_us).max(0) as f64 / 1e6);
+                }
+                self.frontier.applied_changes(self.partition, to, clock, newest_us);
+                self.log.applied(self.topic, self.partition, to).await?;
+            }
+            if self.topic == Topic::Snapshot && done.send((number, to, chunks)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The commit time of every change in the batch, and how many there are by table.
+    fn changes_of(&self, batch: &Batch) -> (Vec<i64>, Vec<(Arc<TableSchema>, u64)>) {
+        let (mut commits, mut tables): (Vec<i64>, Vec<(Arc<TableSchema>, u64)>) = Default::default();
+        if self.topic == Topic::Snapshot {
+            return (commits, tables);
+        }
+        for event in &batch.events {
+            let Event::Row(row) = event else { continue };
+            commits.push(row.commit_us);
+            match tables.iter_mut().find(|(schema, _)| Arc::ptr_eq(schema, &row.schema)) {
+                Some((_, count)) => *count += 1,
+                None => tables.push((Arc::clone(&row.schema), 1)),
+            }
+        }
+        (commits, tables)
+    }
+
+    /// Moves the snapshot topic's offset along what is durable without a gap.
+    async fn collect(&self, mut finished: mpsc::Receiver<(u64, Offset, Vec<ChunkEnd>)>) -> Result<(), SessionError> {
+        let mut next = 0;
+        let mut early: BTreeMap<u64, (Offset, Vec<ChunkEnd>)> = BTreeMap::new();
+        while let Some((number, to, chunks)) = finished.recv().await {
+            early.insert(number, (to, chunks));
+            let mut reached = None;
+            while let Some((to, mut chunks)) = early.remove(&next) {
+                let (_, ended) = reached.unwrap_or((0, Vec::new()));
+                chunks.splice(0..0, ended);
+                reached = Some((to, chunks));
+                next += 1;
+            }
+            if let Some((to, chunks)) = reached {
+                self.target.advance(self.partition, self.log.epoch(), to, &chunks).await?;
+                for chunk in &chunks {
+                    metrics::counter!(metric::SNAPSHOT_ROWS, "table" => chunk.table.clone()).increment(chunk.rows);
+                }
+                self.frontier.applied_snapshot(self.partition, to);
+                self.log.applied(self.topic, self.partition, to).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, applied: &Applied) {
+        for (table, counts) in &applied.tables {
+            for (op, rows) in [("insert", counts.inserted), ("update", counts.updated), ("delete", counts.deleted)] {
+                if rows > 0 {
+                    metrics::counter!(metric::CHANGES_APPLIED, "table" => table.clone(), "op" => op).increment(rows);
+                }
+            }
+        }
+        if applied.dead_letters > 0 {
+            metrics::counter!(metric::DEAD_LETTERS).increment(applied.dead_letters);
+        }
+    }
+}
+
+fn halt_of(error: SessionError) -> Halt {
+    match error {
+        SessionError::Apply(ApplyError::Halt { reason, remedy }) => Halt { reason, remedy },
+        SessionError::Apply(error) => {
+            Halt { reason: error.to_string(), remedy: "make sure that one worker runs, then restart it".into() }
+        }
+        SessionError::Log(error) => Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() },
+    }
+}

@@ -1,0 +1,390 @@
+//! The capture loop: a source's events, made durable in the log.
+//!
+//! Two futures run side by side. The *reader* turns events into records and gathers them in a group;
+//! the *writer* appends one group at a time, so that the next group grows while the log syncs this
+//! one (group commit without a timer). A group is
+//!
+//! ```text
+//! rows of whole transactions … │ control: position and clock │ rows of a transaction still open …
+//! ```
+//!
+//! **Invariant:** a control record is appended after every record of the transactions before it, and the
+//! frontier moves only when the append has answered. After any failure capture opens the source again
+//! at the last control record; what was half-written is written again with the same versions.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    capture::{CaptureError, Captured, Source},
+    log::{
+        Control, Headers, Kind, Log, LogError, Record, Topic, TransactionPart,
+        envelope::{self, Encoder, EnvelopeError, Origin},
+    },
+    model::{Change, Disposition, Images, Op, Position, TableName, TableSchema, Version},
+    observe::{self, Frontier, Halt, Halts, metric, now_us},
+};
+
+/// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Groups between reader and writer.
+const GROUPS_WAITING_MAX: usize = 1;
+/// The longest pause between two attempts at a source or a log that fails.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Opens the source of a pipeline.
+#[async_trait]
+pub trait OpenSource: Send + Sync {
+    /// Opens at a stored position with the clock's state there, or where the source is now.
+    async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError>;
+}
+
+/// Takes note of what must be durable before the log goes on.
+#[async_trait]
+pub trait Register: Send + Sync {
+    /// A table has this schema from the version `clock` on.
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError>;
+    /// Rows of the table may have changed without events; true if it will be copied again.
+    async fn rewritten(&self, table: &TableName, columns: &[String]) -> Result<(), CaptureError>;
+}
+
+/// Everything the loop works with.
+pub struct CaptureLoop {
+    pub source: Arc<dyn OpenSource>,
+    pub register: Arc<dyn Register>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    /// The pipeline's name, for the envelope's `source` block.
+    pub pipeline: String,
+    /// The connector that the envelope's `source` block names: `mysql`, `mariadb`.
+    pub connector: String,
+    /// Where to begin when the log is empty: the position and clock stored in the target, if any.
+    pub fallback: Option<(Position, Version)>,
+}
+
+impl std::fmt::Debug for CaptureLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CaptureLoop").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// Why one opened source came to its end.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+}
+
+impl SessionError {
+    fn disposition(&self) -> Disposition {
+        match self {
+            SessionError::Capture(error) => error.disposition(),
+            SessionError::Log(error) => error.disposition(),
+            SessionError::Envelope(_) => Disposition::Halt,
+        }
+    }
+}
+
+/// Records gathered for one append.
+#[derive(Default)]
+struct Group {
+    records: Vec<(u32, Record)>,
+    bytes: usize,
+    /// The last commit or heartbeat in the group, and how many records come before its control record.
+    complete: Option<(usize, Complete)>,
+}
+
+struct Complete {
+    kind: Kind,
+    position: Position,
+    clock: Version,
+    commit_us: i64,
+}
+
+impl CaptureLoop {
+    /// Captures until `stop`, or until something halts it.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut pause = Duration::from_millis(100);
+        while !stop.is_cancelled() {
+            let started = std::time::Instant::now();
+            let Err(error) = self.session(&stop).await else { return };
+            metrics::counter!(metric::SYNC_ERRORS, "stage" => "capture").increment(1);
+            match error.disposition() {
+                Disposition::Retry => self.halts.trouble("capture", &error.to_string()),
+                Disposition::Halt | Disposition::DeadLetter => {
+                    return self.halts.halt("capture", halt_of(error));
+                }
+            }
+            if started.elapsed() > BACKOFF_MAX {
+                pause = Duration::from_millis(100);
+            }
+            let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(jitter) => {} }
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Opens the source where the log ends and captures until `stop` or an error.
+    async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
+        let from = self.resume_point().await?;
+        let opening = self.source.open(from);
+        let mut source = tokio::select! { () = stop.cancelled() => return Ok(()), source = opening => source? };
+        let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
+        let reader = Reader {
+            encoder: Encoder::new(&self.pipeline, &self.connector),
+            register: &*self.register,
+            partitions: self.log.partitions(),
+            origin: Origin::default(),
+            pending: vec![None; self.log.partitions() as usize],
+            schema_ids: Vec::new(),
+            group: self.start(),
+        };
+        // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
+        // its sender, and the writer finishes what it has been given.
+        let (read, written) = tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, stop));
+        written?;
+        read
+    }
+
+    /// The last position whose transactions are complete in every partition (CORRECTNESS rule 18).
+    async fn resume_point(&self) -> Result<Option<(Position, Version)>, LogError> {
+        let mut lowest: Option<Control> = None;
+        for partition in 0..self.log.partitions() {
+            let Some((_, control)) = self.log.last_control(Topic::Changes, partition).await? else {
+                lowest = None;
+                break;
+            };
+            if lowest.as_ref().is_none_or(|lowest| control.clock < lowest.clock) {
+                lowest = Some(control);
+            }
+        }
+        let from_log = lowest.and_then(|control| Some((control.position?, control.clock)));
+        Ok(from_log.or_else(|| self.fallback.clone()))
+    }
+
+    /// A group that begins with a start record in every partition.
+    fn start(&self) -> Group {
+        let records = (0..self.log.partitions()).map(|p| (p, marker(Kind::Start, Vec::new(), 0, 0))).collect();
+        Group { records, ..Group::default() }
+    }
+
+    /// Appends groups in order until the reader ends.
+    async fn write(&self, mut groups: mpsc::Receiver<Group>, stop: &CancellationToken) -> Result<(), SessionError> {
+        while let Some(group) = groups.recv().await {
+            let (records, complete) = group.into_records(self.log.partitions());
+            self.append(records, stop).await?;
+            let Some(complete) = complete else { continue };
+            let mut ends = Vec::new();
+            for partition in 0..self.log.partitions() {
+                ends.push(self.log.bounds(Topic::Changes, partition).await?.1);
+            }
+            let Complete { position, clock, commit_us, .. } = complete;
+            self.frontier.captured(observe::Captured { position, clock, ends, commit_us });
+            self.halts.well("capture");
+        }
+        Ok(())
+    }
+
+    /// Appends one group, waiting for as long as the log is full or its disk refuses.
+    async fn append(&self, records: Vec<(u32, Record)>, stop: &CancellationToken) -> Result<(), SessionError> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            // Records share their bytes, so that a copy for the retry costs little.
+            match self.log.append(Topic::Changes, records.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.disposition() == Disposition::Retry => {
+                    metrics::counter!(metric::SYNC_ERRORS, "stage" => "log").increment(1);
+                    self.halts.trouble("capture", &error.to_string());
+                    tokio::select! {
+                        () = stop.cancelled() => return Err(error.into()),
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    // The failed append may have left a part behind: a start record makes readers drop it.
+                    if let Err(error) = self.log.append(Topic::Changes, self.start().records).await {
+                        self.halts.trouble("capture", &error.to_string());
+                    }
+                    pause = (pause * 2).min(BACKOFF_MAX);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Turns events into records, transaction by transaction.
+struct Reader<'a> {
+    encoder: Encoder,
+    register: &'a dyn Register,
+    partitions: u32,
+    origin: Origin,
+    /// Per partition, the newest record of the open transaction: the last one is marked as its end.
+    pending: Vec<Option<Record>>,
+    /// The ids of the schemas in use, which are digests and not to be computed per row.
+    schema_ids: Vec<(Arc<TableSchema>, u64)>,
+    group: Group,
+}
+
+impl Reader<'_> {
+    async fn run(
+        mut self,
+        source: &mut dyn Source,
+        groups: mpsc::Sender<Group>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        loop {
+            let event = {
+                let mut next = source.next();
+                loop {
+                    let ready = self.group.complete.is_some() || self.group.bytes >= GROUP_BYTES_MAX;
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return Ok(()),
+                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX => break event?,
+                        permit = groups.reserve(), if ready => match permit {
+                            Ok(permit) => permit.send(std::mem::take(&mut self.group)),
+                            Err(_) => return Ok(()),
+                        },
+                    }
+                }
+            };
+            self.take(event).await?;
+        }
+    }
+
+    async fn take(&mut self, event: Captured) -> Result<(), SessionError> {
+        match event {
+            Captured::Change(change) => {
+                let partition = envelope::partition(&change, self.partitions);
+                let record = self.encode(&change, Kind::Row)?;
+                self.hold(partition, record);
+            }
+            Captured::Truncate { table, version, commit_us } => {
+                let images = Images::default();
+                let change = Change { schema: table, op: Op::Truncate, images, version, commit_us };
+                let record = self.encode(&change, Kind::Truncate)?;
+                for partition in 0..self.partitions {
+                    self.hold(partition, record.clone());
+                }
+            }
+            Captured::Schema(schema) => {
+                let clock = self.group.complete.as_ref().map_or(0, |(_, complete)| complete.clock);
+                self.register.schema(&schema, clock).await?;
+                let json = serde_json::to_vec(&*schema).map_err(|error| LogError::Other(error.to_string()))?;
+                let mut record = marker(Kind::Schema, json, 0, 0);
+                record.headers.schema = Some(schema.id());
+                self.schema_ids.retain(|(known, _)| known.table != schema.table);
+                // Belongs to no transaction: a schema that comes before the row that needs it is early, never wrong.
+                for partition in 0..self.partitions {
+                    self.group.push(partition, record.clone());
+                }
+            }
+            Captured::Rewritten { table, columns } => self.register.rewritten(&table, &columns).await?,
+            Captured::Commit { position, clock, commit_us } => {
+                for partition in 0..self.partitions {
+                    if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {
+                        last.headers.transaction = TransactionPart::End;
+                        self.group.push(partition, last);
+                    }
+                }
+                self.origin = origin_after(&position);
+                self.complete(Complete { kind: Kind::Control, position, clock, commit_us });
+            }
+            Captured::Heartbeat { position, clock, at_us } => {
+                self.complete(Complete { kind: Kind::Heartbeat, position, clock, commit_us: at_us });
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, complete: Complete) {
+        self.group.complete = Some((self.group.records.len(), complete));
+    }
+
+    fn encode(&mut self, change: &Change, kind: Kind) -> Result<Record, EnvelopeError> {
+        self.origin.captured_ms = now_us() / 1000;
+        let encoded = self.encoder.encode(change, &self.origin)?;
+        let headers = Headers {
+            kind,
+            version: change.version,
+            commit_us: change.commit_us,
+            schema: Some(self.schema_id(&change.schema)),
+            transaction: TransactionPart::Open,
+        };
+        Ok(Record { key: encoded.key, value: encoded.value, headers })
+    }
+
+    fn schema_id(&mut self, schema: &Arc<TableSchema>) -> u64 {
+        if let Some((_, id)) = self.schema_ids.iter().find(|(known, _)| Arc::ptr_eq(known, schema)) {
+            return *id;
+        }
+        let id = schema.id();
+        self.schema_ids.push((Arc::clone(schema), id));
+        id
+    }
+
+    /// Adds a record to the open transaction of its partition.
+    fn hold(&mut self, partition: u32, record: Record) {
+        let Some(slot) = self.pending.get_mut(partition as usize) else { return };
+        if let Some(previous) = slot.replace(record) {
+            self.group.push(partition, previous);
+        }
+    }
+}
+
+impl Group {
+    fn push(&mut self, partition: u32, record: Record) {
+        self.bytes += record.key.len() + record.value.len() + 64;
+        self.records.push((partition, record));
+    }
+
+    /// The records with the control record in its place.
+    fn into_records(self, partitions: u32) -> (Vec<(u32, Record)>, Option<Complete>) {
+        let Group { mut records, complete, .. } = self;
+        let Some((at, complete)) = complete else { return (records, None) };
+        let control = Control { position: Some(complete.position.clone()), clock: complete.clock, chunk: None };
+        let json = serde_json::to_vec(&control).unwrap_or_default();
+        let record = marker(complete.kind, json, complete.clock, complete.commit_us);
+        let at = at.min(records.len());
+        records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
+        (records, Some(complete))
+    }
+}
+
+/// Where the transaction after `position` is, for the envelope's `source` block.
+fn origin_after(position: &Position) -> Origin {
+    match position {
+        Position::Mysql(position) => {
+            Origin { file: position.file.clone(), offset: position.offset, ..Origin::default() }
+        }
+    }
+}
+
+/// A record that is no row.
+pub(crate) fn marker(kind: Kind, value: Vec<u8>, version: Version, commit_us: i64) -> Record {
+    Record {
+        key: crate::log::EMPTY,
+        value: value.into(),
+        headers: Headers { kind, version, commit_us, schema: None, transaction: TransactionPart::End },
+    }
+}
+
+fn halt_of(error: SessionError) -> Halt {
+    match error {
+        SessionError::Capture(CaptureError::Halt { reason, remedy }) => Halt { reason, remedy },
+        SessionError::Capture(error @ CaptureError::Unreachable(_)) => {
+            Halt { reason: error.to_string(), remedy: "make the source reachable and restart the worker".into() }
+        }
+        SessionError::Envelope(error) => {
+            Halt { reason: error.to_string(), remedy: "this is a defect of cutover: report it with this message".into() }
+        }
+        SessionError::Log(error) => Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() },
+    }
+}

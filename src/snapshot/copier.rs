@@ -1,0 +1,329 @@
+//! The copier: walks the unfinished copies, several chunks at a time.
+//!
+//! ```text
+//! bounds ──► chunk queue ──► readers (each: source connection → encoder) ──► snapshot topic
+//! ```
+//!
+//! It holds back while too many copied rows wait in the log, and slows down to a minimum share while
+//! the stream's lag is above its limit, so that neither starves the other (CORRECTNESS rule 26).
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Block, Chunk, OpenScan, Progress, Range, Scan, SnapshotError, TableCopy};
+use crate::{
+    log::{
+        Control, EMPTY, Headers, Kind, Log, Record, Topic, TransactionPart,
+        envelope::{self, Encoder, Origin},
+        record::ChunkEnd,
+    },
+    model::{Change, Disposition, Images, Op, TableSchema},
+    observe::{Captured, Frontier, Halt, Halts, metric, now_us},
+};
+
+/// Bytes of one append.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Blocks of rows between a source connection and its encoder.
+const BLOCKS_WAITING_MAX: usize = 2;
+/// How often a chunk is read even while the stream lags.
+const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// How often the list of unfinished copies is read when there are none.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Copies tables until it is stopped.
+pub struct Copier {
+    pub scans: Arc<dyn OpenScan>,
+    pub progress: Arc<dyn Progress>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    pub pipeline: String,
+    pub connector: String,
+    pub chunk_rows: u64,
+    pub parallel: usize,
+    pub lag_max_seconds: f64,
+}
+
+impl std::fmt::Debug for Copier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Copier").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// The chunks of a copy, handed out one by one; new ones are found as they are asked for.
+struct Queue {
+    known: VecDeque<Chunk>,
+    next_number: i64,
+    lower: Option<String>,
+    bounds_done: bool,
+}
+
+impl Copier {
+    /// Copies what is unfinished, and whatever is asked for later, until `stop` or a halt.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut pause = Duration::from_millis(100);
+        while !stop.is_cancelled() {
+            let copied = tokio::select! { () = stop.cancelled() => return, copied = self.next_copy() => copied };
+            let wait = match copied {
+                Ok(true) => {
+                    pause = Duration::from_millis(100);
+                    continue;
+                }
+                Ok(false) => {
+                    self.halts.well("snapshot");
+                    IDLE_EVERY
+                }
+                Err(error) => {
+                    metrics::counter!(metric::SYNC_ERRORS, "stage" => "snapshot").increment(1);
+                    match error.disposition() {
+                        Disposition::Retry => self.halts.trouble("snapshot", &error.to_string()),
+                        Disposition::Halt | Disposition::DeadLetter => {
+                            return self.halts.halt("snapshot", halt_of(error));
+                        }
+                    }
+                    pause = (pause * 2).min(BACKOFF_MAX);
+                    pause.mul_f64(rand::random_range(0.5..1.0))
+                }
+            };
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(wait) => {} }
+        }
+    }
+
+    /// Makes the first unfinished copy; false if there is none.
+    async fn next_copy(&self) -> Result<bool, SnapshotError> {
+        let Some(copy) = self.progress.unfinished().await?.into_iter().next() else { return Ok(false) };
+        self.captured().await;
+        let schema = self.scans.schema(&copy.table).await?;
+        let mut first = self.scans.open().await?;
+        let estimate = first.estimate_rows(&schema).await?;
+        self.progress.schema(&copy, &schema, estimate).await?;
+        self.announce(&schema).await?;
+        let queue = self.queue(&copy).await?;
+        tracing::info!(table = %copy.table, rows = estimate, chunks_left = queue.known.len(), "copying");
+        let queue = Mutex::new(queue);
+        let mut others = Vec::new();
+        for _ in 1..self.parallel {
+            others.push(self.scans.open().await?);
+        }
+        let readers = std::iter::once(first).chain(others).map(|scan| self.reader(scan, &copy, &schema, &queue));
+        futures::future::try_join_all(readers).await?;
+        self.barrier().await?;
+        if self.progress.finish(&copy).await? {
+            tracing::info!(table = %copy.table, "copied");
+        }
+        Ok(true)
+    }
+
+    /// Waits until capture has a position: a chunk needs one to be labelled with.
+    async fn captured(&self) {
+        let mut captured = self.frontier.watch_captured();
+        // The sender lives as long as the frontier that we hold, so this only ends with a position.
+        let _ = captured.wait_for(Option::is_some).await;
+    }
+
+    /// Writes the schema that the rows will refer to into every partition of the snapshot topic.
+    async fn announce(&self, schema: &TableSchema) -> Result<(), SnapshotError> {
+        let json = serde_json::to_vec(schema).unwrap_or_default();
+        let record = Record {
+            key: EMPTY,
+            value: json.into(),
+            headers: Headers {
+                kind: Kind::Schema,
+                version: 0,
+                commit_us: 0,
+                schema: Some(schema.id()),
+                transaction: TransactionPart::End,
+            },
+        };
+        let records = (0..self.log.partitions()).map(|partition| (partition, record.clone())).collect();
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    async fn queue(&self, copy: &TableCopy) -> Result<Queue, SnapshotError> {
+        let chunks = self.progress.chunks(copy).await?;
+        let last = chunks.iter().max_by_key(|chunk| chunk.number);
+        Ok(Queue {
+            next_number: last.map_or(0, |chunk| chunk.number + 1),
+            lower: last.and_then(|chunk| chunk.range.upper.clone()),
+            bounds_done: copy.bounds_done,
+            known: chunks.into_iter().filter(|chunk| !chunk.done).collect(),
+        })
+    }
+
+    /// Reads chunks of one table over one connection until none are left.
+    async fn reader(
+        &self,
+        mut scan: Box<dyn Scan>,
+        copy: &TableCopy,
+        schema: &Arc<TableSchema>,
+        queue: &Mutex<Queue>,
+    ) -> Result<(), SnapshotError> {
+        let mut encoder = Encoder::new(&self.pipeline, &self.connector);
+        let mut captured = self.frontier.watch_captured();
+        loop {
+            self.hold_back().await?;
+            let chunk = self.next_chunk(&mut *scan, copy, schema, &mut *queue.lock().await).await?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
+            let reading = scan.read(schema, &chunk.range, &mut captured, blocks);
+            let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming);
+            let (read, written) = tokio::join!(reading, writing);
+            let (rows, last) = written?;
+            read?;
+            self.end_chunk(copy, chunk.number, rows, last).await?;
+        }
+    }
+
+    /// The next chunk to read; found and stored first, if no known one is left.
+    async fn next_chunk(
+        &self,
+        scan: &mut dyn Scan,
+        copy: &TableCopy,
+        schema: &TableSchema,
+        queue: &mut Queue,
+    ) -> Result<Option<Chunk>, SnapshotError> {
+        if let Some(chunk) = queue.known.pop_front() {
+            return Ok(Some(chunk));
+        }
+        if queue.bounds_done {
+            return Ok(None);
+        }
+        let upper = scan.next_bound(schema, queue.lower.as_deref(), self.chunk_rows).await?;
+        let last = upper.is_none();
+        let chunk = Chunk {
+            number: queue.next_number,
+            range: Range { lower: queue.lower.clone(), upper: upper.clone() },
+            done: false,
+        };
+        self.progress.add_chunk(copy, &chunk, last).await?;
+        queue.next_number += 1;
+        queue.lower = upper;
+        queue.bounds_done = last;
+        Ok(Some(chunk))
+    }
+
+    /// Encodes and appends the rows of one chunk; how many, and the records not appended yet.
+    async fn write(
+        &self,
+        encoder: &mut Encoder,
+        copy: &TableCopy,
+        schema: &Arc<TableSchema>,
+        chunk: i64,
+        mut blocks: mpsc::Receiver<Block>,
+    ) -> Result<(u64, Vec<(u32, Record)>), SnapshotError> {
+        let partitions = self.log.partitions();
+        let id = schema.id();
+        let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
+        while let Some(block) = blocks.recv().await {
+            let at_us = now_us();
+            let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
+            for row in block.rows {
+                let change = Change {
+                    schema: Arc::clone(schema),
+                    op: Op::Read,
+                    images: Images { before: None, after: Some(row) },
+                    version: block.version,
+                    commit_us: at_us,
+                };
+                let encoded = encoder.encode(&change, &origin).map_err(|error| SnapshotError::Halt {
+                    reason: format!("chunk {chunk} of {} cannot be encoded: {error}", copy.table),
+                    remedy: "this is a defect of cutover: report it with this message".into(),
+                })?;
+                bytes += encoded.key.len() + encoded.value.len() + 64;
+                let headers = Headers {
+                    kind: Kind::Row,
+                    version: block.version,
+                    commit_us: at_us,
+                    schema: Some(id),
+                    transaction: TransactionPart::End,
+                };
+                let record = Record { key: encoded.key, value: encoded.value, headers };
+                records.push((envelope::partition(&change, partitions), record));
+                rows += 1;
+                if bytes >= GROUP_BYTES_MAX {
+                    self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
+                    bytes = 0;
+                }
+            }
+        }
+        Ok((rows, records))
+    }
+
+    /// Appends the chunk's last rows and the record that says that it is complete.
+    async fn end_chunk(
+        &self,
+        copy: &TableCopy,
+        chunk: i64,
+        rows: u64,
+        mut records: Vec<(u32, Record)>,
+    ) -> Result<(), SnapshotError> {
+        for partition in 0..self.log.partitions() {
+            // Counted once, however many partitions there are.
+            let rows = if partition == 0 { rows } else { 0 };
+            let end = ChunkEnd { table: copy.table.clone(), generation: copy.generation, chunk, rows };
+            let control = Control { position: None, clock: 0, chunk: Some(end) };
+            let headers = Headers {
+                kind: Kind::Control,
+                version: 0,
+                commit_us: 0,
+                schema: None,
+                transaction: TransactionPart::End,
+            };
+            let value = serde_json::to_vec(&control).unwrap_or_default().into();
+            records.push((partition, Record { key: EMPTY, value, headers }));
+        }
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    /// Waits while enough copied rows are on their way, or while the stream lags.
+    async fn hold_back(&self) -> Result<(), SnapshotError> {
+        let backlog_max = self.chunk_rows * (self.parallel as u64 + 1);
+        while self.backlog().await? > backlog_max {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let started = tokio::time::Instant::now();
+        while started.elapsed() < MINIMUM_SHARE_EVERY
+            && self.frontier.lag_seconds(now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
+        {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Records of the snapshot topic that are not in the target yet.
+    async fn backlog(&self) -> Result<u64, SnapshotError> {
+        let mut backlog = 0;
+        for partition in 0..self.log.partitions() {
+            let (_, end) = self.log.bounds(Topic::Snapshot, partition).await?;
+            backlog += end.saturating_sub(self.frontier.snapshot_offset(partition));
+        }
+        Ok(backlog)
+    }
+
+    /// Waits until everything copied is in the target, and the stream has passed what capture had
+    /// when the last chunk was read.
+    async fn barrier(&self) -> Result<(), SnapshotError> {
+        while self.backlog().await? > 0 {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let captured: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
+        let ends = captured.borrow().as_ref().map(|captured| captured.ends.clone()).unwrap_or_default();
+        while !self.frontier.reached(&ends) {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+}
+
+fn halt_of(error: SnapshotError) -> Halt {
+    match error {
+        SnapshotError::Halt { reason, remedy } => Halt { reason, remedy },
+        SnapshotError::Source(_) | SnapshotError::Target(_) | SnapshotError::Log(_) => {
+            Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() }
+        }
+    }
+}
