@@ -1,1 +1,3 @@
 //! Capture from the binlog of MySQL and MariaDB.
+
+pub mod binlog;
