@@ -3,10 +3,10 @@
 
 pub mod apply;
 pub mod capture;
-pub mod cli;
 pub mod database;
 pub mod log;
 pub mod model;
 pub mod observe;
+pub mod pipeline;
 pub mod snapshot;
 pub mod transform;

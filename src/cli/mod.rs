@@ -104,6 +104,14 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
     match arguments.command {
+        Command::Init(init) => match runtime.block_on(init::run(init)) {
+            Ok(written) => {
+                println!("{written}");
+                Ok(())
+            }
+            Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
+            Err(error) => Err(error.into()),
+        },
         Command::Run { role, until_synced, listen } => {
             let mut config = config()?;
             if let Some(listen) = listen {

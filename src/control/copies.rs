@@ -65,15 +65,16 @@ impl Store {
     }
 
     /// Moves the snapshot topic's offset and counts the chunks that it passed; a chunk is copied when
-    /// every partition has passed its end.
+    /// every partition has passed its end. False if another lease has the lane.
     pub async fn advance_snapshot(
         &self,
         partition: u32,
         partitions: u32,
+        lease_epoch: i64,
         log_epoch: &str,
         to: u64,
         chunks: &[ChunkEnd],
-    ) -> Result<(), PgError> {
+    ) -> Result<bool, PgError> {
         let session = self.session().await?;
         let client = session.client()?;
         let (partition, partitions) = (partition.cast_signed(), partitions.cast_signed());
@@ -81,23 +82,23 @@ impl Store {
         let generations: Vec<i64> = chunks.iter().map(|chunk| chunk.generation).collect();
         let numbers: Vec<i64> = chunks.iter().map(|chunk| chunk.chunk).collect();
         let rows: Vec<i64> = chunks.iter().map(|chunk| chunk.rows.cast_signed()).collect();
-        client
-            .execute(
-                "WITH ended AS (SELECT * FROM unnest($6::text[], $7::bigint[], $8::bigint[], $9::bigint[]) \
-                        AS e(source_table, generation, chunk, rows)), \
+        let moved = client
+            .query_opt(
+                "WITH moved AS (UPDATE cutover.offsets SET next_offset = $5, updated_at = clock_timestamp() \
+                               WHERE pipeline = $1 AND topic = 'snapshot' AND part = $3 AND log_epoch = $2 \
+                                 AND lease_epoch = $10 RETURNING 1), \
+                      ended AS (SELECT * FROM unnest($6::text[], $7::bigint[], $8::bigint[], $9::bigint[]) \
+                                  AS e(source_table, generation, chunk, rows) WHERE EXISTS (SELECT FROM moved)), \
                       counted AS (UPDATE cutover.chunks c SET parts_done = array_append(c.parts_done, $3::int), \
-                                  rows = c.rows + e.rows, \
-                                  state = CASE WHEN cardinality(c.parts_done) + 1 >= $4::int THEN 'done' ELSE c.state END \
-                               FROM ended e WHERE c.pipeline = $1 AND c.source_table = e.source_table \
-                                AND c.generation = e.generation AND c.chunk = e.chunk AND $3::int <> ALL(c.parts_done) \
-                               RETURNING c.source_table, c.generation, e.rows), \
+                                    rows = c.rows + e.rows, \
+                                    state = CASE WHEN cardinality(c.parts_done) + 1 >= $4::int THEN 'done' ELSE c.state END \
+                                  FROM ended e WHERE c.pipeline = $1 AND c.source_table = e.source_table \
+                                   AND c.generation = e.generation AND c.chunk = e.chunk AND $3::int <> ALL(c.parts_done) \
+                                  RETURNING c.source_table, c.generation, e.rows), \
                       summed AS (SELECT source_table, generation, sum(rows)::bigint AS rows FROM counted GROUP BY 1, 2), \
                       shown AS (UPDATE cutover.tables t SET rows_copied = t.rows_copied + s.rows FROM summed s \
-                               WHERE t.pipeline = $1 AND t.source_table = s.source_table AND t.generation = s.generation) \
-                 INSERT INTO cutover.offsets (pipeline, topic, part, log_epoch, next_offset, lease_epoch, updated_at) \
-                 VALUES ($1, 'snapshot', $3, $2, $5, 0, now()) \
-                 ON CONFLICT (pipeline, topic, part) DO UPDATE \
-                 SET log_epoch = excluded.log_epoch, next_offset = excluded.next_offset, updated_at = now()",
+                                WHERE t.pipeline = $1 AND t.source_table = s.source_table AND t.generation = s.generation) \
+                 SELECT FROM moved",
                 &[
                     &self.pipeline,
                     &log_epoch,
@@ -108,10 +109,11 @@ impl Store {
                     &generations,
                     &numbers,
                     &rows,
+                    &lease_epoch,
                 ],
             )
             .await?;
-        Ok(())
+        Ok(moved.is_some())
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Lease {
 }
 
 /// Who holds the lease instead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Holder {
     pub holder: String,
     /// Seconds until the lease runs out unless it is renewed.
@@ -34,26 +34,25 @@ pub async fn acquire(
     pipeline: &str,
     role: &str,
     holder: &str,
-    transforms_hash: &str,
 ) -> Result<Result<Lease, Holder>, tokio_postgres::Error> {
     client
         .execute(
-            "INSERT INTO cutover.lease (pipeline, role, holder, transforms_hash, epoch, expires_at) \
-             VALUES ($1, $2, '', '', 0, '-infinity') ON CONFLICT DO NOTHING",
+            "INSERT INTO cutover.lease (pipeline, role, holder, epoch, expires_at) \
+             VALUES ($1, $2, '', 0, '-infinity') ON CONFLICT DO NOTHING",
             &[&pipeline, &role],
         )
         .await?;
     // `FOR UPDATE` of the one row serializes workers that start together.
     let taken = client
         .query_opt(
-            "UPDATE cutover.lease l SET holder = $3, transforms_hash = $4, epoch = epoch + 1, \
-                    expires_at = clock_timestamp() + make_interval(secs => $5::float8), \
+            "UPDATE cutover.lease l SET holder = $3, epoch = epoch + 1, \
+                    expires_at = clock_timestamp() + make_interval(secs => $4::float8), \
                     backend_pid = pg_backend_pid(), \
                     backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()) \
              WHERE pipeline = $1 AND role = $2 AND (expires_at < clock_timestamp() OR NOT EXISTS ( \
                     SELECT 1 FROM pg_stat_activity a WHERE a.pid = l.backend_pid AND a.backend_start = l.backend_start)) \
              RETURNING epoch",
-            &[&pipeline, &role, &holder, &transforms_hash, &(LEASE_SECONDS as f64)],
+            &[&pipeline, &role, &holder, &(LEASE_SECONDS as f64)],
         )
         .await?;
     if let Some(row) = taken {

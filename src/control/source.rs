@@ -17,7 +17,7 @@ use crate::{
         scan::{ScanError, Scanner, Watermark},
     },
     model::{Disposition, Position, TableName, TableSchema, Version},
-    observe::Captured,
+    observe::{Captured, now_us},
     pipeline::capture::{OpenSource, Register},
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
 };
@@ -32,8 +32,8 @@ pub struct MysqlServer {
     pub config: SourceConfig,
     pub connector: Connector,
     pub database: String,
-    /// The captured tables, by name.
-    pub tables: Vec<String>,
+    /// The captured tables.
+    pub tables: Vec<TableName>,
     pub store: Arc<Store>,
 }
 
@@ -57,7 +57,8 @@ impl OpenSource for MysqlServer {
             Some((Position::Mysql(position), clock)) => (Some((position, clock)), self.known_schemas(clock).await?),
             None => (None, Vec::new()),
         };
-        let source = MysqlSource::open(&self.pipeline, &self.config, &self.tables, from, known).await?;
+        let settings = self.config.resolve(&self.pipeline, now_us)?;
+        let source = MysqlSource::open(&settings, from, &known, &self.tables).await?;
         Ok(Box::new(source))
     }
 }
@@ -92,7 +93,7 @@ impl Register for Notes {
 #[async_trait]
 impl OpenScan for MysqlServer {
     async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
-        let scanner = Scanner::connect(&self.connector, self.config.zero_dates).await?;
+        let scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
         Ok(Box::new(MysqlScan { scanner }))
     }
 

@@ -246,8 +246,7 @@ impl Worker {
     async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
         let holder = format!("{}:{}", hostname(), std::process::id());
         let session = leases.session().await?;
-        let hash = crate::transform::hash(&self.config.path(&self.config.transform.folder));
-        let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder, &hash).await;
+        let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
         taken.map_err(PgError::from)?.map_err(|other| {
             Attempt::Later(format!("waiting for the lease, which {} holds", other.holder))
         })
@@ -268,10 +267,6 @@ impl Worker {
         let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, (&self.config.log).into()).await?);
         let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
         self.store.register_tables(&names).await?;
-        for schema in &opened.tables {
-            // Known from the start, so that `status` and a lost log find them; capture stores them again in order.
-            tracing::debug!(table = %schema.table, columns = schema.columns.len(), "source table");
-        }
         let target = Arc::new(PgTarget::prepare(self, lease.epoch, &opened.tables).await?);
         let work = self.stop.child_token();
         let mut tasks = JoinSet::new();
@@ -283,7 +278,7 @@ impl Worker {
             config: self.config.source.clone(),
             connector: opened.connector,
             database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
-            tables: names,
+            tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
             store: Arc::clone(&self.store),
         });
         let connector = match opened.facts.flavor {

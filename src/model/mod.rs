@@ -6,12 +6,14 @@
 pub mod change;
 pub mod position;
 pub mod schema;
+pub mod target;
 pub mod value;
 pub mod version;
 
 pub use change::{Change, Images, Op};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
+pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
 pub use value::{Value, ZeroDates};
 pub use version::{Clock, ClockError, Version};
 

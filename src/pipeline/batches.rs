@@ -184,7 +184,8 @@ impl Batcher {
         if self.ready.to == self.from {
             return;
         }
-        let ready = std::mem::replace(&mut self.ready, Ready { to: self.ready.to, ..Ready::default() });
+        let to = self.ready.to;
+        let ready = std::mem::replace(&mut self.ready, Ready { to, ..Ready::default() });
         self.batches.push(Step::Apply(Batch {
             topic: self.topic,
             partition: self.partition,

@@ -1,1 +1,119 @@
-//! The user's SQL transforms, planned against the real target.
+//! From SQL files to checked plans: what a source row becomes at the target.
+//!
+//! What enters is `transforms/<target>.sql` and the catalogs of both sides; what leaves is a [`Plan`] per
+//! pair of source and target table, or every [`Problem`] with its file, line and column. The invariant: a
+//! plan's `SELECT` reads nothing but its source row and settings that every session pins, so that the same row
+//! gives the same result on every run. Deliberately absent: a SQL parser. PostgreSQL parses, and we read
+//! what it understood. Running a plan is the sink's work.
+
+mod check;
+mod file;
+mod shape;
+mod tree;
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+pub use check::{Checked, check};
+pub use file::{Directives, OnDelete, Statement, TransformFile};
+
+use crate::model::Plan;
+
+/// A place in a file, from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: u32,
+    pub column: u32,
+}
+
+/// Whether a problem keeps the pipeline from running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+/// What is wrong with a transform, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub severity: Severity,
+    pub place: Option<Place>,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    pub(crate) fn error(message: impl Into<String>) -> Self {
+        Problem { severity: Severity::Error, place: None, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn warning(message: impl Into<String>) -> Self {
+        Problem { severity: Severity::Warning, ..Problem::error(message) }
+    }
+
+    pub(crate) fn at(self, place: Place) -> Self {
+        Problem { place: Some(place), ..self }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Problem { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{}:{}:{}: ", place.file.display(), place.line, place.column)?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads every `*.sql` of a folder, in name order. A folder that does not exist holds no transforms.
+///
+/// # Errors
+/// Every file that cannot be read or split, not just the first.
+pub fn load(folder: &Path, default_schema: &str) -> Result<Vec<TransformFile>, Vec<Problem>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(vec![unreadable(folder, &error)]),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| vec![unreadable(folder, &error)])?.path();
+        if path.extension().is_some_and(|extension| extension == "sql") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for path in paths {
+        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, &error));
+        match text.and_then(|text| TransformFile::parse(&path, &text, default_schema)) {
+            Ok(file) => files.push(file),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() { Ok(files) } else { Err(problems) }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
+    Problem::error(format!("{} cannot be read: {error}", path.display())).hint("make it readable for cutover's user")
+}
+
+/// Identifies what the transforms do: workers with different hashes must not write side by side
+/// (CORRECTNESS rule 19).
+pub fn transforms_hash(plans: &[Plan]) -> String {
+    let mut texts: Vec<String> =
+        plans.iter().map(|plan| format!("{}\0{}\0{}", plan.source.table, plan.target.name, plan.select)).collect();
+    texts.sort();
+    let digest = Sha256::digest(texts.join("\0\0").as_bytes());
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -7,6 +7,7 @@ mod capture_mysql;
 mod init;
 mod log_contract;
 mod log_embedded;
+mod pipeline;
 mod scan_mysql;
 mod servers;
 mod support;

@@ -1,1 +1,15 @@
-//! PostgreSQL: connecting, the catalog.
+//! PostgreSQL: connecting, its catalog, and what its errors mean.
+//!
+//! Every session that leaves here has its settings pinned: what a transform computes must not depend on the
+//! server's configuration, and no schema may put itself before `pg_catalog`
+//! (CORRECTNESS rule 28). Deliberately absent: pools. A session has one owner.
+
+pub mod catalog;
+mod connect;
+mod error;
+pub mod sql;
+pub mod state;
+mod tls;
+
+pub use connect::{Options, Session, Target, UrlError};
+pub use error::{PgError, Refusal};

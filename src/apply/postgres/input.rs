@@ -1,0 +1,315 @@
+//! From a batch's events to the arrays that the statements take.
+//!
+//! Events of one source row become one [`Item`]: the newest image is what the target must show, and
+//! where a plan is partial the older images are dead facts at their change's version. Images that no plan reads are
+//! not decoded, and columns that no plan reads are not sent.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    apply::{ApplyError, Event, RowEvent},
+    log::envelope,
+    model::{ColumnType, Coverage, Plan, TableSchema, Version},
+};
+
+/// Which source row: the table and the record's key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    pub table: String,
+    pub key: Bytes,
+}
+
+impl SourceKey {
+    pub fn of(event: &RowEvent) -> Self {
+        SourceKey { table: event.schema.table.to_string(), key: event.key.clone() }
+    }
+}
+
+/// What a batch says of one source row.
+#[derive(Debug, Clone)]
+pub struct Item<'a> {
+    /// By version; never empty.
+    pub events: Vec<&'a RowEvent>,
+    /// Older events of the row that were set aside: what they replaced is still at the target.
+    pub held: Vec<&'a RowEvent>,
+    /// Leave out the images before: they never were at the target, and cannot be transformed.
+    pub without_before: bool,
+}
+
+impl<'a> Item<'a> {
+    pub fn new(event: &'a RowEvent) -> Self {
+        Item { events: vec![event], held: Vec::new(), without_before: false }
+    }
+
+    /// The newest event.
+    pub fn newest(&self) -> Option<&'a RowEvent> {
+        self.events.last().copied()
+    }
+}
+
+/// Groups row events by source row, in order of first appearance.
+pub fn items<'a>(events: &'a [Event]) -> Vec<Item<'a>> {
+    let mut items: Vec<Item<'a>> = Vec::new();
+    // The address tells schemas apart cheaply; two schemas of one table must still meet, so tables are numbered.
+    let mut tables: HashMap<usize, usize> = HashMap::new();
+    let mut names: Vec<&'a TableSchema> = Vec::new();
+    let mut places: HashMap<(usize, &'a [u8]), usize> = HashMap::with_capacity(events.len());
+    for event in events {
+        let Event::Row(event) = event else { continue };
+        let table = *tables.entry(Arc::as_ptr(&event.schema) as usize).or_insert_with(|| {
+            let place = names.iter().position(|known| known.table == event.schema.table);
+            place.unwrap_or_else(|| {
+                names.push(&event.schema);
+                names.len() - 1
+            })
+        });
+        match places.get(&(table, event.key.as_ref())).and_then(|place| items.get_mut(*place)) {
+            Some(item) => item.events.push(event),
+            None => {
+                places.insert((table, event.key.as_ref()), items.len());
+                items.push(Item::new(event));
+            }
+        }
+    }
+    for item in &mut items {
+        item.events.sort_by_key(|event| event.version);
+    }
+    items
+}
+
+/// How rows of one schema go into one plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    pub plan: usize,
+    /// Places in the schema of the columns that the plan reads.
+    pub columns: Vec<usize>,
+    pub types: Vec<ColumnType>,
+}
+
+impl Binding {
+    /// Matches by name. A column that the plan reads and the schema lacks stops the pipeline: the log keeps everything.
+    pub fn new(index: usize, plan: &Plan, schema: &TableSchema) -> Result<Self, ApplyError> {
+        let mut binding = Binding { plan: index, columns: Vec::new(), types: Vec::new() };
+        for name in &plan.reads {
+            let place = schema.columns.iter().position(|column| column.name == *name);
+            let Some((place, column)) = place.and_then(|place| Some((place, schema.columns.get(place)?))) else {
+                return Err(ApplyError::Halt {
+                    reason: format!(
+                        "{} reads column `{name}`, which source table {} no longer has",
+                        plan.name(),
+                        schema.table
+                    ),
+                    remedy: "change the transform and start again; the log keeps every change until then".into(),
+                });
+            };
+            binding.columns.push(place);
+            binding.types.push(column.column_type.clone());
+        }
+        Ok(binding)
+    }
+}
+
+/// Bindings by schema, kept over batches.
+#[derive(Debug, Default)]
+pub struct Bindings {
+    by_schema: HashMap<u64, Arc<[usize]>>,
+    pub all: Vec<Binding>,
+}
+
+impl Bindings {
+    /// The bindings of a schema: one for each plan that reads its table.
+    pub fn of(&mut self, plans: &[Plan], schema: &TableSchema) -> Result<Arc<[usize]>, ApplyError> {
+        let id = schema.id();
+        if let Some(known) = self.by_schema.get(&id) {
+            return Ok(known.clone());
+        }
+        let mut places = Vec::new();
+        for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.source.table == schema.table) {
+            let binding = Binding::new(index, plan, schema)?;
+            let known = self.all.iter().position(|other| *other == binding);
+            places.push(known.unwrap_or_else(|| {
+                self.all.push(binding);
+                self.all.len() - 1
+            }));
+        }
+        let places: Arc<[usize]> = places.into();
+        self.by_schema.insert(id, places.clone());
+        Ok(places)
+    }
+}
+
+/// Images on their way into one statement.
+#[derive(Debug, Default)]
+pub struct Images {
+    pub versions: Vec<Version>,
+    pub dead: Vec<bool>,
+    /// The item that each image belongs to.
+    pub items: Vec<usize>,
+    rows: Vec<usize>,
+}
+
+impl Images {
+    fn push(&mut self, item: usize, row: usize, version: Version, dead: bool) {
+        self.versions.push(version);
+        self.dead.push(dead);
+        self.items.push(item);
+        self.rows.push(row);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.versions.is_empty()
+    }
+}
+
+/// The images of one binding. A partial plan sees them all together, in `live`, a total plan apart.
+#[derive(Debug, Default)]
+pub struct Group {
+    pub live: Images,
+    pub dead: Images,
+}
+
+/// Everything that a set of items sends.
+#[derive(Debug, Default)]
+pub struct Input<'a> {
+    rows: Vec<envelope::Row<'a>>,
+    /// By binding.
+    pub groups: BTreeMap<usize, Group>,
+    /// Items that hold what no PostgreSQL text can: a NUL byte.
+    pub unsendable: Vec<usize>,
+}
+
+impl<'a> Input<'a> {
+    /// Decodes and sorts the items' images.
+    pub fn new(plans: &[Plan], bindings: &mut Bindings, items: &[Item<'a>]) -> Result<Self, ApplyError> {
+        let mut input = Input { rows: Vec::with_capacity(items.len()), ..Input::default() };
+        let mut schemas: HashMap<usize, Arc<[usize]>> = HashMap::new();
+        for (index, item) in items.iter().enumerate() {
+            let Some(newest) = item.newest() else { continue };
+            let mut bound = |event: &RowEvent, bindings: &mut Bindings| -> Result<Arc<[usize]>, ApplyError> {
+                let address = Arc::as_ptr(&event.schema) as usize;
+                if let Some(known) = schemas.get(&address) {
+                    return Ok(known.clone());
+                }
+                let found = bindings.of(plans, &event.schema)?;
+                schemas.insert(address, found.clone());
+                Ok(found)
+            };
+            let places = bound(newest, bindings)?;
+            if places.is_empty() {
+                continue;
+            }
+            let (before, after, _) = decode(newest)?;
+            if let Some(after) = &after
+                && places
+                    .iter()
+                    .filter_map(|place| bindings.all.get(*place))
+                    .any(|binding| has_nul(after, &binding.columns))
+            {
+                input.unsendable.push(index);
+                continue;
+            }
+            let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
+            let held = item.held.iter().map(|event| (*event, newest.version));
+            let after = after.map(|row| input.keep(row));
+            let before = before.map(|row| input.keep_dead(row));
+            input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
+            // What earlier images made is gone, unless the newest makes it again; only a partial plan can tell.
+            for (event, version) in older.chain(held) {
+                let places = bound(event, bindings)?;
+                let partial = |place: &&usize| coverage(plans, bindings, **place) == Some(Coverage::Partial);
+                if !item.without_before && places.iter().any(|place| partial(&place)) {
+                    let (Some(before), _, _) = decode(event)? else { continue };
+                    let row = input.keep_dead(before);
+                    for place in places.iter().filter(partial) {
+                        input.groups.entry(*place).or_default().live.push(index, row, version, true);
+                    }
+                }
+            }
+        }
+        Ok(input)
+    }
+
+    #[allow(clippy::too_many_arguments)] // each is one fact about the same image
+    fn newest(
+        &mut self,
+        plans: &[Plan],
+        bindings: &Bindings,
+        item: usize,
+        version: Version,
+        places: &[usize],
+        (before, after): (Option<usize>, Option<usize>),
+        without_before: bool,
+    ) {
+        for place in places {
+            let group = self.groups.entry(*place).or_default();
+            match (coverage(plans, bindings, *place), before, after) {
+                (Some(Coverage::Total), _, Some(after)) => group.live.push(item, after, version, false),
+                (Some(Coverage::Total), Some(before), None) => group.dead.push(item, before, version, true),
+                (Some(Coverage::Partial), before, after) => {
+                    if let Some(before) = before.filter(|_| !without_before) {
+                        group.live.push(item, before, version, true);
+                    }
+                    if let Some(after) = after {
+                        group.live.push(item, after, version, false);
+                    }
+                }
+                (Some(Coverage::Total), None, None) | (None, _, _) => {}
+            }
+        }
+    }
+
+    fn keep(&mut self, row: envelope::Row<'a>) -> usize {
+        self.rows.push(row);
+        self.rows.len() - 1
+    }
+
+    /// A value with a NUL byte never reached the target: in an image of what is gone it may as well be null.
+    fn keep_dead(&mut self, mut row: envelope::Row<'a>) -> usize {
+        for cell in &mut row {
+            if cell.as_ref().is_some_and(|text| nul(text)) {
+                *cell = None;
+            }
+        }
+        self.keep(row)
+    }
+
+    /// One column of these images, as the array to send.
+    pub fn column(&self, images: &Images, column: usize) -> Vec<Option<&str>> {
+        images
+            .rows
+            .iter()
+            .map(|row| self.rows.get(*row).and_then(|row| row.get(column)).and_then(|cell| cell.as_deref()))
+            .collect()
+    }
+
+    /// Whether anything sent may make a dead fact.
+    pub fn has_dead(&self) -> bool {
+        self.groups.values().any(|group| !group.dead.is_empty() || group.live.dead.iter().any(|dead| *dead))
+    }
+}
+
+fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverage> {
+    bindings.all.get(place).and_then(|binding| plans.get(binding.plan)).map(|plan| plan.coverage)
+}
+
+fn nul(text: &Cow<'_, str>) -> bool {
+    text.as_bytes().contains(&0)
+}
+
+fn has_nul(row: &envelope::Row<'_>, columns: &[usize]) -> bool {
+    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_ref()).is_some_and(nul))
+}
+
+/// A record that cannot be read is never skipped: its row would be lost.
+fn decode(event: &RowEvent) -> Result<envelope::Decoded<'_>, ApplyError> {
+    envelope::cells(&event.value, &event.schema).map_err(|error| ApplyError::Halt {
+        reason: format!("the record of {} at offset {} cannot be read: {error}", event.schema.table, event.offset),
+        remedy: "find out what wrote it; then copy the table again with `cutover resnapshot`".into(),
+    })
+}

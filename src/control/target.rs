@@ -1,0 +1,165 @@
+//! The PostgreSQL target, as the apply loops see it: plans, sinks, offsets.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use async_trait::async_trait;
+
+use super::{store::Store, worker::{Worker, postgres_options}};
+use crate::{
+    apply::{
+        ApplyError, Sink,
+        postgres::{PostgresSink, SinkOptions, collect_tombstones, prepare_target},
+    },
+    config::Config,
+    database::postgres::{self, PgError, Session, catalog},
+    log::{Offset, Topic, record::ChunkEnd},
+    model::{Plan, TableSchema, Version},
+    pipeline::apply::{Resume, Target},
+    transform::{self, Problem, Severity},
+};
+
+/// Why the target cannot be written to as the transforms say.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("the transforms do not fit the target:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Transforms(Vec<Problem>),
+    #[error("the target url: {0}")]
+    Url(#[from] postgres::UrlError),
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+/// The target of a running worker.
+#[derive(Debug)]
+pub struct PgTarget {
+    config: Arc<Config>,
+    address: postgres::Target,
+    store: Arc<Store>,
+    lease_epoch: i64,
+    sources: Vec<Arc<TableSchema>>,
+    plans: RwLock<Arc<[Plan]>>,
+}
+
+impl PgTarget {
+    /// Checks the transforms and makes version columns and tombstone tables where they are missing.
+    pub(super) async fn prepare(worker: &Worker, lease_epoch: i64, tables: &[TableSchema]) -> Result<Self, TargetError> {
+        let target = PgTarget {
+            config: Arc::clone(&worker.config),
+            address: postgres::Target::parse(&worker.config.target.url)?,
+            store: Arc::clone(&worker.store),
+            lease_epoch,
+            sources: tables.iter().cloned().map(Arc::new).collect(),
+            plans: RwLock::new(Arc::from([])),
+        };
+        let session = target.session("prepare").await?;
+        let plans = target.plan(&session).await?;
+        for plan in plans.iter() {
+            prepare_target(&session, &plan.target).await?;
+        }
+        target.set_plans(plans);
+        Ok(target)
+    }
+
+    /// Plans again, after the target's tables were changed.
+    pub(super) async fn reload(&self) -> Result<(), TargetError> {
+        let session = self.session("plan").await?;
+        let plans = self.plan(&session).await?;
+        self.set_plans(plans);
+        Ok(())
+    }
+
+    async fn session(&self, purpose: &str) -> Result<Session, PgError> {
+        Session::open(&self.address, &postgres_options(&self.config, purpose, false)).await
+    }
+
+    async fn plan(&self, session: &Session) -> Result<Arc<[Plan]>, TargetError> {
+        let schema = &self.config.target.schema;
+        let folder = self.config.path(&self.config.transform.folder);
+        let files = transform::load(&folder, schema).map_err(TargetError::Transforms)?;
+        let mut schemas = vec![schema.clone()];
+        schemas.extend(files.iter().map(|file| file.target.schema.clone()));
+        schemas.sort();
+        schemas.dedup();
+        let tables = catalog::tables(&session.client, &schemas).await?;
+        let checked = transform::check(&session.client, &self.sources, &files, &tables, schema).await?;
+        for problem in checked.problems.iter().filter(|problem| problem.severity == Severity::Warning) {
+            tracing::warn!("{problem}");
+        }
+        if checked.passed() { Ok(checked.plans.into()) } else { Err(TargetError::Transforms(checked.problems)) }
+    }
+
+    fn plans(&self) -> Arc<[Plan]> {
+        Arc::clone(&self.plans.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_plans(&self, plans: Arc<[Plan]>) {
+        *self.plans.write().unwrap_or_else(PoisonError::into_inner) = plans;
+    }
+
+    /// The source columns that transforms read, by source table.
+    pub fn used_columns(&self) -> BTreeMap<String, Vec<String>> {
+        let mut used: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for plan in self.plans().iter() {
+            used.entry(plan.source.table.table.clone()).or_default().extend(plan.reads.iter().cloned());
+        }
+        used
+    }
+
+    /// Forgets the tombstones older than `version`. The caller knows that nothing older can come.
+    pub async fn forget_tombstones(&self, version: Version) -> Result<(), PgError> {
+        let session = self.session("tombstones").await?;
+        for plan in self.plans().iter() {
+            let forgotten = collect_tombstones(&session, &plan.target.name, version).await?;
+            if forgotten > 0 {
+                tracing::debug!(table = %plan.target.name, forgotten, "old tombstones removed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn sink(&self, topic: Topic, partition: u32) -> Result<PostgresSink, ApplyError> {
+        let options = SinkOptions {
+            target: self.address.clone(),
+            session: postgres_options(&self.config, topic.suffix(), true),
+            pipeline: self.config.name.clone(),
+            topic,
+            partition,
+            lease_epoch: self.lease_epoch,
+            check_offset: topic == Topic::Changes,
+            config: self.config.apply.clone(),
+        };
+        PostgresSink::open(options, self.plans()).await
+    }
+}
+
+#[async_trait]
+impl Target for PgTarget {
+    async fn resume(&self, topic: Topic, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError> {
+        let claim = self.sink(topic, partition).await?.claim(log_epoch).await?;
+        let stored = self.store.schemas().await.map_err(unreachable)?;
+        let schemas: HashMap<u64, Arc<TableSchema>> =
+            stored.into_iter().map(|(_, schema)| (schema.id(), Arc::new(schema))).collect();
+        Ok(Resume { from: claim.next_offset, schemas })
+    }
+
+    async fn open(&self, topic: Topic, partition: u32) -> Result<Box<dyn Sink>, ApplyError> {
+        Ok(Box::new(self.sink(topic, partition).await?))
+    }
+
+    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd]) -> Result<(), ApplyError> {
+        let partitions = self.config.log.partitions;
+        let advanced = self.store.advance_snapshot(partition, partitions, self.lease_epoch, log_epoch, to, chunks).await;
+        if advanced.map_err(unreachable)? {
+            return Ok(());
+        }
+        let pipeline = self.config.name.clone();
+        Err(ApplyError::Fenced { topic: Topic::Snapshot.suffix(), partition, pipeline })
+    }
+}
+
+fn unreachable(error: PgError) -> ApplyError {
+    ApplyError::Unreachable(error.to_string())
+}

@@ -1,0 +1,255 @@
+//! Opening a session with its settings pinned.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::{PgError, sql, tls};
+
+/// How long a connection may take to open.
+const CONNECT_SECONDS_MAX: u64 = 10;
+/// A peer that answers nothing for this long is gone.
+const SILENCE_SECONDS_MAX: u64 = 60;
+
+/// A PostgreSQL address: `postgresql://user:password@host:port/database?tls=verify|require|disable`.
+#[derive(Clone)]
+pub struct Target {
+    config: Config,
+    mode: tls::Mode,
+    host: String,
+    port: u16,
+    database: String,
+}
+
+/// A URL that is no PostgreSQL address. The URL itself is not quoted: it holds a password.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the PostgreSQL URL {0}; it reads postgresql://user:password@host:port/database?tls=verify|require|disable")]
+pub struct UrlError(String);
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "postgresql://{}:{}/{}", self.host, self.port, self.database)
+    }
+}
+
+impl Target {
+    /// Reads a URL. Loopback hosts default to `tls=disable`, all others to `tls=verify`.
+    pub fn parse(url: &str) -> Result<Self, UrlError> {
+        let error = |reason: &str| UrlError(reason.to_owned());
+        let url = url::Url::parse(url).map_err(|reason| UrlError(format!("cannot be read ({reason})")))?;
+        if !matches!(url.scheme(), "postgresql" | "postgres") {
+            return Err(error("has another scheme"));
+        }
+        let host = url.host_str().ok_or_else(|| error("names no host"))?.trim_matches(['[', ']']).to_owned();
+        let loopback =
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let mut mode = if loopback { tls::Mode::Disable } else { tls::Mode::Verify };
+        for (name, value) in url.query_pairs() {
+            mode = match (name.as_ref(), value.as_ref()) {
+                ("tls", "verify") => tls::Mode::Verify,
+                ("tls", "require") => tls::Mode::Require,
+                ("tls", "disable") => tls::Mode::Disable,
+                ("tls", _) => return Err(error("has a tls setting that is none of verify, require, disable")),
+                (other, _) => return Err(UrlError(format!("has an unknown setting `{other}`"))),
+            };
+        }
+        let user = decode(url.username()).ok_or_else(|| error("has a user that is not UTF-8"))?;
+        if user.is_empty() {
+            return Err(error("names no user"));
+        }
+        let database = decode(url.path().trim_start_matches('/')).ok_or_else(|| error("has a bad database name"))?;
+        if database.is_empty() || database.contains('/') {
+            return Err(error("names no database"));
+        }
+        let port = url.port().unwrap_or(5432);
+        let mut config = Config::new();
+        config.host(&host).port(port).user(user).dbname(&database);
+        config.connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX));
+        config.keepalives_idle(Duration::from_secs(SILENCE_SECONDS_MAX / 2));
+        config.keepalives_interval(Duration::from_secs(SILENCE_SECONDS_MAX / 6));
+        config.tcp_user_timeout(Duration::from_secs(SILENCE_SECONDS_MAX));
+        if let Some(password) = url.password() {
+            config.password(decode(password).ok_or_else(|| error("has a password that is not UTF-8"))?);
+        }
+        config.ssl_mode(match mode {
+            tls::Mode::Verify | tls::Mode::Require => tokio_postgres::config::SslMode::Require,
+            tls::Mode::Disable => tokio_postgres::config::SslMode::Disable,
+        });
+        Ok(Target { config, mode, host, port, database })
+    }
+
+    /// The database's name.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+}
+
+fn decode(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let hex = (*byte == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(value) => {
+                decoded.push(value);
+                at += 3;
+            }
+            None => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// What a session is for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Shown in `pg_stat_activity`.
+    pub application_name: String,
+    /// Target schemas, in the order in which unqualified names are looked up after `pg_catalog`.
+    pub schemas: Vec<String>,
+    /// A PEM file of certificates to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Take `session_replication_role = replica` if the server allows it: foreign keys and ordinary triggers
+    /// rest while rows are written.
+    pub replica: bool,
+}
+
+/// An open session; it closes when dropped.
+#[derive(Debug)]
+pub struct Session {
+    pub client: Client,
+    /// Whether foreign keys and ordinary triggers rest in this session.
+    pub replica: bool,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Session {
+    /// Connects and pins the session's settings.
+    pub async fn open(target: &Target, options: &Options) -> Result<Self, PgError> {
+        let mut config = target.config.clone();
+        config.application_name(&options.application_name);
+        let (client, connection) = match target.mode {
+            tls::Mode::Disable => {
+                let (client, connection) = config.connect(NoTls).await.map_err(|error| named(target, error))?;
+                (client, tokio::spawn(drive(connection)))
+            }
+            tls::Mode::Verify | tls::Mode::Require => {
+                let settings = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
+                let connector = MakeRustlsConnect::new(settings);
+                let (client, connection) = config.connect(connector).await.map_err(|error| named(target, error))?;
+                (client, tokio::spawn(drive(connection)))
+            }
+        };
+        let mut session = Session { client, replica: false, connection };
+        session.client.batch_execute(&settings(&options.schemas)).await?;
+        if options.replica {
+            session.replica = match session.client.batch_execute("SET session_replication_role = replica").await {
+                Ok(()) => true,
+                Err(error) => match PgError::from(error) {
+                    // Only a superuser may, or who was granted the parameter: without it foreign keys are obeyed.
+                    PgError::Refused(refusal) if refusal.sqlstate == "42501" => false,
+                    other => return Err(other),
+                },
+            };
+        }
+        Ok(session)
+    }
+}
+
+/// Adds the address and, where TLS is the likely cause, the way out.
+fn named(target: &Target, error: tokio_postgres::Error) -> PgError {
+    let at = format!("{}:{}", target.host, target.port);
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let text = format!("{error}{cause}");
+    if text.contains("certificate") || text.contains("TLS") {
+        return PgError::Login(format!(
+            "PostgreSQL at {at}: {text}; give the server's CA as [target] ca_file, or set ?tls=require or ?tls=disable"
+        ));
+    }
+    match PgError::from(error) {
+        PgError::Unreachable(reason) => PgError::Unreachable(format!("PostgreSQL at {at}: {reason}")),
+        PgError::Login(reason) => PgError::Login(format!("PostgreSQL at {at}: {reason}")),
+        PgError::Protocol(reason) => PgError::Unreachable(format!("PostgreSQL at {at}: {reason}")),
+        PgError::Refused(refusal) => PgError::Refused(refusal),
+    }
+}
+
+async fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    // The client's next call reports why the connection ended.
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a PostgreSQL connection ended");
+    }
+}
+
+/// Everything that a transform, or the text form of a value, could depend on (CORRECTNESS rule 28).
+/// `force_custom_plan`: a generic plan made while a tombstone table was empty is ruinous later.
+fn settings(schemas: &[String]) -> String {
+    let mut path = vec!["pg_catalog".to_owned()];
+    path.extend(schemas.iter().map(|schema| sql::ident(schema)));
+    path.push("pg_temp".to_owned());
+    format!(
+        "SET search_path = {}; SET row_security = off; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; \
+         SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; SET extra_float_digits = 1; \
+         SET lc_messages = 'C'; SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET lc_time = 'C'; \
+         SET standard_conforming_strings = on; SET xmlbinary = 'base64'; SET xmloption = 'content'; \
+         SET default_text_search_config = 'pg_catalog.simple'; SET array_nulls = on; \
+         SET transform_null_equals = off; SET quote_all_identifiers = off; SET check_function_bodies = on; \
+         SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
+         SET default_transaction_deferrable = off; SET plan_cache_mode = force_custom_plan; SET jit = off; \
+         SET client_min_messages = warning; \
+         SET statement_timeout = '10min'; SET lock_timeout = '1min'; \
+         SET idle_in_transaction_session_timeout = '10min'",
+        path.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_needs_no_tls_and_other_hosts_are_verified() {
+        let mode = |url: &str| Target::parse(url).expect("valid").mode;
+        assert_eq!(mode("postgresql://a@127.0.0.1/b"), tls::Mode::Disable);
+        assert_eq!(mode("postgres://a@[::1]:5433/b"), tls::Mode::Disable);
+        assert_eq!(mode("postgresql://a@db.example/b"), tls::Mode::Verify);
+        assert_eq!(mode("postgresql://a@db.example/b?tls=require"), tls::Mode::Require);
+    }
+
+    #[test]
+    fn a_bad_url_says_what_is_missing_and_never_quotes_the_password() {
+        for (url, part) in [
+            ("mysql://a:hunter2@h/b", "scheme"),
+            ("postgresql://h/b", "user"),
+            ("postgresql://a:hunter2@h", "database"),
+            ("postgresql://a:hunter2@h/b?tls=maybe", "verify"),
+            ("postgresql://a:hunter2@h/b?sslmode=disable", "sslmode"),
+        ] {
+            let message = Target::parse(url).expect_err(url).to_string();
+            assert!(message.contains(part) && !message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn escaped_passwords_are_decoded_and_debug_shows_none() {
+        let target = Target::parse("postgresql://u:p%40ss%2F@localhost/db").expect("valid");
+        assert_eq!(target.config.get_password(), Some("p@ss/".as_bytes()));
+        assert_eq!(format!("{target:?}"), "postgresql://localhost:5432/db");
+    }
+}

@@ -1,0 +1,84 @@
+//! What an error of PostgreSQL means for us.
+
+use tokio_postgres::error::{DbError, ErrorPosition};
+
+/// An error, by what can be done about it.
+#[derive(Debug, thiserror::Error)]
+pub enum PgError {
+    /// No connection, or it broke: the same again later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The server wants another user, password, database or TLS setting.
+    #[error("{0}")]
+    Login(String),
+    /// The server answered with an error.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    /// The answer was not what this program expects.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+/// An error report of the server. Its detail is kept out: it may quote row values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {sqlstate}){}", .hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default())]
+pub struct Refusal {
+    pub sqlstate: String,
+    pub message: String,
+    pub hint: Option<String>,
+    /// In characters of the statement, from 1.
+    pub position: Option<u32>,
+    pub table: Option<String>,
+    pub constraint: Option<String>,
+}
+
+impl PgError {
+    /// The server's report, if it made one.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            PgError::Refused(refusal) => Some(refusal),
+            PgError::Unreachable(_) | PgError::Login(_) | PgError::Protocol(_) => None,
+        }
+    }
+
+    /// The server's SQLSTATE, if it sent one.
+    pub fn sqlstate(&self) -> &str {
+        self.refusal().map_or("", |refusal| &refusal.sqlstate)
+    }
+}
+
+impl From<tokio_postgres::Error> for PgError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(report) => classify(report),
+            None if error.is_closed() => PgError::Unreachable("the server closed the connection".into()),
+            None => match std::error::Error::source(&error) {
+                Some(cause) if cause.is::<std::io::Error>() => PgError::Unreachable(format!("{error}: {cause}")),
+                Some(cause) => PgError::Protocol(format!("{error}: {cause}")),
+                None => PgError::Protocol(error.to_string()),
+            },
+        }
+    }
+}
+
+fn classify(report: &DbError) -> PgError {
+    let code = report.code().code();
+    let message = report.message().to_owned();
+    match code {
+        // The server starts, stops, recovers, or was told to end this session.
+        "57P01" | "57P02" | "57P03" | "57P05" => PgError::Unreachable(message),
+        "28000" | "28P01" | "3D000" => PgError::Login(message),
+        _ if code.starts_with("08") => PgError::Unreachable(message),
+        _ => PgError::Refused(Box::new(Refusal {
+            sqlstate: code.to_owned(),
+            message,
+            hint: report.hint().map(str::to_owned),
+            position: match report.position() {
+                Some(ErrorPosition::Original(position)) => Some(*position),
+                Some(ErrorPosition::Internal { .. }) | None => None,
+            },
+            table: report.table().map(str::to_owned),
+            constraint: report.constraint().map(str::to_owned),
+        })),
+    }
+}

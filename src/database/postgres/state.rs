@@ -1,0 +1,114 @@
+//! The `cutover` schema of the target: what has been applied, and what is set aside.
+//!
+//! Every table is keyed by `pipeline`, so that several pipelines share a target. The layout has a format
+//! number: a newer binary brings an older layout up, an older binary refuses a newer one.
+
+use tokio_postgres::Client;
+
+use super::PgError;
+
+/// The layout that this release writes.
+pub const FORMAT: i32 = 1;
+
+/// Serialises workers that create the schema at the same time; any number that nothing else uses.
+const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
+
+/// Why the target's state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(
+        "the cutover schema of the target has format {found}, this binary reads up to {FORMAT}; use the newer binary"
+    )]
+    NewerFormat { found: i32 },
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+/// A waiting row is unique by its key's digest, since a source's key may be longer than an index entry.
+/// `record` and `key` are `json`, not `jsonb`: a dead letter may hold `\u0000`, which `jsonb` refuses.
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS cutover.format (
+  single boolean PRIMARY KEY DEFAULT true CHECK (single), version integer NOT NULL);
+CREATE TABLE IF NOT EXISTS cutover.lease (
+  pipeline text, role text, epoch bigint NOT NULL DEFAULT 0, holder text, transforms_hash text,
+  expires_at timestamptz, backend_pid integer, backend_start timestamptz, PRIMARY KEY (pipeline, role));
+CREATE TABLE IF NOT EXISTS cutover.offsets (
+  pipeline text, topic text, part integer, log_epoch text NOT NULL, next_offset bigint NOT NULL DEFAULT 0,
+  lease_epoch bigint NOT NULL DEFAULT 0, position jsonb, clock bigint NOT NULL DEFAULT 0,
+  newest_commit_us bigint NOT NULL DEFAULT 0, updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (pipeline, topic, part)) WITH (fillfactor = 10);
+CREATE TABLE IF NOT EXISTS cutover.schemas (
+  pipeline text, id bigint, source_table text NOT NULL DEFAULT '', clock bigint NOT NULL DEFAULT 0,
+  seq bigserial, definition jsonb NOT NULL, PRIMARY KEY (pipeline, id));
+CREATE TABLE IF NOT EXISTS cutover.fences (
+  pipeline text, source_table text, version bigint NOT NULL, PRIMARY KEY (pipeline, source_table));
+CREATE TABLE IF NOT EXISTS cutover.dead_letters (
+  id bigserial PRIMARY KEY, pipeline text NOT NULL, source_table text NOT NULL, key json NOT NULL,
+  key_text text NOT NULL, version bigint NOT NULL, schema_id bigint NOT NULL, topic text NOT NULL, part integer NOT NULL,
+  log_offset bigint NOT NULL, sqlstate text NOT NULL, error text NOT NULL, record json NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(), state text NOT NULL DEFAULT 'open');
+CREATE INDEX IF NOT EXISTS dead_letters_open ON cutover.dead_letters (pipeline, id) WHERE state = 'open';
+CREATE UNIQUE INDEX IF NOT EXISTS dead_letters_open_rows
+  ON cutover.dead_letters (pipeline, source_table, md5(key_text), version) WHERE state = 'open';
+CREATE TABLE IF NOT EXISTS cutover.waiting (
+  pipeline text, source_table text, key_text text, version bigint, part integer NOT NULL, schema_id bigint NOT NULL, value bytea NOT NULL,
+  reason text NOT NULL, since timestamptz NOT NULL DEFAULT now(), attempts integer NOT NULL DEFAULT 0);
+CREATE UNIQUE INDEX IF NOT EXISTS waiting_rows ON cutover.waiting (pipeline, source_table, md5(key_text), version);
+CREATE TABLE IF NOT EXISTS cutover.chunks (
+  pipeline text, source_table text, generation bigint, chunk bigint, lower text, upper text,
+  rows bigint NOT NULL DEFAULT 0, state text NOT NULL, parts_done integer[] NOT NULL DEFAULT '{}', updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (pipeline, source_table, generation, chunk));
+CREATE TABLE IF NOT EXISTS cutover.tables (
+  pipeline text, source_table text, generation bigint NOT NULL DEFAULT 1, state text NOT NULL,
+  rows_estimate bigint NOT NULL DEFAULT 0, rows_copied bigint NOT NULL DEFAULT 0,
+  bounds_done boolean NOT NULL DEFAULT false, position bigint NOT NULL DEFAULT 0, requested_at timestamptz,
+  started_at timestamptz, finished_at timestamptz, updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, source_table));
+CREATE TABLE IF NOT EXISTS cutover.notes (
+  pipeline text, key text, value text NOT NULL, updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (pipeline, key));
+CREATE TABLE IF NOT EXISTS cutover.checkpoints (
+  pipeline text, name text, details jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (pipeline, name));
+CREATE TABLE IF NOT EXISTS cutover.requests (
+  id bigserial PRIMARY KEY, pipeline text NOT NULL, command text NOT NULL, arguments jsonb NOT NULL DEFAULT '{}',
+  state text NOT NULL DEFAULT 'new', answer jsonb, created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now());
+INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
+";
+
+/// Creates what is missing of the schema, or refuses a newer layout. Safe to call from several
+/// workers at once, and when everything is there already.
+pub async fn ensure(client: &Client) -> Result<(), StateError> {
+    let begin = format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION_LOCK})");
+    client.batch_execute(&begin).await.map_err(PgError::from)?;
+    let result = create(client).await;
+    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    client.batch_execute(end).await.map_err(PgError::from)?;
+    result
+}
+
+async fn create(client: &Client) -> Result<(), StateError> {
+    if let Some(found) = format(client).await? {
+        return if found > FORMAT { Err(StateError::NewerFormat { found }) } else { Ok(()) };
+    }
+    let exists: bool = client
+        .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'cutover')", &[])
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(PgError::from)?;
+    if !exists {
+        client.batch_execute("CREATE SCHEMA cutover").await.map_err(PgError::from)?;
+    }
+    client.batch_execute(TABLES).await.map_err(PgError::from)?;
+    Ok(())
+}
+
+/// The layout's format, or none where there is no schema yet.
+pub async fn format(client: &Client) -> Result<Option<i32>, PgError> {
+    let there = client.query_one("SELECT pg_catalog.to_regclass('cutover.format') IS NOT NULL", &[]).await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let row = client.query_opt("SELECT version FROM cutover.format", &[]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}

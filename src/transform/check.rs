@@ -1,0 +1,575 @@
+//! Checks every transform against the real target, and makes the plans.
+//!
+//! Each source table gets a temporary stub with its columns, each `SELECT` becomes a temporary view over the
+//! stubs, and everything is rolled back. The view's columns and its parse say the rest.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tokio_postgres::Client;
+
+use super::{
+    Place, Problem, Severity,
+    file::{OnDelete, Statement, TransformFile},
+    shape::Shape,
+};
+use crate::{
+    database::postgres::{PgError, Refusal, sql},
+    model::{Coverage, Plan, PlanColumn, TableName, TableSchema, TargetTable},
+};
+
+/// The outcome: plans are only whole when no problem is an error.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub plans: Vec<Plan>,
+    pub problems: Vec<Problem>,
+}
+
+impl Checked {
+    /// Whether the plans can run.
+    pub fn passed(&self) -> bool {
+        self.problems.iter().all(|problem| problem.severity == Severity::Warning)
+    }
+}
+
+const VIEW: &str = "cutover_check";
+const VIEW_PREFIX: &str = "CREATE TEMPORARY VIEW cutover_check AS ";
+
+/// Functions of `pg_catalog` that are only stable, and whose result is not the row's or the
+/// pinned settings' alone.
+const REFUSED: [&str; 26] = [
+    "now",
+    "transaction_timestamp",
+    "statement_timestamp",
+    "current_setting",
+    "txid_current_if_assigned",
+    "pg_current_xact_id_if_assigned",
+    "txid_current_snapshot",
+    "pg_current_snapshot",
+    "inet_client_addr",
+    "inet_client_port",
+    "inet_server_addr",
+    "inet_server_port",
+    "current_database",
+    "current_schema",
+    "current_schemas",
+    "pg_backend_pid",
+    "pg_postmaster_start_time",
+    "pg_conf_load_time",
+    "table_to_xml",
+    "table_to_xmlschema",
+    "table_to_xml_and_xmlschema",
+    "schema_to_xml",
+    "database_to_xml",
+    "schema_to_xml_and_xmlschema",
+    "database_to_xml_and_xmlschema",
+    "pg_stat_get_snapshot_timestamp",
+];
+
+/// Checks these transforms, and for every source table that none of them reads a copy
+/// column by column into the table of the same name in `default_schema`.
+///
+/// # Errors
+/// Only when the server cannot be asked; what is wrong with a transform is a [`Problem`].
+pub async fn check(
+    client: &Client,
+    sources: &[Arc<TableSchema>],
+    files: &[TransformFile],
+    targets: &[TargetTable],
+    default_schema: &str,
+) -> Result<Checked, PgError> {
+    client
+        .batch_execute(
+            "BEGIN; SELECT pg_catalog.set_config('search_path',
+               'pg_temp, ' || pg_catalog.current_setting('search_path'), true)",
+        )
+        .await?;
+    let mut checker = Checker {
+        client,
+        sources,
+        targets: targets.iter().map(|table| (table.name.clone(), Arc::new(table.clone()))).collect(),
+        stubs: BTreeMap::new(),
+        checked: Checked::default(),
+    };
+    let result = checker.run(files, default_schema).await;
+    client.batch_execute("ROLLBACK").await?;
+    result.map(|()| checker.checked)
+}
+
+struct Checker<'a> {
+    client: &'a Client,
+    sources: &'a [Arc<TableSchema>],
+    targets: BTreeMap<TableName, Arc<TargetTable>>,
+    /// Source tables by their stub's oid.
+    stubs: BTreeMap<u32, Arc<TableSchema>>,
+    checked: Checked,
+}
+
+/// A `SELECT` under check.
+struct Subject<'a> {
+    /// None for the default mapping.
+    file: Option<&'a TransformFile>,
+    statement: &'a Statement,
+    target: Arc<TargetTable>,
+}
+
+impl Subject<'_> {
+    /// The place of a character of the statement, from 0.
+    fn place(&self, offset: usize) -> Option<Place> {
+        let file = self.file?;
+        let before: String = self.statement.sql.chars().take(offset).collect();
+        let lines = before.matches('\n').count() as u32;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u32;
+        let indent = if lines == 0 { self.statement.column } else { 1 };
+        Some(Place { file: file.path.clone(), line: self.statement.line + lines, column: column + indent })
+    }
+
+    fn problem(&self, problem: Problem, offset: usize) -> Problem {
+        match self.place(offset) {
+            Some(place) => problem.at(place),
+            None => {
+                let message = format!("the column-by-column copy into {}: {}", self.target.name, problem.message);
+                Problem { message, ..problem }
+            }
+        }
+    }
+
+    /// The server's own words; `prefix` characters come before the statement in what it was sent.
+    fn refused(&self, refusal: &Refusal, prefix: usize) -> Problem {
+        let offset = refusal.position.map_or(0, |position| (position as usize).saturating_sub(prefix + 1));
+        let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
+        let problem = match &refusal.hint {
+            Some(hint) => problem.hint(format!("hint: {hint}")),
+            None => problem,
+        };
+        self.problem(problem, offset)
+    }
+}
+
+/// What the server says of a view's columns beside the target's.
+struct Results {
+    names: Vec<String>,
+    casts: Vec<Option<String>>,
+}
+
+impl<'a> Checker<'a> {
+    async fn run(&mut self, files: &[TransformFile], default_schema: &str) -> Result<(), PgError> {
+        self.create_stubs().await?;
+        let mut read: BTreeSet<TableName> = BTreeSet::new();
+        let mut written: BTreeSet<TableName> = BTreeSet::new();
+        for file in files {
+            written.insert(file.target.clone());
+            read.extend(self.file(file).await?);
+        }
+        // A file with an error may read any table; which copies by default is then unknown.
+        if !self.checked.passed() {
+            return Ok(());
+        }
+        for source in self.sources.to_vec() {
+            let target = TableName::new(default_schema, source.table.table.clone());
+            if !read.contains(&source.table) && !written.contains(&target) {
+                self.copy(&source, &target).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn create_stubs(&mut self) -> Result<(), PgError> {
+        let mut names = BTreeSet::new();
+        for source in self.sources {
+            let name = &source.table.table;
+            if !names.insert(name.clone()) {
+                let message =
+                    format!("two source tables are called `{name}`, and a transform could not tell them apart");
+                self.checked.problems.push(Problem::error(message).hint("run a pipeline for each schema"));
+                continue;
+            }
+            let columns: Vec<String> = source
+                .columns
+                .iter()
+                .map(|column| format!("{} {}", sql::ident(&column.name), column.column_type.sql()))
+                .collect();
+            let create = format!(
+                "SAVEPOINT stub; CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP; RELEASE stub",
+                sql::ident(name),
+                columns.join(", ")
+            );
+            if let Err(error) = self.client.batch_execute(&create).await.map_err(PgError::from) {
+                let Some(refusal) = error.refusal() else { return Err(error) };
+                let message = format!("source table {}: {}", source.table, refusal);
+                self.checked.problems.push(Problem::error(message).hint(
+                    "the target must know the table's types, and its user needs the TEMPORARY privilege on the database",
+                ));
+                self.client.batch_execute("ROLLBACK TO stub").await?;
+                continue;
+            }
+            let stub = format!("pg_temp.{}", sql::ident(name));
+            let oid: u32 = self.client.query_one("SELECT $1::text::regclass::oid", &[&stub]).await?.try_get(0)?;
+            self.stubs.insert(oid, source.clone());
+        }
+        Ok(())
+    }
+
+    /// Checks a file; the source tables that it reads.
+    async fn file(&mut self, file: &TransformFile) -> Result<Vec<TableName>, PgError> {
+        let Some(statement) = file.statements.first() else { return Ok(Vec::new()) };
+        let start =
+            |statement: &Statement| Place { file: file.path.clone(), line: statement.line, column: statement.column };
+        let Some(target) = self.targets.get(&file.target).cloned() else {
+            let problem = Problem::error(format!("the target has no table {}", file.target)).at(start(statement));
+            self.checked.problems.push(problem.hint("create it, or name the file after the table that it fills"));
+            return Ok(Vec::new());
+        };
+        if let Some(second) = file.statements.get(1) {
+            let message = "a second SELECT: several source tables that merge into one target are not supported yet";
+            self.checked.problems.push(Problem::error(message).at(start(second)).hint("keep one SELECT in the file"));
+            return Ok(Vec::new());
+        }
+        let subject = Subject { file: Some(file), statement, target };
+        match statement.directives.on_delete {
+            Some(OnDelete::Clear | OnDelete::Keep) => {
+                let message = "`on_delete = clear` and `keep` are for rows that several source tables share";
+                self.checked.problems.push(subject.problem(Problem::error(message), 0).hint("remove the directive"));
+            }
+            Some(OnDelete::Delete) | None => {}
+        }
+        let plan = self.subject(&subject).await?;
+        let source = plan.as_ref().map(|plan| plan.source.table.clone());
+        self.checked.plans.extend(plan);
+        Ok(source.into_iter().collect())
+    }
+
+    async fn copy(&mut self, source: &Arc<TableSchema>, target: &TableName) -> Result<(), PgError> {
+        let Some(table) = self.targets.get(target).cloned() else {
+            let message =
+                format!("source table {} has no transform, and the target has no table {target}", source.table);
+            let hint = "create the table, or write a transform that reads the source table";
+            self.checked.problems.push(Problem::error(message).hint(hint));
+            return Ok(());
+        };
+        // A column that the target computes takes no value.
+        let computed = |name: &str| table.column(name).is_some_and(|column| column.generated);
+        let names = source.columns.iter().map(|column| column.name.as_str()).filter(|name| !computed(name));
+        let select = format!("SELECT {} FROM {}", sql::list("", names), sql::ident(&source.table.table));
+        let directives = super::file::Directives::default();
+        let statement = Statement { sql: select, line: 1, column: 1, directives };
+        let plan = self.subject(&Subject { file: None, statement: &statement, target: table }).await?;
+        self.checked.plans.extend(plan);
+        Ok(())
+    }
+
+    /// Checks one `SELECT`; its plan, unless a problem was found.
+    async fn subject(&mut self, subject: &Subject<'_>) -> Result<Option<Plan>, PgError> {
+        self.client.batch_execute("SAVEPOINT subject").await?;
+        let before = self.checked.problems.len();
+        let plan = self.view(subject).await;
+        self.client.batch_execute("ROLLBACK TO subject").await?;
+        match plan {
+            Ok(plan) => {
+                let mut added = self.checked.problems.iter().skip(before);
+                Ok(plan.filter(|_| added.all(|problem| problem.severity == Severity::Warning)))
+            }
+            Err((error, prefix)) => match error.refusal() {
+                Some(refusal) => {
+                    self.checked.problems.push(subject.refused(refusal, prefix));
+                    Ok(None)
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn view(&mut self, subject: &Subject<'_>) -> Result<Option<Plan>, (PgError, usize)> {
+        let plain = |error: tokio_postgres::Error| (PgError::from(error), 0);
+        let text = &subject.statement.sql;
+        // Alone first: what is no statement by itself must not become one inside of ours.
+        self.client.prepare(text).await.map_err(plain)?;
+        self.client
+            .execute(&format!("{VIEW_PREFIX}{text}"), &[])
+            .await
+            .map_err(|error| (PgError::from(error), VIEW_PREFIX.chars().count()))?;
+        let rule = self
+            .client
+            .query_one(
+                "SELECT c.oid, r.ev_action::text FROM pg_catalog.pg_class c
+                 JOIN pg_catalog.pg_rewrite r ON r.ev_class = c.oid
+                 WHERE c.oid = ('pg_temp.' || $1)::regclass",
+                &[&VIEW],
+            )
+            .await
+            .map_err(plain)?;
+        let view: u32 = rule.try_get(0).map_err(plain)?;
+        let action: String = rule.try_get(1).map_err(plain)?;
+        let Some(shape) = Shape::parse(&action, view) else {
+            let message = "PostgreSQL's parse of this SELECT cannot be followed".to_owned();
+            self.checked.problems.push(subject.problem(Problem::error(message).hint("write it more simply"), 0));
+            return Ok(None);
+        };
+        let Some((stub, source)) = self.source(subject, &shape).await.map_err(plain)? else { return Ok(None) };
+        self.functions(subject, &shape).await.map_err(plain)?;
+        let Some(results) = self.columns(subject, &shape, view).await.map_err(plain)? else { return Ok(None) };
+        let coverage = self.key(subject, &shape, &source, &results.names);
+        self.assignable(subject, &shape, &results).await?;
+        let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
+        let columns = results.names.into_iter().zip(results.casts).map(|(name, cast)| PlanColumn { name, cast });
+        Ok(Some(Plan {
+            source,
+            target: subject.target.clone(),
+            file: subject.file.map(|file| file.path.clone()),
+            select: text.clone(),
+            reads,
+            columns: columns.collect(),
+            coverage,
+        }))
+    }
+
+    /// The one source table that is read; nothing else may be.
+    async fn source(
+        &mut self,
+        subject: &Subject<'_>,
+        shape: &Shape,
+    ) -> Result<Option<(u32, Arc<TableSchema>)>, tokio_postgres::Error> {
+        let relations = shape.relations();
+        let (stubs, others): (Vec<u32>, Vec<u32>) = relations.iter().partition(|oid| self.stubs.contains_key(oid));
+        if !others.is_empty() {
+            let rows = self
+                .client
+                .query("SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid = ANY($1)", &[&others])
+                .await?;
+            let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+            let problem = Problem::error(format!("reads {}, which is not the source row", names.join(", ")));
+            let hint = "a transform sees one source row; name the source table alone, without a schema";
+            self.checked.problems.push(subject.problem(problem.hint(hint), 0));
+            return Ok(None);
+        }
+        match stubs.as_slice() {
+            [oid] => Ok(self.stubs.get(oid).map(|source| (*oid, source.clone()))),
+            [] => {
+                let problem = Problem::error("reads no source table").hint("say FROM and the source table's name");
+                self.checked.problems.push(subject.problem(problem, 0));
+                Ok(None)
+            }
+            _ => {
+                let names: Vec<String> =
+                    stubs.iter().filter_map(|oid| self.stubs.get(oid)).map(|source| source.table.to_string()).collect();
+                let problem = Problem::error(format!("reads several source tables: {}", names.join(", ")))
+                    .hint("a transform sees one source row; join at the target instead, in a view");
+                self.checked.problems.push(subject.problem(problem, 0));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Functions whose result is not the row's alone.
+    async fn functions(&mut self, subject: &Subject<'_>, shape: &Shape) -> Result<(), tokio_postgres::Error> {
+        if shape.reads_session() {
+            let problem = Problem::error("reads the clock or the session's user (CURRENT_DATE and its family)");
+            let hint = "the same row must give the same result on every run; take the value from a column";
+            self.checked.problems.push(subject.problem(problem.hint(hint), 0));
+        }
+        if shape.locks() {
+            let problem = Problem::error("locks rows").hint("remove FOR UPDATE or FOR SHARE");
+            self.checked.problems.push(subject.problem(problem, 0));
+        }
+        let rows = self
+            .client
+            .query(
+                "SELECT p.proname::text, p.provolatile = 'v', p.pronamespace = 'pg_catalog'::regnamespace,
+                   p.provolatile = 's', p.oid::regprocedure::text, p.proname = 'age' AND p.pronargs = 1
+                     AND p.proargtypes[0] <> 'xid'::regtype
+                 FROM pg_catalog.pg_proc p WHERE p.oid = ANY($1) ORDER BY 5",
+                &[&shape.functions()],
+            )
+            .await?;
+        for row in rows {
+            let (name, volatile, builtin): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let (stable, signature, from_today): (bool, String, bool) =
+                (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+            if volatile || (builtin && (REFUSED.contains(&name.as_str()) || from_today)) {
+                let problem = Problem::error(format!("{signature} does not depend on the row alone"));
+                let hint = "the same row must give the same result on every run; take the value from a column, or \
+                            leave it to a DEFAULT or a trigger of the target";
+                self.checked.problems.push(subject.problem(problem.hint(hint), 0));
+            } else if stable && !builtin {
+                let problem = Problem::warning(format!("{signature} is STABLE, so it may read tables"));
+                let hint = "its result must depend on its arguments alone; declare it IMMUTABLE if it does";
+                self.checked.problems.push(subject.problem(problem.hint(hint), 0));
+            }
+        }
+        let parts = shape.many_row_parts();
+        if !parts.is_empty() {
+            let problem = Problem::warning(format!("uses {}, which sees one source row at a time", parts.join(", ")));
+            self.checked.problems.push(subject.problem(problem, 0));
+        }
+        Ok(())
+    }
+
+    /// Names and casts of the result columns.
+    async fn columns(
+        &mut self,
+        subject: &Subject<'_>,
+        shape: &Shape,
+        view: u32,
+    ) -> Result<Option<Results>, tokio_postgres::Error> {
+        let target = &subject.target;
+        let rows = self.client.query(RESULTS, &[&view, &names(target), &casts(target)]).await?;
+        let mut results = Results { names: Vec::new(), casts: Vec::new() };
+        let mut sound = true;
+        for (index, row) in rows.iter().enumerate() {
+            let name: String = row.try_get(0)?;
+            let explicit: bool = row.try_get(1)?;
+            let problem = match target.column(&name) {
+                None if name == "?column?" => Some(Problem::error("a result column has no name").hint("add AS column")),
+                None => Some(
+                    Problem::error(format!("the target table {} has no column `{name}`", target.name))
+                        .hint(format!("its columns are {}; name the result with AS", names(target).join(", "))),
+                ),
+                Some(column) if column.generated => {
+                    Some(Problem::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
+                }
+                Some(column) => {
+                    results.casts.push(explicit.then(|| column.cast_sql.clone()));
+                    results.names.push(name);
+                    None
+                }
+            };
+            if let Some(problem) = problem {
+                sound = false;
+                self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+            }
+        }
+        for column in &target.columns {
+            let filled = column.has_default || column.identity.is_some() || column.generated || !column.not_null;
+            if !filled && !rows.iter().any(|row| row.try_get::<_, &str>(0).is_ok_and(|name| name == column.name)) {
+                sound = false;
+                let message =
+                    format!("the target's column `{}` is NOT NULL, has no default, and gets no value", column.name);
+                let problem = Problem::error(message).hint("add it to the SELECT, or give the column a DEFAULT");
+                self.checked.problems.push(subject.problem(problem, 0));
+            }
+        }
+        Ok(sound.then_some(results))
+    }
+
+    /// The target's key must be there and follow from the source's.
+    fn key(&mut self, subject: &Subject<'_>, shape: &Shape, source: &TableSchema, names: &[String]) -> Coverage {
+        let target = &subject.target;
+        if target.key.is_empty() {
+            let problem = Problem::error(format!("the target table {} has no primary key", target.name));
+            self.checked.problems.push(subject.problem(problem.hint("add one: deletes find their row by it"), 0));
+        }
+        let mut followed = true;
+        for column in &target.key {
+            let Some(index) = names.iter().position(|name| name == column) else {
+                let problem = Problem::error(format!("the target's key column `{column}` is not in the result"));
+                self.checked.problems.push(subject.problem(problem.hint("add it to the SELECT"), 0));
+                continue;
+            };
+            let sources = shape.sources_of(index);
+            followed &= sources.is_some();
+            let strange: Vec<&str> = sources
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|index| !source.key.contains(index))
+                .filter_map(|index| source.columns.get(index))
+                .map(|column| column.name.as_str())
+                .collect();
+            if !strange.is_empty() {
+                followed = false;
+                if shape.at_most_one_row() {
+                    let message = format!(
+                        "the target's key column `{column}` depends on `{}`, which is not in the key of {}",
+                        strange.join("`, `"),
+                        source.table
+                    );
+                    let problem = Problem::error(message).hint("a delete must find its row by the source's key alone");
+                    self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+                }
+            }
+        }
+        for column in subject.statement.directives.parent_key.iter().flatten() {
+            if !names.contains(column) {
+                let problem = Problem::error(format!("`parent_key` names `{column}`, which is not in the result"));
+                self.checked.problems.push(subject.problem(problem, 0));
+            }
+        }
+        if followed && shape.exactly_one_row() { Coverage::Total } else { Coverage::Partial }
+    }
+
+    /// The server's own word on whether the results fit the columns.
+    async fn assignable(
+        &mut self,
+        subject: &Subject<'_>,
+        shape: &Shape,
+        results: &Results,
+    ) -> Result<(), (PgError, usize)> {
+        for (index, (name, cast)) in results.names.iter().zip(&results.casts).enumerate() {
+            let cast = cast.as_ref().map(|cast| format!("::{cast}")).unwrap_or_default();
+            let column = sql::ident(name);
+            let insert = format!(
+                "INSERT INTO {} ({column}) OVERRIDING SYSTEM VALUE SELECT v.{column}{cast} FROM pg_temp.{VIEW} v",
+                sql::table(&subject.target.name)
+            );
+            self.client.batch_execute("SAVEPOINT assignable").await.map_err(|error| (error.into(), 0))?;
+            if let Err(error) = self.client.prepare(&insert).await.map_err(PgError::from) {
+                let Some(refusal) = error.refusal() else { return Err((error, 0)) };
+                let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
+                let problem = problem.hint(format!("cast the result, or change the target's column `{name}`"));
+                self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+            }
+            let back = "ROLLBACK TO assignable";
+            self.client.batch_execute(back).await.map_err(|error| (error.into(), 0))?;
+        }
+        Ok(())
+    }
+
+    /// The source columns that are read, in the source's order.
+    async fn reads(
+        &self,
+        shape: &Shape,
+        view: u32,
+        stub: u32,
+        source: &TableSchema,
+    ) -> Result<Vec<String>, tokio_postgres::Error> {
+        let rows = self
+            .client
+            .query(
+                "SELECT DISTINCT d.refobjsubid FROM pg_catalog.pg_depend d
+                 JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                 WHERE r.ev_class = $1 AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $2",
+                &[&view, &stub],
+            )
+            .await?;
+        let used = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<i32>, _>>()?;
+        let all = shape.uses_whole_row();
+        let columns = (1i32..).zip(&source.columns).filter(|(number, _)| all || used.contains(number));
+        Ok(columns.map(|(_, column)| column.name.clone()).collect())
+    }
+}
+
+/// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be
+/// written as such in the transform, where the writer sees what is cast.
+const RESULTS: &str = "
+SELECT a.attname::text,
+  coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type s ON s.oid = a.atttypid
+LEFT JOIN pg_catalog.unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text
+LEFT JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(c.type_sql)
+WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
+
+fn names(target: &TargetTable) -> Vec<String> {
+    target.columns.iter().map(|column| column.name.clone()).collect()
+}
+
+fn casts(target: &TargetTable) -> Vec<String> {
+    target.columns.iter().map(|column| column.cast_sql.clone()).collect()
+}
+
+/// Where a result column is written, in characters of the statement.
+fn location(subject: &Subject<'_>, shape: &Shape, column: usize) -> usize {
+    let byte = shape.location_of(column).and_then(|byte| byte.checked_sub(VIEW_PREFIX.len()));
+    byte.and_then(|byte| subject.statement.sql.get(..byte)).map_or(0, |before| before.chars().count())
+}
