@@ -12,3 +12,4 @@ mod scan_mysql;
 mod servers;
 mod support;
 mod tidy;
+mod types_mysql;
