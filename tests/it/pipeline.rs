@@ -97,13 +97,13 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
         }
     });
     for kill in 0..kills {
-        let mut worker = work.start(&["run"]);
+        let mut worker = work.start(&[]);
         let pause = 1500 + 400 * u64::from(kill);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         assert!(worker.is_running(), "{}", worker.stderr());
         worker.kill9().await;
     }
-    let mut worker = work.start(&["run"]);
+    let mut worker = work.start(&[]);
     eventually("the copy is complete", Duration::from_secs(60), async || {
         let status = work.run(&["status", "--json"]).await;
         String::from_utf8_lossy(&status.stdout).contains("\"phase\":\"following\"")
