@@ -120,7 +120,7 @@ pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Eve
         ROTATE => decode_rotate(header, body),
         FORMAT_DESCRIPTION => decode_format_description(header, body).map(Event::FormatDescription),
         XID => Reader::new(body).u64().during("XID").map(Event::Xid),
-        TABLE_MAP => TableMapBody::new(body).map(Event::TableMap),
+        TABLE_MAP => TableMapBody::new(flavor, body).map(Event::TableMap),
         WRITE_ROWS_V1 => rows::decode(RowsKind::Write, Layout::V1, body).map(Event::Rows),
         UPDATE_ROWS_V1 => rows::decode(RowsKind::Update, Layout::V1, body).map(Event::Rows),
         DELETE_ROWS_V1 => rows::decode(RowsKind::Delete, Layout::V1, body).map(Event::Rows),

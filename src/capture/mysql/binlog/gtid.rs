@@ -89,8 +89,7 @@ fn read_gtid(reader: &mut Reader<'_>) -> Result<Gtid, Short> {
     commit.sequence_number = reader.u64()?.cast_signed();
     if reader.remaining() >= 7 {
         let immediate = read_u56(reader)?;
-        let original =
-            if immediate & MICROSECOND_TIMES_DIFFER != 0 { Some(read_u56(reader)?) } else { None };
+        let original = if immediate & MICROSECOND_TIMES_DIFFER != 0 { Some(read_u56(reader)?) } else { None };
         let immediate = immediate & !MICROSECOND_TIMES_DIFFER;
         commit.immediate_commit_us = Some(immediate);
         commit.original_commit_us = Some(original.unwrap_or(immediate));

@@ -13,6 +13,7 @@
 
 mod cell;
 mod charset;
+mod charset_runs;
 mod charset_tables;
 mod collation;
 pub mod ddl;
@@ -23,6 +24,7 @@ mod gtid;
 mod header;
 mod json;
 mod json_number;
+mod network;
 mod payload;
 mod query;
 mod reader;
@@ -45,6 +47,8 @@ pub use rows::{Rows, RowsKind, count_rows};
 pub use table_map::{ColumnMeta, OptionalMetadata, TableMap, TableMapBody};
 pub use wire_type::WireType;
 
+pub use crate::model::ZeroDates;
+
 /// Whose binlog it is: event types 160 and above, and some bodies, differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flavor {
@@ -52,20 +56,22 @@ pub enum Flavor {
     MariaDb,
 }
 
-/// What the configuration says about values that no other database can hold.
+/// What the configuration, and the server's release, say about values that can be spelled in several ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DecodeOptions {
     pub zero_dates: ZeroDates,
+    pub json_doubles: JsonDoubles,
 }
 
-/// What becomes of `0000-00-00`, of a date whose year, month or day is zero, and of TIMESTAMP 0.
+/// How whole doubles inside JSON are spelled, so that a row from the log equals the same row read by a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ZeroDates {
-    /// `Value::Null`.
+pub enum JsonDoubles {
+    /// `1.0`, as MySQL 8.0 and later do.
     #[default]
-    Null,
-    /// An error that names the column: capture halts.
-    Error,
-    /// This date instead, at midnight where the type has a time.
-    Replace { year: u16, month: u8, day: u8 },
+    Marked,
+    /// `1`, as MySQL 5.7 does.
+    Bare,
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,12 +4,13 @@
 //! decompression yields.
 
 use std::{
+    borrow::Cow,
     fmt,
     io::{BufReader, Read},
 };
 
 use super::{
-    error::DecodeError,
+    error::{DecodeError, ValueError},
     header::Header,
     reader::{During, Reader, Short},
 };
@@ -75,6 +76,11 @@ impl<'a> TransactionPayload<'a> {
             }
         };
         Ok(TransactionPayload { compressed, uncompressed_bytes, payload })
+    }
+
+    /// What the events inside come to, as the event declares it.
+    pub fn unpacked_bytes(&self) -> u64 {
+        self.uncompressed_bytes.unwrap_or(self.payload.len() as u64)
     }
 
     /// The transaction's events in order, unpacked one at a time.
@@ -175,4 +181,28 @@ pub(super) fn inflate(decoder: impl Read, length: u64, what: &'static str) -> Re
     // One byte more than announced tells data that is longer.
     decoder.take(length + 1).read_to_end(&mut bytes).map_err(|_| DecodeError::Malformed { what })?;
     if bytes.len() as u64 == length { Ok(bytes) } else { Err(DecodeError::Malformed { what }) }
+}
+
+/// Unpacks a value of MariaDB's COMPRESSED column: a byte with method and width, the big-endian length,
+/// deflate or zlib.
+///
+/// Source: `Field_longstr::uncompress` in MariaDB's `sql/field.cc`.
+pub(super) fn inflate_column(stored: &[u8]) -> Result<Cow<'_, [u8]>, ValueError> {
+    const MALFORMED: ValueError = ValueError::Malformed("compressed value");
+    const RAW: u8 = 0x08;
+    let Some((head, rest)) = stored.split_first() else { return Ok(Cow::Borrowed(stored)) };
+    let (method, width) = (head >> 4, usize::from(head & 0x07));
+    match method {
+        0 => return Ok(Cow::Borrowed(rest)),
+        8 if (1..=4).contains(&width) => {}
+        _ => return Err(MALFORMED),
+    }
+    let mut reader = Reader::new(rest);
+    let length = reader.big_endian(width)?;
+    let plain = if head & RAW != 0 {
+        inflate(flate2::read::DeflateDecoder::new(reader.rest()), length, "compressed value")
+    } else {
+        inflate(flate2::read::ZlibDecoder::new(reader.rest()), length, "compressed value")
+    };
+    plain.map(Cow::Owned).map_err(|_| MALFORMED)
 }

@@ -45,7 +45,7 @@ pub struct Query<'a> {
 #[derive(Default)]
 struct Status {
     sql_mode: SqlMode,
-    client_collation: Option<u16>,
+    client_collation: Option<u64>,
     microseconds: Option<u32>,
 }
 
@@ -93,7 +93,7 @@ fn read_status(reader: &mut Reader<'_>, status: &mut Status) -> Result<(), Short
             }
             3 => drop(reader.bytes(4)?),
             4 => {
-                status.client_collation = Some(reader.u16()?);
+                status.client_collation = Some(u64::from(reader.u16()?));
                 reader.bytes(4)?;
             }
             5 | 6 => drop(reader.short_bytes()?),
@@ -121,7 +121,7 @@ fn read_status(reader: &mut Reader<'_>, status: &mut Status) -> Result<(), Short
 
 fn decode_text(charset: Option<Charset>, bytes: &[u8]) -> Cow<'_, str> {
     match charset {
-        Some(charset) if !charset.is_ascii_superset_of(bytes) => match charset.decode(bytes) {
+        Some(charset) if !charset.is_plain(bytes) => match charset.decode(bytes) {
             Ok(text) => Cow::Owned(text),
             Err(_) => String::from_utf8_lossy(bytes),
         },

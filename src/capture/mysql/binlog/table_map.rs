@@ -1,6 +1,7 @@
 //! The table map: which columns the rows events after it have.
 
 use super::{
+    Flavor,
     error::DecodeError,
     reader::{During, Reader, Short},
     wire_type::WireType,
@@ -14,20 +15,21 @@ const WHAT: &str = "table map";
 /// that a reader may keep what it made of `bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableMapBody<'a> {
+    pub flavor: Flavor,
     pub table_id: u64,
     pub bytes: &'a [u8],
 }
 
 impl<'a> TableMapBody<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        Ok(TableMapBody { table_id: Reader::new(bytes).u48().during(WHAT)?, bytes })
+    pub(super) fn new(flavor: Flavor, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Ok(TableMapBody { flavor, table_id: Reader::new(bytes).u48().during(WHAT)?, bytes })
     }
 
     pub fn parse(&self) -> Result<TableMap, DecodeError> {
         let mut reader = Reader::new(self.bytes);
         let head = read_head(&mut reader).during(WHAT)?;
         let columns = read_columns(&mut reader)?;
-        let metadata = read_metadata(&mut reader, &columns)?;
+        let metadata = read_metadata(self.flavor, &mut reader, &columns)?;
         let (schema, table) = (utf8(head.schema)?, utf8(head.table)?);
         Ok(TableMap { table_id: head.table_id, schema, table, columns, metadata })
     }
@@ -108,12 +110,16 @@ pub(super) fn bit(bits: &[u8], index: usize) -> bool {
     bits.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
 }
 
-fn read_metadata(reader: &mut Reader<'_>, columns: &[ColumnMeta]) -> Result<OptionalMetadata, DecodeError> {
+fn read_metadata(
+    flavor: Flavor,
+    reader: &mut Reader<'_>,
+    columns: &[ColumnMeta],
+) -> Result<OptionalMetadata, DecodeError> {
     let mut metadata = OptionalMetadata::default();
     while !reader.is_empty() {
         let kind = reader.u8().during(WHAT)?;
         let value = reader.packed_bytes().during(WHAT)?;
-        read_field(kind, &mut Reader::new(value), columns, &mut metadata).during("optional metadata")?;
+        read_field(flavor, kind, &mut Reader::new(value), columns, &mut metadata).during("optional metadata")?;
     }
     Ok(metadata)
 }
@@ -122,12 +128,13 @@ fn read_metadata(reader: &mut Reader<'_>, columns: &[ColumnMeta]) -> Result<Opti
 ///
 /// Source: `Optional_metadata_field_type` in MySQL's `rows_event.h`; MariaDB has the same numbers.
 fn read_field(
+    flavor: Flavor,
     kind: u8,
     value: &mut Reader<'_>,
     columns: &[ColumnMeta],
     metadata: &mut OptionalMetadata,
 ) -> Result<(), Short> {
-    let is_character = |wire_type: WireType| wire_type.is_character();
+    let is_character = |wire_type: WireType| wire_type.is_character(flavor);
     let is_labelled = |wire_type| matches!(wire_type, WireType::Enum { .. } | WireType::Set { .. });
     match kind {
         1 => metadata.unsigned = Some(read_unsigned(value, columns)?),
@@ -199,8 +206,7 @@ fn read_labels(
     has: impl Fn(WireType) -> bool,
 ) -> Result<(), Short> {
     let labels = metadata.labels.get_or_insert_with(|| vec![None; columns.len()]);
-    for (column, labels) in columns.iter().zip(labels).filter(|(column, _)| has(column.wire_type)) {
-        let _ = column;
+    for (_, labels) in columns.iter().zip(labels).filter(|(column, _)| has(column.wire_type)) {
         let mut list = Vec::new();
         for _ in 0..value.packed()? {
             list.push(value.packed_bytes()?.to_vec());

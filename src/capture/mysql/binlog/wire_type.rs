@@ -1,6 +1,9 @@
 //! How a column's values lie in a row: the type of the table map, with its metadata.
 
-use super::reader::{Reader, Short};
+use super::{
+    Flavor,
+    reader::{Reader, Short},
+};
 
 const STRING: u8 = 254;
 const ENUM: u8 = 247;
@@ -186,16 +189,18 @@ impl WireType {
         )
     }
 
-    /// Whether the list of character sets has an entry for it.
-    pub(super) fn is_character(self) -> bool {
-        matches!(
-            self,
+    /// Whether the list of character sets has an entry for it. MariaDB counts geometries (as binary), MySQL does
+    /// not; seen on MySQL 8.0.15, 9.7.4 and MariaDB 10.11.19.
+    pub(super) fn is_character(self, flavor: Flavor) -> bool {
+        match self {
             WireType::Varchar { .. }
-                | WireType::Fixed { .. }
-                | WireType::Blob { .. }
-                | WireType::VarcharCompressed { .. }
-                | WireType::BlobCompressed { .. }
-        )
+            | WireType::Fixed { .. }
+            | WireType::Blob { .. }
+            | WireType::VarcharCompressed { .. }
+            | WireType::BlobCompressed { .. } => true,
+            WireType::Geometry { .. } => flavor == Flavor::MariaDb,
+            _ => false,
+        }
     }
 }
 
