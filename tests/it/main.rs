@@ -11,3 +11,4 @@ mod scan_mysql;
 mod servers;
 mod support;
 mod tidy;
+mod types;
