@@ -193,9 +193,9 @@ fn obstacle(schema: &TableSchema) -> Option<String> {
     if schema.columns.iter().any(|column| column.name.eq_ignore_ascii_case(VERSION_COLUMN)) {
         return Some(format!("has a column {VERSION_COLUMN}, the name of cutover's own; rename it"));
     }
-    // A transform's file bears the table's name.
-    if table.starts_with('.') || table.contains(['/', '\\']) || table.chars().any(char::is_control) {
-        return Some("has a name that no file can have, and its transform is a file; rename it".into());
+    // A transform's file bears the table's name, in which a dot would end the schema's.
+    if table.contains(['/', '\\', '.']) || table.chars().any(char::is_control) {
+        return Some("has a name that its transform's file cannot have (with a slash, dot or control character); rename it".into());
     }
     None
 }
