@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
 
+mod check;
 mod init;
 mod log_contract;
 mod log_embedded;
