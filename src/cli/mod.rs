@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod init;
+mod movable;
 mod progress;
 mod resnapshot;
 mod run;

@@ -46,10 +46,9 @@ impl Pipeline {
 #[track_caller]
 fn assert_finds(report: &Report, weight: Weight, words: &[&str]) {
     let says = |text: &str| words.iter().all(|word| text.contains(word));
-    let found = report
-        .findings
-        .iter()
-        .any(|finding| finding.weight == weight && says(&format!("{}: {} -> {}", finding.part, finding.what, finding.fix)));
+    let found = report.findings.iter().any(|finding| {
+        finding.weight == weight && says(&format!("{}: {} -> {}", finding.part, finding.what, finding.fix))
+    });
     assert!(found, "nothing says {words:?} in\n{report}");
 }
 
@@ -202,9 +201,8 @@ async fn what_the_target_lacks_is_named() {
              CREATE ROLE {user} LOGIN PASSWORD 'secret'"
         ))
         .await;
-    let report = Pipeline::new(source.url(), target.url_as(&user, "secret"))
-        .check_with("", "after_copy = 'missing.sql'")
-        .await;
+    let report =
+        Pipeline::new(source.url(), target.url_as(&user, "secret")).check_with("", "after_copy = 'missing.sql'").await;
     target.exec(&format!("DROP OWNED BY {user}; DROP ROLE {user}")).await;
     assert_finds(&report, Weight::Blocks, &["no CREATE on the database", "GRANT CREATE ON DATABASE"]);
     assert_finds(&report, Weight::Blocks, &["no SELECT, INSERT, UPDATE, DELETE on public.t", "GRANT"]);

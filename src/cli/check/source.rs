@@ -4,6 +4,7 @@ use mysql_async::Conn;
 
 use super::{Part, Report, in_two};
 use crate::{
+    cli::movable::obstacle,
     config::Config,
     database::mysql::{
         catalog::{CatalogError, load_tables},
@@ -93,7 +94,7 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
     if let Some(grants) = &grants {
         judge_table_grants(grants, &facts, &tables, report);
     }
-    judge_keys(&tables, report);
+    judge_movable(&tables, report);
     Some(Source { facts, tables, details })
 }
 
@@ -163,15 +164,13 @@ fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str, facts
     }
 }
 
-fn judge_keys(tables: &[TableSchema], report: &mut Report) {
+fn judge_movable(tables: &[TableSchema], report: &mut Report) {
     for schema in tables {
         let table = &schema.table.table;
-        if schema.key.is_empty() {
-            report.blocks_on(
-                Part::Source,
-                format!("table `{table}` has no primary key and no unique key without nulls, so its rows cannot be told apart"),
-                format!("add one at the source, or leave `{table}` out of [source] tables"),
-            );
+        if let Some(reason) = obstacle(schema) {
+            let (what, fix) = in_two(&reason);
+            let fix = format!("{fix}, or leave `{table}` out of [source] tables");
+            report.blocks_on(Part::Source, format!("table `{table}` {what}"), fix);
         }
         for column in schema.key_columns() {
             let Some(collation) = column.collation.as_deref().filter(|name| !name.ends_with("_bin")) else { continue };
@@ -212,7 +211,7 @@ mod tests {
     #[test]
     fn a_table_without_a_key_blocks_and_a_folding_key_warns() {
         let mut report = Report::default();
-        judge_keys(
+        judge_movable(
             &[
                 table("none", None, &[]),
                 table("folding", Some("utf8mb4_0900_ai_ci"), &[0]),

@@ -235,12 +235,7 @@ async fn judge_privileges(client: &Client, table: &TableName, report: &mut Repor
 }
 
 /// Triggers that fire while cutover writes: they run for every row that is copied, and see rows twice.
-async fn judge_triggers(
-    client: &Client,
-    table: &TableName,
-    replica: bool,
-    report: &mut Report,
-) -> Result<(), PgError> {
+async fn judge_triggers(client: &Client, table: &TableName, replica: bool, report: &mut Report) -> Result<(), PgError> {
     let firing = if replica { "AR" } else { "OA" };
     let rows = client
         .query(
