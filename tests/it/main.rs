@@ -17,3 +17,4 @@ mod servers;
 mod support;
 mod tidy;
 mod types;
+mod types_mysql;
