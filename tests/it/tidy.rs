@@ -1,6 +1,9 @@
 //! Style that a machine can hold: ARCHITECTURE.md's import table, names, file lengths.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Which of our modules each module may import. The drawing in ARCHITECTURE.md is this table.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -15,8 +18,26 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("snapshot", &["model", "observe", "database", "log"]),
     ("pipeline", &["model", "observe", "log", "capture", "apply", "snapshot"]),
     ("config", &["model", "log", "capture", "apply"]),
-    ("control", &["model", "observe", "database", "log", "transform", "capture", "apply", "snapshot", "pipeline", "config"]),
-    ("cli", &["model", "observe", "database", "log", "transform", "capture", "apply", "snapshot", "pipeline", "config", "control"]),
+    (
+        "control",
+        &["model", "observe", "database", "log", "transform", "capture", "apply", "snapshot", "pipeline", "config"],
+    ),
+    (
+        "cli",
+        &[
+            "model",
+            "observe",
+            "database",
+            "log",
+            "transform",
+            "capture",
+            "apply",
+            "snapshot",
+            "pipeline",
+            "config",
+            "control",
+        ],
+    ),
     ("main", &["cli", "cutover"]),
     ("lib", &[]),
 ];
@@ -42,7 +63,10 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     walk(&root.join(folder), &mut found);
     found.sort();
-    found.into_iter().map(|path| (path.strip_prefix(root).unwrap().to_owned(), fs::read_to_string(&path).unwrap())).collect()
+    found
+        .into_iter()
+        .map(|path| (path.strip_prefix(root).unwrap().to_owned(), fs::read_to_string(&path).unwrap()))
+        .collect()
 }
 
 fn top_module(path: &Path) -> String {
@@ -105,7 +129,8 @@ fn modules_import_only_what_the_architecture_allows() {
 
 #[test]
 fn the_import_scan_sees_groups_and_paths() {
-    let text = "use crate::{\n    log::{A, b::C},\n    model::D,\n};\nfn f() { crate::observe::now_us(); }\n// crate::cli";
+    let text =
+        "use crate::{\n    log::{A, b::C},\n    model::D,\n};\nfn f() { crate::observe::now_us(); }\n// crate::cli";
     assert_eq!(imports(text), ["log", "model", "observe"]);
 }
 
