@@ -3,7 +3,9 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+pub mod check;
 pub mod init;
+mod movable;
 mod progress;
 mod resnapshot;
 mod run;
@@ -30,6 +32,8 @@ struct Arguments {
 enum Command {
     /// Write configuration, transforms and schema files from a live source.
     Init(init::InitArgs),
+    /// Look for everything that would keep the pipeline from running.
+    Check,
     /// Run the worker: copy the tables, follow the source, apply to the target.
     Run {
         /// Which half to run in this process.
@@ -104,6 +108,19 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
     match arguments.command {
+        Command::Init(init) => match runtime.block_on(init::run(init)) {
+            Ok(written) => {
+                println!("{written}");
+                Ok(())
+            }
+            Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
+            Err(error) => Err(error.into()),
+        },
+        Command::Check => {
+            let report = runtime.block_on(check::run(&config()?));
+            println!("{report}");
+            if report.blocks() { Err(Failure::No) } else { Ok(()) }
+        }
         Command::Run { role, until_synced, listen } => {
             let mut config = config()?;
             if let Some(listen) = listen {

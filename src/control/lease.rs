@@ -21,7 +21,7 @@ pub struct Lease {
 }
 
 /// Who holds the lease instead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Holder {
     pub holder: String,
     /// Seconds until the lease runs out unless it is renewed.

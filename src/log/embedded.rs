@@ -14,6 +14,7 @@
 //! docs/adr/0002-embedded-log.md says why these are plain files.
 
 mod frame;
+mod reader;
 mod segment;
 mod stream;
 #[cfg(test)]

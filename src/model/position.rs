@@ -47,6 +47,12 @@ pub struct GtidSet {
 #[error("`{0}` is not a GTID set")]
 pub struct InvalidGtidSet(String);
 
+impl InvalidGtidSet {
+    pub fn new(text: impl Into<String>) -> Self {
+        InvalidGtidSet(text.into())
+    }
+}
+
 impl GtidSet {
     /// Adds one transaction, `source` as `uuid` or `uuid:tag`.
     pub fn add(&mut self, source: &str, number: u64) {
@@ -91,6 +97,20 @@ impl GtidSet {
                 .get(source)
                 .is_some_and(|mine| mine.iter().any(|interval| interval.0 <= start && end <= interval.1))
         })
+    }
+
+    /// The transactions of this set that are not in `other`.
+    pub fn minus(&self, other: &GtidSet) -> GtidSet {
+        let mut rest = GtidSet::default();
+        for (source, start, end) in self.intervals() {
+            let mut from = start;
+            for (taken_start, taken_end) in other.sources.get(source).into_iter().flatten() {
+                rest.add_range(source, from, end.min(*taken_start));
+                from = from.max(*taken_end);
+            }
+            rest.add_range(source, from, end);
+        }
+        rest
     }
 
     /// Every interval as `(source, start, end)`, half-open, in order.
@@ -181,6 +201,14 @@ mod tests {
         let beyond: GtidSet = format!("{A}:9-11").parse().expect("valid");
         assert!(all.contains(&part) && all.contains(&GtidSet::default()));
         assert!(!all.contains(&beyond) && !part.contains(&all));
+    }
+
+    #[test]
+    fn what_one_set_has_more_than_another_is_told_by_interval() {
+        let all: GtidSet = format!("{A}:1-10,{B}:1-2").parse().expect("valid");
+        let part: GtidSet = format!("{A}:3-4:8").parse().expect("valid");
+        assert_eq!(all.minus(&part).to_string(), format!("{A}:1-2:5-7:9-10,{B}:1-2"));
+        assert!(part.minus(&all).is_empty());
     }
 
     #[test]

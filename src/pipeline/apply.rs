@@ -131,6 +131,8 @@ impl ApplyLoop {
             Topic::Changes => self.frontier.applied_changes(self.partition, resume.from, None, None),
             Topic::Snapshot => self.frontier.applied_snapshot(self.partition, resume.from),
         }
+        // The log forgets what it was told before a restart; retention waits until it is told again.
+        self.log.applied(self.topic, self.partition, resume.from).await?;
         let mut sinks = Vec::new();
         for _ in 0..self.sinks {
             sinks.push(self.target.open(self.topic, self.partition).await?);

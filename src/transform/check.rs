@@ -552,7 +552,8 @@ impl<'a> Checker<'a> {
 }
 
 /// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be
-/// written as such in the transform, where the writer sees what is cast.
+/// written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of syntax
+/// that PostgreSQL knows by its unqualified name only.)
 const RESULTS: &str = "
 SELECT a.attname::text,
   coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)

@@ -3,9 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
 
+mod apply_check;
+mod apply_history;
+mod apply_rig;
+mod capture_mysql;
+mod check;
 mod init;
 mod log_contract;
 mod log_embedded;
+mod pipeline;
+mod scan_mysql;
 mod servers;
 mod support;
 mod tidy;
+mod types;

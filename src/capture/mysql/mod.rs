@@ -1,1 +1,244 @@
 //! Capture from the binlog of MySQL and MariaDB.
+//!
+//! ```text
+//!  binlog ─► stream ─► binlog::decode ─► reader (tables, progress, clock) ─► Captured
+//!            checksums   pure            no IO                 ▲
+//!                                                          catalog, on a second connection
+//! ```
+//!
+//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in log order, each
+//! with its version, and a position after every transaction. Invariants: a version depends on the log and the clock's stored state alone,
+//! never on the table list or on when the log is read; nothing that could change a watched row is skipped, what
+//! cannot be followed halts. Deliberately absent: buffering of transactions, XA transactions that change watched tables
+//! (they halt: whether they commit is known only later), statement-based changes.
+
+pub mod binlog;
+pub mod config;
+mod progress;
+mod reader;
+mod resume;
+mod statement;
+mod stream;
+mod tables;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use mysql_async::Conn;
+
+pub use self::config::{Cascades, MysqlSourceConfig, SourceConfig};
+use self::{
+    binlog::{DecodeOptions, JsonDoubles},
+    progress::Progress,
+    reader::LogReader,
+    statement::flavor_of,
+    stream::{Start, Stream},
+    tables::Tables,
+};
+use super::{CaptureError, Captured, Source};
+use crate::{
+    database::mysql::{
+        catalog::{CatalogError, load_tables},
+        connect::{ConnectError, QueryError},
+        server::{self, Flavor, ServerFacts},
+    },
+    model::{Clock, Disposition, MysqlPosition, TableName, TableSchema, Version, ZeroDates},
+};
+
+/// A running capture.
+#[derive(Debug)]
+pub struct MysqlSource {
+    config: MysqlSourceConfig,
+    facts: ServerFacts,
+    stream: Stream,
+    reader: LogReader,
+    /// What ended the stream; it stays ended.
+    failed: bool,
+}
+
+impl MysqlSource {
+    /// Opens the log after `from` (a position and the clock's state there), or, without it, where the server is now, with
+    /// the clock at the server's time, so that the first snapshot watermark is above every version from before.
+    ///
+    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present ones are taken.
+    /// First come the schemas of all watched tables and a heartbeat with the position.
+    pub async fn open(
+        config: &MysqlSourceConfig,
+        from: Option<(MysqlPosition, Version)>,
+        known: &[Arc<TableSchema>],
+        watch: &[TableName],
+    ) -> Result<Self, CaptureError> {
+        let mut conn = config.connector.connect().await.map_err(connect_error)?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(query_error)?;
+        refuse_settings(&facts)?;
+        let clock_ahead_max_us = config.clock_ahead_max_us;
+        let (position, clock) = match from {
+            Some((position, clock)) => (position, Clock::new(clock, clock_ahead_max_us)),
+            None => {
+                let position = server::current_position(&mut conn, &facts).await.map_err(query_error)?;
+                (position, Clock::new(facts.now_us, clock_ahead_max_us))
+            }
+        };
+        let start = resume::plan(&mut conn, &facts, &position).await?;
+        let flavor = flavor_of(facts.flavor);
+        let mut progress = Progress::new(&position, facts.flavor == Flavor::Mariadb)
+            .map_err(|error| halt(format!("the stored position cannot be read: {error}"), COPY_AGAIN))?;
+        progress.moved_to(&facts.server);
+        let schemas = watched_schemas(&mut conn, known, watch).await?;
+        let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates));
+        let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us);
+        for schema in schemas {
+            reader.deliver(Captured::Schema(schema));
+        }
+        if position.server == facts.server || !matches!(start, Start::File { .. }) {
+            reader.say_idle((config.now_us)());
+        }
+        tracing::info!(
+            server = config.connector.server(),
+            version = facts.version_text,
+            gtids = !matches!(start, Start::File { .. }),
+            file = position.file,
+            offset = position.offset,
+            tables = watch.len(),
+            "capture starts"
+        );
+        let stream = Stream::open(conn, flavor, &start, config.server_id).await?;
+        Ok(MysqlSource { config: config.clone(), facts, stream, reader, failed: false })
+    }
+
+    /// The end of the last transaction that [`Source::next`] has read, and the clock's state there.
+    pub fn current_position(&self) -> (MysqlPosition, Version) {
+        self.reader.position()
+    }
+
+    /// What the server was when the stream was opened.
+    pub fn facts(&self) -> &ServerFacts {
+        &self.facts
+    }
+
+    async fn read_until_captured(&mut self) -> Result<Captured, CaptureError> {
+        loop {
+            if let Some(captured) = self.reader.take() {
+                return Ok(captured);
+            }
+            let event = self.stream.next().await?;
+            if let Some(pending) = self.reader.read(&event.header, event.body())? {
+                let catalog = self.present_schema(&pending.table).await?;
+                self.reader.bind(*pending, catalog)?;
+            }
+        }
+    }
+
+    async fn present_schema(&self, table: &TableName) -> Result<Option<TableSchema>, CaptureError> {
+        let mut conn = self.config.connector.connect().await.map_err(connect_error)?;
+        let only = [table.table.clone()];
+        let schemas = load_tables(&mut conn, &table.schema, Some(&only)).await.map_err(catalog_error)?;
+        if let Err(error) = conn.disconnect().await {
+            tracing::debug!(%error, "closing the catalog's connection");
+        }
+        Ok(schemas.into_iter().next())
+    }
+}
+
+#[async_trait]
+impl Source for MysqlSource {
+    async fn next(&mut self) -> Result<Captured, CaptureError> {
+        if self.failed {
+            return Err(CaptureError::Unreachable("its stream has ended".into()));
+        }
+        let captured = self.read_until_captured().await;
+        self.failed = captured.is_err();
+        captured
+    }
+}
+
+/// The schemas that capture starts with: of every watched table the known one, else the catalog's.
+async fn watched_schemas(
+    conn: &mut Conn,
+    known: &[Arc<TableSchema>],
+    watch: &[TableName],
+) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
+    let mut schemas: BTreeMap<TableName, Arc<TableSchema>> = known
+        .iter()
+        .filter(|schema| watch.contains(&schema.table))
+        .map(|schema| (schema.table.clone(), Arc::clone(schema)))
+        .collect();
+    let mut missing: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for table in watch.iter().filter(|table| !schemas.contains_key(*table)) {
+        missing.entry(&table.schema).or_default().push(table.table.clone());
+    }
+    for (database, tables) in missing {
+        for schema in load_tables(conn, database, Some(&tables)).await.map_err(catalog_error)? {
+            schemas.insert(schema.table.clone(), Arc::new(schema));
+        }
+    }
+    for table in watch {
+        match schemas.get(table) {
+            Some(schema) if !schema.key.is_empty() => {}
+            Some(_) => {
+                return Err(halt(
+                    format!("{table} has no primary key and no unique key without nulls"),
+                    "add one at the source, or leave the table out of [source] tables",
+                ));
+            }
+            None => {
+                return Err(halt(
+                    format!("the source has no table {table}, or its user may not read it"),
+                    "correct [source] tables, or GRANT SELECT on it",
+                ));
+            }
+        }
+    }
+    Ok(schemas.into_values().collect())
+}
+
+fn decode_options(facts: &ServerFacts, zero_dates: ZeroDates) -> DecodeOptions {
+    let bare = facts.flavor == Flavor::Mysql && facts.version < (8, 0, 0);
+    DecodeOptions { zero_dates, json_doubles: if bare { JsonDoubles::Bare } else { JsonDoubles::Marked } }
+}
+
+fn refuse_settings(facts: &ServerFacts) -> Result<(), CaptureError> {
+    match server::problems(facts).into_iter().next() {
+        Some(problem) => Err(halt(problem.what, problem.fix)),
+        None => Ok(()),
+    }
+}
+
+/// After a gap there is one repair, whatever made it.
+const COPY_AGAIN: &str = "keep binlogs longer (binlog_expire_logs_seconds, expire_logs_days) and copy every table again with \
+     `cutover resnapshot TABLE`: capture goes on from where the source is then";
+
+fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
+    CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
+}
+
+fn connect_error(error: ConnectError) -> CaptureError {
+    let text = error.to_string();
+    match error.disposition() {
+        Disposition::Retry => CaptureError::Unreachable(text),
+        Disposition::Halt | Disposition::DeadLetter => split(&text, "correct it and start again"),
+    }
+}
+
+fn query_error(error: QueryError) -> CaptureError {
+    match error.disposition() {
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+        Disposition::Halt | Disposition::DeadLetter => {
+            halt(format!("{error}"), "grant what is missing (`cutover check` lists it) and start again")
+        }
+    }
+}
+
+fn catalog_error(error: CatalogError) -> CaptureError {
+    let text = error.to_string();
+    match error.disposition() {
+        Disposition::Retry => CaptureError::Unreachable(text),
+        Disposition::Halt | Disposition::DeadLetter => split(&text, "GRANT SELECT on the tables to the source user"),
+    }
+}
+
+/// Our messages say after a semicolon what to do.
+fn split(text: &str, otherwise: &str) -> CaptureError {
+    let (reason, remedy) = text.split_once("; ").unwrap_or((text, otherwise));
+    halt(reason, remedy)
+}

@@ -28,6 +28,8 @@ pub enum SpellingError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spelling {
     Integer,
+    /// BIGINT UNSIGNED, the one integer that an `i64` does not hold.
+    Unsigned,
     Decimal,
     Float,
     Double,
@@ -44,7 +46,7 @@ impl Spelling {
     fn of(column: &Column) -> Self {
         match &column.column_type {
             ColumnType::SmallInt | ColumnType::Integer | ColumnType::BigInt => Spelling::Integer,
-            ColumnType::Numeric { .. } if column.source_type.starts_with("bigint") => Spelling::Integer,
+            ColumnType::Numeric { .. } if column.source_type.starts_with("bigint") => Spelling::Unsigned,
             ColumnType::Numeric { .. } => Spelling::Decimal,
             ColumnType::Real => Spelling::Float,
             ColumnType::Double => Spelling::Double,
@@ -100,8 +102,15 @@ impl RowSpeller {
         Ok(match (spelling, cell) {
             (_, Cell::NULL) => Value::Null,
             (Spelling::Integer, Cell::Int(number)) => Value::Int(number),
-            (Spelling::Integer, Cell::UInt(number)) => integer(number),
-            (Spelling::Integer, Cell::Bytes(digits)) => parsed_integer(&digits)?,
+            (Spelling::Integer, Cell::UInt(number)) => {
+                Value::Int(i64::try_from(number).map_err(|_| Refusal::Unexpected)?)
+            }
+            (Spelling::Integer, Cell::Bytes(digits)) => Value::Int(parsed(&digits)?),
+            (Spelling::Unsigned, Cell::Int(number)) => {
+                Value::UInt(u64::try_from(number).map_err(|_| Refusal::Unexpected)?)
+            }
+            (Spelling::Unsigned, Cell::UInt(number)) => Value::UInt(number),
+            (Spelling::Unsigned, Cell::Bytes(digits)) => Value::UInt(parsed(&digits)?),
             (Spelling::Decimal, Cell::Bytes(digits)) => Value::Text(decimal(text(digits)?)),
             (Spelling::Float, Cell::Float(number)) => Value::Float(number),
             (Spelling::Double, Cell::Double(number)) => Value::Double(number),
@@ -155,15 +164,9 @@ enum Refusal {
     Unexpected,
 }
 
-/// Numbers above [`i64::MAX`] alone are unsigned, so that one number has one value.
-fn integer(number: u64) -> Value {
-    i64::try_from(number).map_or(Value::UInt(number), Value::Int)
-}
-
-fn parsed_integer(digits: &[u8]) -> Result<Value, Refusal> {
+fn parsed<T: std::str::FromStr>(digits: &[u8]) -> Result<T, Refusal> {
     let digits = std::str::from_utf8(digits).map_err(|_| Refusal::Unexpected)?;
-    let signed = digits.parse().map(Value::Int);
-    signed.or_else(|_| digits.parse().map(Value::UInt)).map_err(|_| Refusal::Unexpected)
+    digits.parse().map_err(|_| Refusal::Unexpected)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, Refusal> {
@@ -271,10 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_has_one_value_whether_signed_or_not() {
-        assert_eq!(integer(5), Value::Int(5));
-        assert_eq!(integer(u64::MAX), Value::UInt(u64::MAX));
-        assert_eq!(parsed_integer(b"00005"), Ok(Value::Int(5)));
-        assert_eq!(parsed_integer(b"18446744073709551615"), Ok(Value::UInt(u64::MAX)));
+    fn the_columns_type_decides_on_the_integers_variant() {
+        let speller = RowSpeller { columns: Vec::new(), zero_dates: ZeroDates::Null };
+        assert_eq!(speller.spell(Spelling::Unsigned, Cell::Int(5)), Ok(Value::UInt(5)));
+        assert_eq!(speller.spell(Spelling::Unsigned, Cell::UInt(u64::MAX)), Ok(Value::UInt(u64::MAX)));
+        assert_eq!(speller.spell(Spelling::Integer, Cell::UInt(5)), Ok(Value::Int(5)));
+        assert_eq!(speller.spell(Spelling::Integer, Cell::Bytes(b"00005".to_vec())), Ok(Value::Int(5)));
     }
 }

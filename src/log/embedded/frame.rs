@@ -18,7 +18,7 @@ use crate::log::{Headers, Kind, Offset, Record, TransactionPart};
 
 /// A frame's bytes before its payload.
 pub(super) const HEADER_LEN: usize = 25;
-/// A frame is closed when it has this many bytes; a larger record has a frame of its own.
+/// A frame is closed once it has this many bytes, so it is longer by at most one record.
 pub(super) const FRAME_BYTES: usize = 256 << 10;
 /// The last frame of an append: recovery cuts only after one.
 pub(super) const FLAG_END: u8 = 1;

@@ -1,4 +1,4 @@
-//! One topic: its segments, its writer, its readers, and what may be dropped.
+//! One topic: its segments, its writer, and what may be dropped. Reading is in `reader`.
 //!
 //! All partitions of a topic share one chain of segments, so that an append is atomic and one sync makes it durable,
 //! whatever partitions it goes to. Readers see only what is durable.
@@ -22,12 +22,10 @@ use tokio::sync::watch;
 use super::{
     Settings,
     frame::{self, Builder, Salt},
-    segment::{self, Frames, Header, Segment, SegmentError, Start},
+    reader::Cursor,
+    segment::{self, Header, Segment, SegmentError, Start},
 };
-use crate::log::{Control, LogError, Offset, Record, Stored, Topic};
-
-/// How many readers of a partition are remembered; one more scans a segment to find its place.
-const CURSORS_MAX: usize = 4;
+use crate::log::{Control, LogError, Offset, Record, Topic};
 
 /// What the streams of a log share.
 #[derive(Debug)]
@@ -40,12 +38,12 @@ pub(super) struct Shared {
 
 #[derive(Debug)]
 pub(super) struct Stream {
-    topic: Topic,
-    folder: PathBuf,
-    shared: Arc<Shared>,
+    pub(super) topic: Topic,
+    pub(super) folder: PathBuf,
+    pub(super) shared: Arc<Shared>,
     queue: Mutex<Vec<Pending>>,
     writer: Mutex<Writer>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Held while segments are dropped, so that they go in order.
     retention: Mutex<()>,
     tail: watch::Sender<()>,
@@ -64,38 +62,30 @@ struct Writer {
     builder: Builder,
     /// A write did not end well: what is after the durable end of the file must go before the next one.
     is_torn: bool,
+    /// A new segment may be there, or half there: nothing goes to the old one any more.
+    must_roll: bool,
 }
 
 /// What is durable.
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     /// Never empty; each with its length. The last one is written to.
-    segments: VecDeque<(Arc<Segment>, u64)>,
-    lanes: Vec<Lane>,
+    pub(super) segments: VecDeque<(Arc<Segment>, u64)>,
+    pub(super) lanes: Vec<Lane>,
 }
 
 /// One partition.
 #[derive(Debug, Default)]
-struct Lane {
+pub(super) struct Lane {
     next: Offset,
     applied: Offset,
     /// The value of the last control record, with its offset.
     control: Option<(Offset, Bytes)>,
-    cursors: VecDeque<Cursor>,
+    /// Where the last readers go on, the latest first.
+    pub(super) cursors: VecDeque<Cursor>,
 }
 
-/// Where a reader that asks for `serves` next finds it.
-#[derive(Debug, Clone)]
-struct Cursor {
-    serves: Offset,
-    sequence: u64,
-    /// The front of a frame.
-    at: u64,
-    /// The offset of the partition's next record from there on.
-    expected: Offset,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What a panicking writer leaves is marked as torn, and the state changes only after a sync.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -182,7 +172,8 @@ impl Stream {
             writer.file = File::options().write(true).open(&active.path)?;
             writer.is_torn = false;
         }
-        let synced = if synced >= self.shared.settings.segment_bytes { self.roll(writer)? } else { synced };
+        let is_long = synced >= self.shared.settings.segment_bytes;
+        let synced = if is_long || writer.must_roll { self.roll(writer)? } else { synced };
 
         let mut lanes: Vec<(Offset, Option<(Offset, Bytes)>)> =
             lock(&self.state).lanes.iter().map(|lane| (lane.next, None)).collect();
@@ -193,7 +184,8 @@ impl Stream {
             builder.begin();
             let mut records = pending.records.iter().peekable();
             while let Some((partition, record)) = records.next() {
-                let Some((next, control)) = lanes.get_mut(*partition as usize) else { continue };
+                let unknown = || SegmentError::Damaged(format!("there is no partition {partition}"));
+                let (next, control) = lanes.get_mut(*partition as usize).ok_or_else(unknown)?;
                 builder.push(*partition, *next, record);
                 if record.headers.kind.is_resumable() {
                     *control = Some((*next, record.value.clone()));
@@ -239,6 +231,7 @@ impl Stream {
             let (active, _) = self.active();
             header(self.topic, active.header.sequence + 1, &self.shared.settings, &lock(&self.state).lanes)
         };
+        writer.must_roll = true;
         let segment = Segment::create(&self.folder, header, self.shared.salt)?;
         *writer = Writer::new(&segment.path, self.shared.salt)?;
         let len = segment.start;
@@ -247,115 +240,8 @@ impl Stream {
         Ok(len)
     }
 
-    /// Reads records of a partition from an offset that it has. Blocks.
-    pub(super) fn read(&self, partition: u32, from: Offset, bytes_max: usize) -> Result<Vec<Stored>, LogError> {
-        let mut cursor = self.cursor(partition, from)?;
-        let mut found = Vec::new();
-        let read = self.read_segments(partition, &mut cursor, bytes_max as u64, &mut found);
-        read.map_err(|error| match error {
-            SegmentError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                LogError::Other(format!("reading in {} failed: {error}; check the disk", self.folder.display()))
-            }
-            SegmentError::Io(_) => {
-                let cut = SegmentError::Damaged("the file is shorter than what was written".into());
-                failure(&self.folder, self.topic, partition, cursor.expected, cut)
-            }
-            SegmentError::Damaged(_) | SegmentError::NewerFormat(_) => {
-                failure(&self.folder, self.topic, partition, cursor.expected, error)
-            }
-        })?;
-        if let Some(lane) = lock(&self.state).lanes.get_mut(partition as usize) {
-            lane.cursors.truncate(CURSORS_MAX - 1);
-            lane.cursors.push_front(cursor);
-        }
-        Ok(found)
-    }
-
-    fn cursor(&self, partition: u32, from: Offset) -> Result<Cursor, LogError> {
-        let mut state = lock(&self.state);
-        let lane_index = partition as usize;
-        let oldest = state.segments.front().map_or(0, |(segment, _)| segment.header.sequence);
-        if let Some(lane) = state.lanes.get_mut(lane_index)
-            && let Some(index) = lane.cursors.iter().position(|cursor| cursor.serves == from)
-            && let Some(cursor) = lane.cursors.remove(index)
-            && cursor.sequence >= oldest
-        {
-            return Ok(cursor);
-        }
-        let first = |segment: &Segment| segment.header.partitions.get(lane_index).map(|start| start.first);
-        let holds = |segment: &Segment| first(segment).filter(|first| *first <= from);
-        let holder = state.segments.iter().rev().find_map(|(segment, _)| Some((segment, holds(segment)?)));
-        match holder {
-            Some((segment, expected)) => {
-                let (sequence, at) = (segment.header.sequence, segment.start);
-                Ok(Cursor { serves: from, sequence, at, expected })
-            }
-            None => {
-                let start = state.segments.front().and_then(|(segment, _)| first(segment)).unwrap_or_default();
-                Err(LogError::Trimmed { topic: self.topic.suffix(), partition, wanted: from, start })
-            }
-        }
-    }
-
-    fn read_segments(
-        &self,
-        partition: u32,
-        cursor: &mut Cursor,
-        bytes_max: u64,
-        found: &mut Vec<Stored>,
-    ) -> Result<(), SegmentError> {
-        let mut bytes = 0;
-        while let Some((segment, len)) = self.segment(cursor.sequence) {
-            let first = segment.header.partitions.get(partition as usize).map(|start| start.first);
-            if cursor.at == segment.start && first != Some(cursor.expected) {
-                return Err(SegmentError::Damaged("the segment before ends too early".into()));
-            }
-            let mut frames = Frames::new(&segment.file, self.shared.salt, cursor.at, len);
-            while let Some(frame) = frames.next_frame()? {
-                let mut expected = cursor.expected;
-                let damaged = || SegmentError::Damaged("a record batch is not well formed".into());
-                for mut run in frame::runs(&frame.payload).ok_or_else(damaged)? {
-                    if run.partition != partition {
-                        continue;
-                    }
-                    if run.first != expected {
-                        return Err(SegmentError::Damaged(format!("offset {} follows instead", run.first)));
-                    }
-                    expected = run.end();
-                    if run.end() <= cursor.serves {
-                        continue;
-                    }
-                    for record in run.by_ref() {
-                        let (offset, record) = record.ok_or_else(damaged)?;
-                        if offset < cursor.serves {
-                            continue;
-                        }
-                        if bytes >= bytes_max && !found.is_empty() {
-                            // The rest of the frame is for the next read, from the frame's front.
-                            return Ok(());
-                        }
-                        bytes += frame::size(&record);
-                        cursor.serves = offset + 1;
-                        found.push(Stored { offset, record });
-                    }
-                }
-                (cursor.expected, cursor.at) = (expected, frames.at());
-            }
-            let Some((next, _)) = self.segment(cursor.sequence + 1) else { return Ok(()) };
-            if cursor.at < self.segment(cursor.sequence).map_or(len, |(_, len)| len) {
-                // The segment grew before it was closed.
-                continue;
-            }
-            (cursor.sequence, cursor.at) = (next.header.sequence, next.start);
-            if bytes >= bytes_max && !found.is_empty() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
     /// The segment of that number, with its durable length.
-    fn segment(&self, sequence: u64) -> Option<(Arc<Segment>, u64)> {
+    pub(super) fn segment(&self, sequence: u64) -> Option<(Arc<Segment>, u64)> {
         let state = lock(&self.state);
         let oldest = state.segments.front()?.0.header.sequence;
         let index = usize::try_from(sequence.checked_sub(oldest)?).ok()?;
@@ -460,7 +346,7 @@ impl Stream {
 impl Writer {
     fn new(path: &Path, salt: Salt) -> io::Result<Self> {
         let file = File::options().write(true).open(path)?;
-        Ok(Writer { file, builder: Builder::new(salt), is_torn: false })
+        Ok(Writer { file, builder: Builder::new(salt), is_torn: false, must_roll: false })
     }
 }
 
@@ -504,7 +390,7 @@ fn cut(path: &Path, len: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-fn failure(folder: &Path, topic: Topic, partition: u32, offset: Offset, error: SegmentError) -> LogError {
+pub(super) fn failure(folder: &Path, topic: Topic, partition: u32, offset: Offset, error: SegmentError) -> LogError {
     let path = folder.display().to_string();
     match error {
         SegmentError::Io(source) => LogError::Disk { path, source },

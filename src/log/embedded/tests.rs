@@ -192,6 +192,23 @@ async fn a_full_disk_is_told_and_the_log_goes_on_after_it() {
 }
 
 #[tokio::test]
+async fn a_segment_that_could_not_be_begun_is_begun_before_the_next_write() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let small = Settings { segment_bytes: 1000, ..settings() };
+    let log = EmbeddedLog::open(folder.path(), small.clone()).await.expect("opens");
+    append(&log, rows(0..1, 2000)).await.expect("appends");
+    // A folder in the way of the next segment's file.
+    let unfinished = folder.path().join("changes").join(format!("{:020}.segment.unfinished", 1));
+    fs::create_dir(&unfinished).expect("makes");
+    assert!(matches!(append(&log, rows(1..2, 10)).await, Err(LogError::Disk { .. })));
+    fs::remove_dir(&unfinished).expect("removes");
+    append(&log, rows(1..2, 10)).await.expect("appends");
+    drop(log);
+    let log = EmbeddedLog::open(folder.path(), small).await.expect("opens");
+    assert_eq!(numbers(&log).await.expect("reads"), counted(2));
+}
+
+#[tokio::test]
 async fn retention_drops_what_is_applied_and_old_and_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
     let now = Arc::new(AtomicI64::new(NOW));

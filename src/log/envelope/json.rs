@@ -158,7 +158,8 @@ impl<'a> Scanner<'a> {
             self.at += 1;
             return Ok(Cow::Borrowed(plain));
         }
-        let mut text = plain.to_owned();
+        let mut text = String::with_capacity(2 * plain.len() + 64);
+        text.push_str(plain);
         loop {
             match self.rest().first() {
                 Some(b'"') => {

@@ -1,0 +1,178 @@
+//! `[source]` of the configuration, for MySQL and MariaDB.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use crate::{
+    database::mysql::connect::{ConnectError, Connector},
+    model::ZeroDates,
+};
+
+/// `[source]` as written.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    pub url: String,
+    /// The tables to follow; all of the URL's database without it.
+    #[serde(default)]
+    pub tables: Option<Vec<String>>,
+    /// What becomes of zero dates: `null`, `error`, or a date such as `1970-01-01`.
+    #[serde(default = "default_zero_dates")]
+    pub zero_dates: String,
+    /// How far a commit time may be ahead of this machine's clock before capture halts.
+    #[serde(default = "default_clock_ahead_max_seconds")]
+    pub clock_ahead_max_seconds: u32,
+    #[serde(default)]
+    pub cascades: Cascades,
+    /// This worker's id among the source's replicas; derived from the pipeline's name without it.
+    #[serde(default)]
+    pub server_id: Option<u32>,
+}
+
+/// What is done about foreign keys whose cascades the source's log does not show (CORRECTNESS rule 11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cascades {
+    /// `check` refuses them.
+    #[default]
+    Block,
+    /// The children of a parent that was deleted or whose key was changed are read again.
+    Refetch,
+}
+
+fn default_zero_dates() -> String {
+    "null".to_owned()
+}
+
+fn default_clock_ahead_max_seconds() -> u32 {
+    60
+}
+
+impl fmt::Debug for SourceConfig {
+    /// Without the URL, which holds a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceConfig")
+            .field("tables", &self.tables)
+            .field("zero_dates", &self.zero_dates)
+            .field("clock_ahead_max_seconds", &self.clock_ahead_max_seconds)
+            .field("cascades", &self.cascades)
+            .field("server_id", &self.server_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SourceConfig {
+    /// Every mistake that can be found without a connection, as (key, problem).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if let Err(error) = Connector::new(&self.url) {
+            problems.push(("source.url", error.to_string()));
+        }
+        if self.zero_dates().is_none() {
+            let problem =
+                format!("`{}` is none of \"null\", \"error\", or a date such as \"1970-01-01\"", self.zero_dates);
+            problems.push(("source.zero_dates", problem));
+        }
+        if self.tables.as_ref().is_some_and(Vec::is_empty) {
+            problems.push(("source.tables", "names no table; leave it out to follow all of them".into()));
+        }
+        if self.server_id == Some(0) {
+            problems.push(("source.server_id", "must be 1 or more, and no other replica's".into()));
+        }
+        problems
+    }
+
+    /// The option `zero_dates`, parsed; none if it cannot be.
+    pub fn zero_dates(&self) -> Option<ZeroDates> {
+        match self.zero_dates.as_str() {
+            "null" => Some(ZeroDates::Null),
+            "error" => Some(ZeroDates::Error),
+            date => parse_date(date),
+        }
+    }
+
+    /// What capture needs to know of it, for the pipeline `name`.
+    pub fn resolve(&self, name: &str, now_us: fn() -> i64) -> Result<MysqlSourceConfig, ConnectError> {
+        Ok(MysqlSourceConfig {
+            connector: Connector::new(&self.url)?,
+            server_id: self.server_id.unwrap_or_else(|| server_id_of(name)),
+            zero_dates: self.zero_dates().unwrap_or_default(),
+            clock_ahead_max_us: i64::from(self.clock_ahead_max_seconds) * 1_000_000,
+            now_us,
+        })
+    }
+}
+
+/// What [`super::MysqlSource`] needs to know.
+#[derive(Debug, Clone)]
+pub struct MysqlSourceConfig {
+    pub connector: Connector,
+    pub server_id: u32,
+    pub zero_dates: ZeroDates,
+    pub clock_ahead_max_us: i64,
+    /// This machine's time, µs since the Unix epoch.
+    pub now_us: fn() -> i64,
+}
+
+/// A replica's id out of the pipeline's name, in the upper half, where people put none of theirs.
+fn server_id_of(name: &str) -> u32 {
+    crc32fast::hash(name.as_bytes()) | 0x8000_0000
+}
+
+fn parse_date(text: &str) -> Option<ZeroDates> {
+    let mut fields = text.split('-');
+    let mut next = |digits: usize| {
+        let field = fields.next()?;
+        (field.len() == digits && field.bytes().all(|byte| byte.is_ascii_digit())).then(|| field.parse::<u16>().ok())?
+    };
+    let (year, month, day) = (next(4)?, next(2)?, next(2)?);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 if leap => 29,
+        2 => 28,
+        _ => return None,
+    };
+    if fields.next().is_some() || year == 0 || day == 0 || day > days {
+        return None;
+    }
+    Some(ZeroDates::Replace { year, month: u8::try_from(month).ok()?, day: u8::try_from(day).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<SourceConfig, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn the_smallest_source_has_defaults_for_the_rest() {
+        let config = parse("url = 'mysql://u:secret@127.0.0.1/shop'").expect("valid");
+        assert_eq!(config.problems(), vec![]);
+        assert_eq!((config.zero_dates(), config.clock_ahead_max_seconds), (Some(ZeroDates::Null), 60));
+        assert!(!format!("{config:?}").contains("secret"));
+        let resolved = config.resolve("cart", || 0).expect("valid");
+        assert!(resolved.server_id >= 0x8000_0000);
+    }
+
+    #[test]
+    fn unknown_keys_and_values_are_refused() {
+        assert!(parse("url = 'mysql://u@h/s'\ntabels = []").is_err());
+        assert!(parse("url = 'mysql://u@h/s'\ncascades = 'ignore'").is_err());
+        let config = parse("url = 'nonsense'\nzero_dates = '2024-02-30'\ntables = []\nserver_id = 0").expect("parses");
+        let keys: Vec<&str> = config.problems().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["source.url", "source.zero_dates", "source.tables", "source.server_id"]);
+    }
+
+    #[test]
+    fn a_zero_date_can_become_any_real_date() {
+        assert_eq!(parse_date("2024-02-29"), Some(ZeroDates::Replace { year: 2024, month: 2, day: 29 }));
+        for text in ["2023-02-29", "1970-1-1", "0000-01-01", "1970-13-01", "1970-01-01-01", "+970-01-01", ""] {
+            assert_eq!(parse_date(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The watched tables: their schema at the reader's point of the log, and what the log's table ids stand for.
+//!
+//! The catalog shows the present, the log the past. A schema is therefore held against every table map, and replaced only
+//! when a DDL statement passed or the map does not fit. A catalog that is already ahead of the log still helps where the event names
+//! its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::binlog::{DecodeError, DecodeOptions, RowDecoder, SchemaMismatch, TableMap, TableMapBody};
+use crate::model::{TableName, TableSchema};
+
+/// Table ids are new after every DDL and restart of the server: beyond this many the old ones are forgotten.
+const MAPS_MAX: usize = 4096;
+
+/// What a table id stands for.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    bytes: Vec<u8>,
+    pub(super) map: TableMap,
+    /// None for a table that is not watched.
+    pub(super) decoder: Option<RowDecoder>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    schema: Arc<TableSchema>,
+    /// A DDL statement has passed: the catalog is asked at the next table map.
+    stale: bool,
+}
+
+/// The tables of a reader.
+#[derive(Debug)]
+pub(super) struct Tables {
+    watched: HashMap<TableName, Watched>,
+    maps: HashMap<u64, Mapped>,
+    options: DecodeOptions,
+}
+
+/// What becomes of a table map.
+#[derive(Debug)]
+pub(super) enum Mapping {
+    Known,
+    /// The table's present schema is needed, for [`Tables::bind`].
+    NeedsCatalog(Box<PendingMap>),
+}
+
+/// A table map whose schema is not known yet.
+#[derive(Debug)]
+pub(super) struct PendingMap {
+    bytes: Vec<u8>,
+    map: TableMap,
+    pub(super) table: TableName,
+}
+
+/// No schema that is known fits the event.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BindError {
+    #[error(transparent)]
+    Mismatch(#[from] SchemaMismatch),
+    #[error("{0} is in the binlog and no longer in the catalog")]
+    Gone(TableName),
+    #[error("{0} has no primary key and no unique key without nulls any more")]
+    NoKey(TableName),
+}
+
+impl Tables {
+    pub(super) fn new(schemas: impl IntoIterator<Item = Arc<TableSchema>>, options: DecodeOptions) -> Self {
+        let watched = schemas.into_iter().map(|schema| (schema.table.clone(), Watched { schema, stale: false }));
+        Tables { watched: watched.collect(), maps: HashMap::new(), options }
+    }
+
+    pub(super) fn schema(&self, table: &TableName) -> Option<&Arc<TableSchema>> {
+        self.watched.get(table).map(|watched| &watched.schema)
+    }
+
+    pub(super) fn watches(&self, table: &TableName) -> bool {
+        self.watched.contains_key(table)
+    }
+
+    pub(super) fn watches_database(&self, database: &str) -> bool {
+        self.watched.keys().any(|table| table.schema == database)
+    }
+
+    /// A DDL statement passed.
+    pub(super) fn changed(&mut self, table: &TableName) {
+        if let Some(watched) = self.watched.get_mut(table) {
+            watched.stale = true;
+        }
+    }
+
+    pub(super) fn mapped(&self, table_id: u64) -> Option<&Mapped> {
+        self.maps.get(&table_id)
+    }
+
+    /// A file has ended: every statement's maps come again.
+    pub(super) fn forget_maps(&mut self) {
+        self.maps.clear();
+    }
+
+    /// Notes what a table id stands for.
+    pub(super) fn map(&mut self, body: &TableMapBody<'_>) -> Result<Mapping, DecodeError> {
+        if let Some(mapped) = self.maps.get(&body.table_id)
+            && mapped.bytes == body.bytes
+            && mapped.decoder.as_ref().is_none_or(|decoder| self.is_current(&decoder.schema().table))
+        {
+            return Ok(Mapping::Known);
+        }
+        if self.maps.len() >= MAPS_MAX {
+            self.maps.clear();
+        }
+        let map = body.parse()?;
+        let table = TableName::new(&map.schema, &map.table);
+        let bytes = body.bytes.to_vec();
+        let Some(watched) = self.watched.get(&table) else {
+            self.maps.insert(body.table_id, Mapped { bytes, map, decoder: None });
+            return Ok(Mapping::Known);
+        };
+        if !watched.stale
+            && let Ok(decoder) = RowDecoder::new(&map, Arc::clone(&watched.schema), &self.options)
+        {
+            self.maps.insert(body.table_id, Mapped { bytes, map, decoder: Some(decoder) });
+            return Ok(Mapping::Known);
+        }
+        Ok(Mapping::NeedsCatalog(Box::new(PendingMap { bytes, map, table })))
+    }
+
+    fn is_current(&self, table: &TableName) -> bool {
+        self.watched.get(table).is_some_and(|watched| !watched.stale)
+    }
+
+    /// Fits a table map to the present catalog, or to what is known besides. The new schema, if there is one.
+    pub(super) fn bind(
+        &mut self,
+        pending: PendingMap,
+        catalog: Option<TableSchema>,
+    ) -> Result<Option<Arc<TableSchema>>, BindError> {
+        let PendingMap { bytes, map, table } = pending;
+        let current = self.schema(&table).map(Arc::clone);
+        let decoder = fit(&map, &table, catalog, current.as_ref(), &self.options)?;
+        let schema = Arc::clone(decoder.schema());
+        if schema.key.is_empty() {
+            return Err(BindError::NoKey(table));
+        }
+        self.maps.insert(map.table_id, Mapped { bytes, map, decoder: Some(decoder) });
+        let changed = current.is_none_or(|current| current != schema);
+        self.watched.insert(table, Watched { schema: Arc::clone(&schema), stale: false });
+        Ok(changed.then_some(schema))
+    }
+}
+
+/// Tries the catalog as it is, the schema before, and what can be put together of both.
+fn fit(
+    map: &TableMap,
+    table: &TableName,
+    catalog: Option<TableSchema>,
+    current: Option<&Arc<TableSchema>>,
+    options: &DecodeOptions,
+) -> Result<RowDecoder, BindError> {
+    let catalog = catalog.map(Arc::new);
+    let names = map.metadata.names.as_deref();
+    let candidates = [
+        catalog.clone(),
+        current.map(Arc::clone),
+        names.and_then(|names| by_name(names, &[catalog.as_deref(), current.map(AsRef::as_ref)])),
+        names.and_then(|names| by_name(names, &[current.map(AsRef::as_ref), catalog.as_deref()])),
+        catalog.as_deref().and_then(|catalog| prefix(catalog, map.columns.len())),
+    ];
+    let mut first_mismatch = None;
+    for candidate in candidates.into_iter().flatten() {
+        match RowDecoder::new(map, candidate, options) {
+            Ok(decoder) => return Ok(decoder),
+            Err(mismatch) => {
+                first_mismatch.get_or_insert(mismatch);
+            }
+        }
+    }
+    match (first_mismatch, catalog) {
+        (Some(mismatch), Some(_)) => Err(mismatch.into()),
+        (Some(_) | None, None) | (None, Some(_)) => Err(BindError::Gone(table.clone())),
+    }
+}
+
+/// A schema with exactly these columns, each from the first of `schemas` that has it. The key is the first
+/// schema's whose key columns are all there.
+fn by_name(names: &[String], schemas: &[Option<&TableSchema>]) -> Option<Arc<TableSchema>> {
+    let mut known = schemas.iter().flatten();
+    let columns: Option<Vec<_>> =
+        names.iter().map(|name| known.clone().find_map(|schema| schema.column(name)).cloned()).collect();
+    let position = |name: &str| names.iter().position(|other| other == name);
+    let key_of = |schema: &&TableSchema| {
+        schema.key_columns().map(|column| position(&column.name)).collect::<Option<Vec<usize>>>()
+    };
+    let key = known.clone().find_map(key_of)?;
+    let table = known.next()?.table.clone();
+    Some(Arc::new(TableSchema { table, columns: columns?, key }))
+}
+
+/// The catalog's first columns, before later ones were added at the end.
+fn prefix(catalog: &TableSchema, columns: usize) -> Option<Arc<TableSchema>> {
+    let fits = columns < catalog.columns.len() && catalog.key.iter().all(|index| *index < columns);
+    let first = catalog.columns.iter().take(columns).cloned().collect();
+    fits.then(|| Arc::new(TableSchema { columns: first, ..catalog.clone() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Column, ColumnType};
+
+    fn schema(names: &[&str], key: &[usize]) -> TableSchema {
+        let column = |name: &&str| Column {
+            name: (*name).into(),
+            column_type: ColumnType::Integer,
+            source_type: "int(11)".into(),
+            nullable: true,
+            charset: None,
+            collation: None,
+            generated: false,
+        };
+        TableSchema { table: TableName::new("s", "t"), columns: names.iter().map(column).collect(), key: key.to_vec() }
+    }
+
+    fn names(schema: &TableSchema) -> Vec<&str> {
+        schema.columns.iter().map(|column| column.name.as_str()).collect()
+    }
+
+    #[test]
+    fn an_event_that_names_its_columns_is_put_together_from_past_and_present() {
+        let present = schema(&["id", "new", "kept"], &[0]);
+        let past = schema(&["kept", "id", "dropped"], &[1]);
+        let wanted = ["kept", "id", "dropped"].map(str::to_owned);
+        let built = by_name(&wanted, &[Some(&present), Some(&past)]).expect("all names are known");
+        assert_eq!((names(&built), built.key.clone()), (vec!["kept", "id", "dropped"], vec![1]));
+        let unknown = ["id", "never heard of"].map(str::to_owned);
+        assert!(by_name(&unknown, &[Some(&present), Some(&past)]).is_none());
+    }
+
+    #[test]
+    fn columns_added_at_the_end_since_are_left_off() {
+        let present = schema(&["id", "a", "added"], &[0]);
+        assert_eq!(names(&prefix(&present, 2).expect("a prefix")), ["id", "a"]);
+        assert!(prefix(&present, 3).is_none());
+        assert!(prefix(&schema(&["a", "id"], &[1]), 1).is_none());
+    }
+}

@@ -1,0 +1,445 @@
+//! Capture from real binlogs: what was done at the source arrives once, in order, with the same versions every time.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cutover::capture::mysql::{MysqlSource, SourceConfig};
+use cutover::capture::{CaptureError, Captured, Source};
+use cutover::database::mysql::scan::{Scanner, Watermark};
+use cutover::model::{
+    Change, Disposition, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version, ZeroDates,
+};
+
+use crate::support::Mysql;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn now_us() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
+}
+
+/// A capture of some tables of a test's database.
+struct Capture {
+    source: MysqlSource,
+    schemas: Vec<Arc<TableSchema>>,
+    resume: Option<(MysqlPosition, Version)>,
+}
+
+fn config(url: &str, name: &str) -> cutover::capture::mysql::MysqlSourceConfig {
+    let config: SourceConfig = toml::from_str(&format!("url = '{url}'")).unwrap();
+    config.resolve(name, now_us).unwrap()
+}
+
+async fn open(
+    server: &Mysql,
+    tables: &[&str],
+    from: Option<(MysqlPosition, Version)>,
+    known: &[Arc<TableSchema>],
+) -> Result<Capture, CaptureError> {
+    // A server id of its own for every capture: tests run beside each other.
+    let name = format!("{}-{}", server.database(), rand::random::<u64>());
+    let watch: Vec<TableName> = tables.iter().map(|table| TableName::new(server.database(), *table)).collect();
+    let source = MysqlSource::open(&config(&server.url(), &name), from, known, &watch).await?;
+    Ok(Capture { source, schemas: Vec::new(), resume: None })
+}
+
+impl Capture {
+    async fn start(server: &Mysql, tables: &[&str]) -> Self {
+        open(server, tables, None, &[]).await.unwrap()
+    }
+
+    async fn resume(
+        server: &Mysql,
+        tables: &[&str],
+        at: (MysqlPosition, Version),
+        schemas: &[Arc<TableSchema>],
+    ) -> Self {
+        open(server, tables, Some(at), schemas).await.unwrap()
+    }
+
+    async fn try_next(&mut self) -> Result<Captured, CaptureError> {
+        let captured = tokio::time::timeout(PATIENCE, self.source.next()).await.expect("something is captured")?;
+        match &captured {
+            Captured::Schema(schema) => self.schemas.push(Arc::clone(schema)),
+            Captured::Commit { position: Position::Mysql(position), clock, .. }
+            | Captured::Heartbeat { position: Position::Mysql(position), clock, .. } => {
+                self.resume = Some((position.clone(), *clock));
+            }
+            Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. } => {}
+        }
+        Ok(captured)
+    }
+
+    /// Whatever comes next but schemas, heartbeats and commits.
+    async fn event(&mut self) -> Captured {
+        loop {
+            let captured = self.try_next().await.unwrap();
+            if matches!(captured, Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. }) {
+                return captured;
+            }
+        }
+    }
+
+    async fn change(&mut self) -> Change {
+        match self.event().await {
+            Captured::Change(change) => change,
+            other => panic!("{other:?} is no change"),
+        }
+    }
+
+    async fn changes(&mut self, count: usize) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for _ in 0..count {
+            changes.push(self.change().await);
+        }
+        changes
+    }
+
+    async fn commit(&mut self) {
+        while !matches!(self.try_next().await.unwrap(), Captured::Commit { .. }) {}
+    }
+
+    async fn heartbeat(&mut self) {
+        while !matches!(self.try_next().await.unwrap(), Captured::Heartbeat { .. }) {}
+    }
+
+    async fn error(&mut self) -> CaptureError {
+        loop {
+            if let Err(error) = self.try_next().await {
+                return error;
+            }
+        }
+    }
+
+    fn watermark(&self) -> Watermark {
+        let (position, version) = self.source.current_position();
+        Watermark { position, version }
+    }
+}
+
+fn ops(changes: &[Change]) -> Vec<Op> {
+    changes.iter().map(|change| change.op).collect()
+}
+
+async fn every_server() -> Vec<Mysql> {
+    vec![Mysql::v57().await, Mysql::v80().await, Mysql::v97().await, Mysql::mariadb().await]
+}
+
+#[tokio::test]
+async fn changes_arrive_in_order_with_full_images_and_rising_versions() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, name VARCHAR(20))").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        server.exec("BEGIN; INSERT INTO t VALUES (1, 'a'), (2, 'b'); UPDATE t SET name = 'c' WHERE id = 1; DELETE FROM t WHERE id = 2; COMMIT").await;
+        let changes = capture.changes(4).await;
+        assert_eq!(ops(&changes), [Op::Insert, Op::Insert, Op::Update, Op::Delete]);
+        assert!(changes.is_sorted_by(|one, other| one.version < other.version));
+        let row = |id, name: &str| Some(vec![Value::Int(id), Value::Text(name.into())]);
+        assert_eq!((&changes[2].images.before, &changes[2].images.after), (&row(1, "a"), &row(1, "c")));
+        assert_eq!((&changes[3].images.before, &changes[3].images.after), (&row(2, "b"), &None));
+        let age_us = now_us() - changes[0].commit_us;
+        assert!((-1_000_000..15_000_000).contains(&age_us), "the commit was {age_us} µs ago");
+        capture.commit().await;
+        capture.heartbeat().await;
+    }
+}
+
+#[tokio::test]
+async fn a_changed_key_is_a_delete_and_an_insert_and_ticks_twice_like_any_update() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, name VARCHAR(20)); CREATE TABLE other LIKE t").await;
+        let mut one = Capture::start(&server, &["t"]).await;
+        let at = one.source.current_position();
+        let mut both = Capture::resume(&server, &["t", "other"], at, &[]).await;
+        server.exec("BEGIN; INSERT INTO other VALUES (1, 'x'), (2, 'y'); UPDATE other SET id = id + 10 ORDER BY id; INSERT INTO t VALUES (1, 'a'); \
+                     UPDATE other SET name = 'z'; UPDATE t SET id = 2; UPDATE t SET name = 'A'; TRUNCATE other; INSERT INTO t VALUES (9, 'n')").await;
+        let alone = one.changes(5).await;
+        assert_eq!(ops(&alone), [Op::Insert, Op::Delete, Op::Insert, Op::Update, Op::Insert]);
+        let mut together = Vec::new();
+        while together.len() < 5 {
+            if let Captured::Change(change) = both.event().await
+                && change.schema.table.table == "t"
+            {
+                together.push(change);
+            }
+        }
+        assert_eq!(alone, together, "versions do not depend on the table list");
+    }
+}
+
+#[tokio::test]
+async fn capturing_again_from_any_transaction_end_gives_the_same_versions() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, n INT)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        for n in 0..20 {
+            server
+                .exec(&format!(
+                    "BEGIN; INSERT INTO t (n) VALUES ({n}), ({n}); UPDATE t SET n = n + 1 WHERE id > {n}; COMMIT"
+                ))
+                .await;
+        }
+        let (mut changes, mut resumes) = (Vec::new(), Vec::new());
+        while resumes.len() < 20 {
+            match capture.try_next().await.unwrap() {
+                Captured::Change(change) => changes.push(change),
+                Captured::Commit { .. } => resumes.push((changes.len(), capture.resume.clone().unwrap())),
+                Captured::Schema(_) | Captured::Heartbeat { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(capture.source);
+        for (seen, at) in resumes.into_iter().step_by(6) {
+            let mut again = Capture::resume(&server, &["t"], at, &capture.schemas).await;
+            let rest = again.changes(changes.len() - seen).await;
+            assert_eq!(rest, changes[seen..]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn schema_changes_travel_with_the_log_and_rewrites_are_told() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, a INT)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        server.exec("INSERT INTO t VALUES (1, 1)").await;
+        assert_eq!(capture.change().await.schema.columns.len(), 2);
+        server.exec("ALTER TABLE t ADD COLUMN b VARCHAR(5) NOT NULL DEFAULT 'x'").await;
+        match capture.event().await {
+            Captured::Rewritten { table, columns } => {
+                assert_eq!((table.table.as_str(), columns), ("t", vec!["b".to_owned()]));
+            }
+            other => panic!("{other:?}"),
+        }
+        server.exec("INSERT INTO t VALUES (2, 2, 'y')").await;
+        let change = capture.change().await;
+        assert_eq!(change.images.after, Some(vec![Value::Int(2), Value::Int(2), Value::Text("y".into())]));
+        assert_eq!(capture.schemas.last().unwrap().columns[2].name, "b");
+        server.exec("TRUNCATE TABLE t").await;
+        match capture.event().await {
+            Captured::Truncate { version, .. } => assert!(version > change.version),
+            other => panic!("{other:?}"),
+        }
+        capture.commit().await;
+        server.exec("DROP TABLE t").await;
+        let error = capture.error().await;
+        assert_eq!(error.disposition(), Disposition::Halt);
+        assert!(error.to_string().contains("dropped"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_ahead_of_the_log_is_not_applied_to_the_past() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, a INT)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        capture.heartbeat().await;
+        let (at, schemas) = (capture.source.current_position(), capture.schemas.clone());
+        drop(capture);
+        server
+            .exec(
+                "INSERT INTO t VALUES (1, 1); ALTER TABLE t ADD COLUMN b INT; INSERT INTO t VALUES (2, 2, 2); \
+                     ALTER TABLE t ADD COLUMN c INT; INSERT INTO t VALUES (3, 3, 3, 3)",
+            )
+            .await;
+        let mut again = Capture::resume(&server, &["t"], at, &schemas).await;
+        for columns in 2..=4 {
+            loop {
+                match again.event().await {
+                    Captured::Change(change) => {
+                        assert_eq!(change.schema.columns.len(), columns);
+                        let value = i64::try_from(columns).unwrap() - 1;
+                        assert_eq!(change.images.after, Some(vec![Value::Int(value); columns]));
+                        break;
+                    }
+                    Captured::Rewritten { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_of_seventeen_megabytes_and_a_compressed_transaction_arrive() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, body LONGTEXT)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        server.exec("INSERT INTO t VALUES (1, REPEAT('abcdefghij', 1700000))").await;
+        match &capture.change().await.images.after.unwrap()[1] {
+            Value::Text(text) => assert_eq!(text.len(), 17_000_000),
+            other => panic!("{other:?}"),
+        }
+    }
+    let server = Mysql::v97().await;
+    server.exec("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, body TEXT)").await;
+    let mut capture = Capture::start(&server, &["t"]).await;
+    server.exec("SET binlog_transaction_compression = ON; BEGIN; INSERT INTO t (body) VALUES (REPEAT('x', 1000)), (REPEAT('y', 1000)); \
+                 UPDATE t SET body = REPEAT('z', 2000); COMMIT").await;
+    assert_eq!(ops(&capture.changes(4).await), [Op::Insert, Op::Insert, Op::Update, Op::Update]);
+    capture.commit().await;
+    let at = capture.resume.clone().unwrap();
+    server.exec("INSERT INTO t (body) VALUES ('last')").await;
+    let mut again = Capture::resume(&server, &["t"], at, &capture.schemas).await;
+    assert_eq!(again.change().await, capture.change().await);
+}
+
+#[tokio::test]
+async fn a_large_transaction_streams_before_it_is_complete() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, a INT, b VARCHAR(30), c DATETIME)").await;
+        server.exec("INSERT INTO t (a, b, c) VALUES (1, 'some text in here', '2024-05-30 10:00:00')").await;
+        for _ in 0..15 {
+            server.exec("INSERT INTO t (a, b, c) SELECT a, b, c FROM t").await;
+        }
+        let mut capture = Capture::start(&server, &["t"]).await;
+        server.exec("UPDATE t SET a = a + 1").await;
+        let started = std::time::Instant::now();
+        let first = capture.change().await;
+        let rest = capture.changes((1 << 15) - 1).await;
+        println!("{:.0} updates/s", f64::from(1 << 15) / started.elapsed().as_secs_f64());
+        assert_eq!(rest.last().unwrap().version, first.version + 2 * ((1 << 15) - 1));
+        capture.commit().await;
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_followed_halts_with_a_remedy() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY, a INT)").await;
+        let cases = [
+            ("RENAME TABLE t TO t2; RENAME TABLE t2 TO t", "renamed"),
+            (
+                "SET SESSION binlog_format = 'STATEMENT'; INSERT INTO t VALUES (5, 5); SET SESSION binlog_format = 'ROW'",
+                "statement",
+            ),
+            ("XA START 'x'; INSERT INTO t VALUES (6, 6); XA END 'x'; XA PREPARE 'x'; XA ROLLBACK 'x'", "XA"),
+            (
+                "CREATE TABLE p (id INT PRIMARY KEY) PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (10), PARTITION p1 VALUES LESS THAN (20)); \
+              ALTER TABLE p TRUNCATE PARTITION p0",
+                "partition",
+            ),
+        ];
+        for (sql, word) in cases {
+            if word == "partition" {
+                server.exec("CREATE TABLE p (id INT PRIMARY KEY) PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (10))").await;
+                let mut capture = Capture::start(&server, &["p"]).await;
+                server.exec("ALTER TABLE p TRUNCATE PARTITION p0").await;
+                let error = capture.error().await;
+                assert!(error.to_string().contains(word), "{error}");
+                continue;
+            }
+            let mut capture = Capture::start(&server, &["t"]).await;
+            server.exec(sql).await;
+            let error = capture.error().await;
+            assert_eq!(error.disposition(), Disposition::Halt, "{sql}: {error}");
+            assert!(error.to_string().contains(word), "{sql}: {error}");
+            assert!(error.to_string().contains("; "), "{error} names no remedy");
+            assert_eq!(capture.error().await.disposition(), Disposition::Retry, "a stream that ended stays ended");
+        }
+    }
+}
+
+#[tokio::test]
+async fn positions_of_another_history_are_refused() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY)").await;
+        let capture = Capture::start(&server, &["t"]).await;
+        let (position, clock) = capture.source.current_position();
+        let mariadb = position.gtids.as_deref().is_some_and(|gtids| !gtids.contains(':'));
+        let foreign = if mariadb { "7-7-7" } else { "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5" };
+        let errant = MysqlPosition {
+            gtids: position.gtids.as_ref().map(|gtids| format!("{gtids},{foreign}")),
+            ..position.clone()
+        };
+        let error = open(&server, &["t"], Some((errant, clock)), &[]).await.err().unwrap();
+        assert!(error.to_string().contains(foreign) && error.disposition() == Disposition::Halt, "{error}");
+        let other = MysqlPosition { gtids: None, server: "another".into(), ..position.clone() };
+        let error = open(&server, &["t"], Some((other, clock)), &[]).await.err().unwrap();
+        assert!(error.to_string().contains("server another"), "{error}");
+        let gone = MysqlPosition { gtids: None, file: "gone.000001".into(), ..position.clone() };
+        let error = open(&server, &["t"], Some((gone, clock)), &[]).await.err().unwrap();
+        assert!(error.to_string().contains("resnapshot"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn file_and_offset_resume_as_exactly_as_gtids() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        let (position, clock) = capture.source.current_position();
+        server.exec("INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2); INSERT INTO t VALUES (3); COMMIT; FLUSH BINARY LOGS; INSERT INTO t VALUES (4)").await;
+        let by_gtid = capture.changes(4).await;
+        let by_file = MysqlPosition { gtids: None, ..position };
+        let mut capture = Capture::resume(&server, &["t"], (by_file, clock), &[]).await;
+        assert_eq!(capture.changes(1).await, by_gtid[..1]);
+        capture.commit().await;
+        let at = capture.resume.clone().unwrap();
+        assert_eq!(at.0.gtids, None);
+        let mut again = Capture::resume(&server, &["t"], at, &[]).await;
+        assert_eq!(again.changes(3).await, by_gtid[1..]);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_privilege_halt_and_name_the_fix() {
+    let server = Mysql::v80().await;
+    let user = format!("u_{}", server.database());
+    server.exec(&format!("CREATE TABLE t (id INT PRIMARY KEY); CREATE USER {user} IDENTIFIED BY 'secret'; GRANT SELECT ON {}.* TO {user}", server.database())).await;
+    let watch = [TableName::new(server.database(), "t")];
+    let wrong = MysqlSource::open(&config(&server.url_as(&user, "wrong"), "x"), None, &[], &watch).await.err().unwrap();
+    assert!(wrong.disposition() == Disposition::Halt && !wrong.to_string().contains("wrong\""), "{wrong}");
+    let missing =
+        MysqlSource::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await.err().unwrap();
+    assert!(missing.to_string().contains("REPLICATION CLIENT"), "{missing}");
+    server.exec(&format!("GRANT REPLICATION CLIENT ON *.* TO {user}")).await;
+    let missing = MysqlSource::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await;
+    let missing = match missing {
+        Err(error) => error,
+        Ok(mut source) => loop {
+            if let Err(error) = source.next().await {
+                break error;
+            }
+        },
+    };
+    assert!(
+        missing.disposition() == Disposition::Halt && missing.to_string().contains("REPLICATION SLAVE"),
+        "{missing}"
+    );
+    server.exec(&format!("DROP USER {user}")).await;
+}
+
+/// Reads with the watermark of what was just captured, while others write.
+#[tokio::test]
+async fn a_snapshot_row_is_never_older_than_its_watermark() {
+    for server in every_server().await {
+        server.exec("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, w INT)").await;
+        let mut capture = Capture::start(&server, &["t"]).await;
+        let url = server.url();
+        let connector = cutover::database::mysql::connect::Connector::new(&url).unwrap();
+        let mut scanner = Scanner::connect(&connector, ZeroDates::Null).await.unwrap();
+        let mut writers = Vec::new();
+        for writer in 0..4 {
+            let mut conn = server.connect().await;
+            writers.push(tokio::spawn(async move {
+                use mysql_async::prelude::Queryable;
+                for _ in 0..150 {
+                    conn.query_drop(format!("INSERT INTO t (w) VALUES ({writer})")).await.unwrap();
+                }
+            }));
+        }
+        for _ in 0..600 {
+            let change = capture.change().await;
+            let key = change.images.after.as_ref().unwrap()[..1].to_vec();
+            // The position of the open transaction is known once it commits.
+            capture.commit().await;
+            let watermark = capture.watermark();
+            let mut rows = scanner.fetch(&change.schema, &change.schema.key, &[key], &watermark).await.unwrap();
+            assert_eq!(rows.next_batch(2).await.unwrap().len(), 1, "captured, and not visible");
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+    }
+}
