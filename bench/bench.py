@@ -91,7 +91,7 @@ class Bench:
         self.say(f"snapshot of {self.arguments.rows:,} rows")
 
         def copied():
-            return (self.worker.metric("cutover_snapshot_progress_ratio") or 0) >= 1
+            return (self.worker.metric("cutover_snapshot_rows_total") or 0) >= self.arguments.rows
 
         self.snapshot_rate = self.timed("snapshot", self.arguments.rows, copied, "the end of the copy")
         self.say(f"  {self.snapshot_rate:,.0f} rows/s")

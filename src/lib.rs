@@ -3,6 +3,9 @@
 
 pub mod apply;
 pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod database;
 pub mod log;
 pub mod model;

@@ -3,7 +3,9 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+pub mod check;
 pub mod init;
+mod movable;
 mod progress;
 mod resnapshot;
 mod run;
@@ -30,6 +32,8 @@ struct Arguments {
 enum Command {
     /// Write configuration, transforms and schema files from a live source.
     Init(init::InitArgs),
+    /// Look for everything that would keep the pipeline from running.
+    Check,
     /// Run the worker: copy the tables, follow the source, apply to the target.
     Run {
         /// Which half to run in this process.
@@ -82,6 +86,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+// Messages are printed without their chain of sources: every error of ours already tells its cause.
+
 /// Parses the arguments, runs the command, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -90,11 +96,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::No) => ExitCode::from(1),
         Err(Failure::Usage(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(2)
         }
         Err(Failure::Runtime(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(3)
         }
     }
@@ -112,6 +118,11 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
+        Command::Check => {
+            let report = runtime.block_on(check::run(&config()?));
+            println!("{report}");
+            if report.blocks() { Err(Failure::No) } else { Ok(()) }
+        }
         Command::Run { role, until_synced, listen } => {
             let mut config = config()?;
             if let Some(listen) = listen {

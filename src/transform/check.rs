@@ -167,10 +167,10 @@ impl<'a> Checker<'a> {
         if !self.checked.passed() {
             return Ok(());
         }
-        for source in self.sources.to_vec() {
+        for source in self.sources {
             let target = TableName::new(default_schema, source.table.table.clone());
             if !read.contains(&source.table) && !written.contains(&target) {
-                self.copy(&source, &target).await?;
+                self.copy(source, &target).await?;
             }
         }
         Ok(())
@@ -442,6 +442,8 @@ impl<'a> Checker<'a> {
         }
         for column in &target.columns {
             let filled = column.has_default || column.identity.is_some() || column.generated || !column.not_null;
+            // A key column that is missing has a message of its own.
+            let filled = filled || target.key.contains(&column.name);
             if !filled && !rows.iter().any(|row| row.try_get::<_, &str>(0).is_ok_and(|name| name == column.name)) {
                 sound = false;
                 let message =
@@ -550,13 +552,14 @@ impl<'a> Checker<'a> {
 }
 
 /// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be
-/// written as such in the transform, where the writer sees what is cast.
+/// written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of syntax
+/// that PostgreSQL knows by its unqualified name only.)
 const RESULTS: &str = "
 SELECT a.attname::text,
   coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type s ON s.oid = a.atttypid
-LEFT JOIN pg_catalog.unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text
+LEFT JOIN unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text
 LEFT JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(c.type_sql)
 WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
 

@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
 
+mod apply_check;
+mod apply_history;
+mod apply_rig;
 mod capture_mysql;
+mod check;
 mod connect_mysql;
 mod init;
 mod log_contract;
@@ -13,4 +17,5 @@ mod scan_mysql;
 mod servers;
 mod support;
 mod tidy;
+mod types;
 mod types_mysql;

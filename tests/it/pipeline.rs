@@ -97,13 +97,13 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
         }
     });
     for kill in 0..kills {
-        let mut worker = work.start(&["run"]);
+        let mut worker = work.start(&[]);
         let pause = 1500 + 400 * u64::from(kill);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         assert!(worker.is_running(), "{}", worker.stderr());
         worker.kill9().await;
     }
-    let mut worker = work.start(&["run"]);
+    let mut worker = work.start(&[]);
     eventually("the copy is complete", Duration::from_secs(60), async || {
         let status = work.run(&["status", "--json"]).await;
         String::from_utf8_lossy(&status.stdout).contains("\"phase\":\"following\"")
@@ -116,8 +116,8 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
     worker.terminate().await;
     assert!(worker.wait_exit(Duration::from_secs(10)).await.success(), "{}", worker.stderr());
 
-    let ended = work.run(&["run", "--until-synced"]).await;
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let mut last = work.start(&["--until-synced"]);
+    assert!(last.wait_exit(Duration::from_secs(60)).await.success(), "{}", last.stderr());
     assert_equal(&source, &target).await;
     assert_eq!(target.value("SELECT count(*) FROM cutover.dead_letters").await.as_deref(), Some("0"));
 }

@@ -17,9 +17,8 @@ use crate::{
 };
 
 /// Locks are taken in the order of their numbers, so that two transactions never wait for each other.
-pub const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(k) FROM pg_catalog.unnest($1::bigint[]) k";
-pub const LOCK_SHARED: &str =
-    "SELECT pg_catalog.pg_advisory_xact_lock_shared(k) FROM pg_catalog.unnest($1::bigint[]) k";
+pub const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) k";
+pub const LOCK_SHARED: &str = "SELECT pg_catalog.pg_advisory_xact_lock_shared(k) FROM unnest($1::bigint[]) k";
 
 /// Moves the offset; no row means that another worker has.
 pub const ADVANCE: &str = "

@@ -67,7 +67,7 @@ impl Builder<'_> {
             | ColumnType::Interval => false,
         });
         format!(
-            "(SELECT x.v, x.n{dead}{values}\n  FROM pg_catalog.unnest({arrays}) WITH ORDINALITY x({aliases})\n  \
+            "(SELECT x.v, x.n{dead}{values}\n  FROM unnest({arrays}) WITH ORDINALITY x({aliases})\n  \
              WHERE x.v >= coalesce((SELECT z.version FROM cutover.fences z WHERE z.pipeline = {pipeline} \
              AND z.source_table = {name}), x.v){fence}) i,\n\
              LATERAL (WITH {table} ({names}) AS (SELECT {columns}) SELECT * FROM (\n{select}\n) q) o",

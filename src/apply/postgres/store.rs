@@ -39,12 +39,12 @@ UPDATE cutover.chunks SET state = 'applied', rows = $5, updated_at = clock_times
 WHERE pipeline = $1 AND source_table = $2 AND generation = $3 AND chunk = $4";
 
 const CLEAR_DEAD: &str = "
-DELETE FROM cutover.dead_letters d USING pg_catalog.unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
+DELETE FROM cutover.dead_letters d USING unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
 WHERE d.pipeline = $1 AND d.state = 'open' AND d.source_table = x.source AND d.key_text = x.key
   AND d.version <= x.version";
 
 const CLEAR_WAITING: &str = "
-DELETE FROM cutover.waiting w USING pg_catalog.unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
+DELETE FROM cutover.waiting w USING unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
 WHERE w.pipeline = $1 AND w.source_table = x.source AND pg_catalog.md5(w.key_text) = pg_catalog.md5(x.key)
   AND w.key_text = x.key AND w.version <= x.version";
 
@@ -52,14 +52,14 @@ const DEAD: &str = "
 INSERT INTO cutover.dead_letters
   (pipeline, source_table, key, key_text, version, schema_id, topic, part, log_offset, sqlstate, error, record)
 SELECT $1, x.source, x.key::json, x.key, x.version, x.schema_id, $2, $3, x.log_offset, x.sqlstate, x.error, x.record::json
-FROM pg_catalog.unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
+FROM unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
   $11::text[]) x(source, key, version, schema_id, log_offset, sqlstate, error, record)
 ON CONFLICT DO NOTHING";
 
 const WAIT: &str = "
 INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
 SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason
-FROM pg_catalog.unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
+FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
   x(source, key, version, schema_id, value, reason)
 ON CONFLICT (pipeline, source_table, md5(key_text), version)
 DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason";

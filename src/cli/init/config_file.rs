@@ -26,8 +26,8 @@ pub(super) fn render(facts: &Facts<'_>) -> String {
         .collect();
     if !variables.is_empty() {
         text.push_str(&format!(
-            " Passwords are not in it: they come from the environment, {}\n\
-             # (percent-encoded, as in a URL: `@` is %40, `/` is %2F).",
+            " Passwords are not in it: they come from the environment, {},\n\
+             # as they are, without the percent-encoding of a URL.",
             variables.join(" and ")
         ));
     }

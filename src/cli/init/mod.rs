@@ -21,6 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::movable::obstacle;
 use crate::{
     database::mysql::{
         catalog::{CatalogError, is_mariadb, load_tables},
@@ -29,9 +30,6 @@ use crate::{
     },
     model::TableSchema,
 };
-
-/// The version column that cutover adds to every target table.
-const VERSION_COLUMN: &str = "cutover_version";
 
 /// What `cutover init` is given.
 #[derive(Debug, Clone, clap::Args)]
@@ -176,7 +174,7 @@ fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchem
     let mut left_out = Vec::new();
     let mut usable = Vec::new();
     for schema in schemas {
-        match obstacle(&schema) {
+        match obstacle(&schema).or_else(|| file_obstacle(&schema)) {
             None => usable.push(schema),
             Some(reason) if asked.is_empty() => left_out.push((schema.table.table, reason)),
             Some(reason) => return Err(InitError::Unusable { table: schema.table.table, reason }),
@@ -185,19 +183,13 @@ fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchem
     Ok((usable, left_out))
 }
 
-fn obstacle(schema: &TableSchema) -> Option<String> {
-    let table = &schema.table.table;
-    if schema.key.is_empty() {
-        return Some("has no primary key and no unique key without nulls; add one at the source".into());
-    }
-    if schema.columns.iter().any(|column| column.name.eq_ignore_ascii_case(VERSION_COLUMN)) {
-        return Some(format!("has a column {VERSION_COLUMN}, the name of cutover's own; rename it"));
-    }
-    // A transform's file bears the table's name.
-    if table.starts_with('.') || table.contains(['/', '\\']) || table.chars().any(char::is_control) {
-        return Some("has a name that no file can have, and its transform is a file; rename it".into());
-    }
-    None
+/// A transform's file bears the table's name, in which a dot would end the schema's.
+fn file_obstacle(schema: &TableSchema) -> Option<String> {
+    let name = &schema.table.table;
+    let unfit = name.contains(['/', '\\', '.']) || name.chars().any(char::is_control);
+    unfit.then(|| {
+        "has a name that its transform's file cannot have (with a slash, dot or control character); rename it".into()
+    })
 }
 
 /// Writes the files below `out`, none of which may exist; looks before it writes, so that a refusal leaves nothing.

@@ -4,11 +4,7 @@ use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
 
-/// PostgreSQL cuts identifiers off at this many bytes.
-pub(super) const IDENTIFIER_BYTES_MAX: usize = 63;
-
-/// Columns that every PostgreSQL table has already.
-const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+use crate::cli::movable::IDENTIFIER_BYTES_MAX;
 
 /// The keywords of PostgreSQL 15 to 18 that cannot stand everywhere as a name (`pg_get_keywords()`, all but unreserved).
 const KEYWORDS: &str = "all analyse analyze and any array as asc asymmetric authorization between bigint binary bit \
@@ -51,7 +47,7 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 /// The name itself if it fits, else its beginning and a digest of all of it.
-pub(super) fn shortened(name: &str) -> String {
+fn shortened(name: &str) -> String {
     if name.len() <= IDENTIFIER_BYTES_MAX {
         return name.to_owned();
     }
@@ -62,11 +58,6 @@ pub(super) fn shortened(name: &str) -> String {
         end -= 1;
     }
     format!("{}_{suffix}", name.get(..end).unwrap_or_default())
-}
-
-/// The target column's name for a source column's: the same, unless PostgreSQL has no room for it.
-pub(super) fn column_name(name: &str) -> String {
-    if SYSTEM_COLUMNS.contains(&name) { format!("{name}_") } else { shortened(name) }
 }
 
 /// The names that a schema has given out: tables, indexes and sequences share one space.
@@ -124,12 +115,5 @@ mod tests {
         assert_eq!(names.give("users"), "users_3");
         let long = "i".repeat(64);
         assert_ne!(names.give(&long), names.give(&long));
-    }
-
-    #[test]
-    fn system_columns_get_another_name() {
-        assert_eq!(column_name("xmin"), "xmin_");
-        assert_eq!(column_name("xmin_"), "xmin_");
-        assert_eq!(column_name("id"), "id");
     }
 }

@@ -6,10 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{
-    defaults,
-    names::{column_name, shortened},
-};
+use super::defaults;
 use crate::{
     database::mysql::details::{ColumnDetails, DefaultValue, TableDetails},
     model::{Column, ColumnType, TableSchema},
@@ -55,7 +52,7 @@ pub(super) enum ZeroDates {
 pub(super) type ZeroDateColumns = HashMap<(String, String), ZeroDates>;
 
 impl TargetTable {
-    /// The target's name of a source column.
+    /// The target's column for a source column.
     pub(super) fn column(&self, source: &str) -> Option<&TargetColumn> {
         let position = self.schema.columns.iter().position(|column| column.name == source)?;
         self.columns.get(position)
@@ -67,10 +64,10 @@ impl TargetTable {
     }
 }
 
-/// The target's tables for the source's, in the same order. Tables without a key are left out.
+/// The target's tables for the source's, in the same order.
 pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDateColumns) -> Vec<TargetTable> {
     let narrowed = narrowed(&tables);
-    let planned = tables.into_iter().filter(|(schema, _)| !schema.key.is_empty()).map(|(schema, details)| {
+    let planned = tables.into_iter().map(|(schema, details)| {
         let columns = schema.columns.iter().zip(&details.columns).enumerate().map(|(index, (column, details))| {
             let place = (schema.table.table.clone(), column.name.clone());
             Facts {
@@ -83,7 +80,7 @@ pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDa
             .plan()
         });
         TargetTable {
-            name: shortened(&schema.table.table),
+            name: schema.table.table.clone(),
             columns: columns.collect(),
             primary: details.indexes.iter().any(|index| index.name == "PRIMARY"),
             schema,
@@ -150,10 +147,6 @@ impl Facts<'_> {
         let column_type = if self.narrowed { ColumnType::BigInt } else { column.column_type.clone() };
         let mut notes = vec![column.source_type.clone()];
         notes.extend(type_note(column, self.narrowed));
-        let name = column_name(&column.name);
-        if name != column.name {
-            notes.push(format!("`{}` at the source, a name that PostgreSQL has no room for", column.name));
-        }
         let identity = self.identity(&column_type, &mut notes);
         let not_null = self.not_null(&mut notes);
         let default = if identity { None } else { self.default(&column_type, &mut notes) };
@@ -164,7 +157,7 @@ impl Facts<'_> {
             notes.push(format!("generated at the source as {expression}; here it takes the source's value"));
         }
         TargetColumn {
-            name,
+            name: column.name.clone(),
             column_type,
             not_null,
             identity,

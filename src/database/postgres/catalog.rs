@@ -44,7 +44,7 @@ ORDER BY a.attrelid, a.attnum";
 
 const INDEXES: &str = "
 SELECT i.indrelid, c.relname, i.indisprimary,
-  ARRAY(SELECT a.attname::text FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place)
+  ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place)
     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
     WHERE k.place <= i.indnkeyatts ORDER BY k.place) AS columns
 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
@@ -53,9 +53,9 @@ ORDER BY i.indrelid, c.relname";
 
 const FOREIGN_KEYS: &str = "
 SELECT f.conrelid, f.conname, n.nspname, p.relname,
-  ARRAY(SELECT a.attname::text FROM pg_catalog.unnest(f.conkey) WITH ORDINALITY k(attnum, place)
+  ARRAY(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY k(attnum, place)
     JOIN pg_catalog.pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.attnum ORDER BY k.place) AS columns,
-  ARRAY(SELECT a.attname::text FROM pg_catalog.unnest(f.confkey) WITH ORDINALITY k(attnum, place)
+  ARRAY(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY k(attnum, place)
     JOIN pg_catalog.pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.attnum ORDER BY k.place) AS parents
 FROM pg_catalog.pg_constraint f
 JOIN pg_catalog.pg_class p ON p.oid = f.confrelid

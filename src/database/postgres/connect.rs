@@ -198,6 +198,7 @@ where
 }
 
 /// Everything that a transform, or the text form of a value, could depend on (CORRECTNESS rule 28).
+/// Absent is `lc_messages`, which only a superuser may set and no value depends on.
 /// `force_custom_plan`: a generic plan made while a tombstone table was empty is ruinous later.
 fn settings(schemas: &[String]) -> String {
     let mut path = vec!["pg_catalog".to_owned()];
@@ -206,7 +207,7 @@ fn settings(schemas: &[String]) -> String {
     format!(
         "SET search_path = {}; SET row_security = off; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; \
          SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; SET extra_float_digits = 1; \
-         SET lc_messages = 'C'; SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET lc_time = 'C'; \
+         SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET lc_time = 'C'; \
          SET standard_conforming_strings = on; SET xmlbinary = 'base64'; SET xmloption = 'content'; \
          SET default_text_search_config = 'pg_catalog.simple'; SET array_nulls = on; \
          SET transform_null_equals = off; SET quote_all_identifiers = off; SET check_function_bodies = on; \

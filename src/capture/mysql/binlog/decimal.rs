@@ -45,7 +45,7 @@ pub(super) fn text(bytes: &[u8], precision: u8, scale: u8) -> Result<String, Val
     for _ in 0..scale / GROUP_DIGITS {
         push_padded(&mut text, groups.next(GROUP_DIGITS)?, GROUP_DIGITS);
     }
-    if scale % GROUP_DIGITS > 0 {
+    if !scale.is_multiple_of(GROUP_DIGITS) {
         push_padded(&mut text, groups.next(scale % GROUP_DIGITS)?, scale % GROUP_DIGITS);
     }
     Ok(text)

@@ -11,6 +11,7 @@ use crate::model::GtidSet;
 const MICROSECOND_TIMES_DIFFER: u64 = 1 << 55;
 const SERVER_VERSIONS_DIFFER: u32 = 1 << 31;
 const LOGICAL_TIMESTAMPS: u8 = 2;
+const TAGGED_VERSION: u64 = 1;
 const TAG_LENGTH_MAX: usize = 32;
 
 /// The GTID of the transaction that follows, and when it was committed.
@@ -116,10 +117,11 @@ pub(super) fn decode_tagged_gtid(body: &[u8]) -> Result<Gtid, DecodeError> {
 }
 
 fn read_tagged(reader: &mut Reader<'_>) -> Result<Option<Gtid>, Short> {
+    let whole = reader.remaining() as u64;
     let version = serialized_unsigned(reader)?;
     let size = serialized_unsigned(reader)?;
     let last_non_ignorable = serialized_unsigned(reader)?;
-    if version != 0 || size == 0 {
+    if version != TAGGED_VERSION || size != whole {
         return Ok(None);
     }
     let mut uuid = None;

@@ -20,6 +20,8 @@ pub mod ddl;
 mod decimal;
 mod error;
 mod event;
+#[doc(hidden)]
+pub mod fuzz;
 mod gtid;
 mod header;
 mod json;

@@ -1,0 +1,98 @@
+//! What the fuzz targets run, here so that a unit test replays their corpora without the fuzzer.
+
+use std::sync::Arc;
+
+use super::{
+    DecodeOptions, Event, Flavor, Header, RowDecoder, TableMap, TableMapBody, WireType, count_rows, ddl, decode,
+};
+use crate::model::{Column, ColumnType, TableName, TableSchema};
+
+/// The first byte is the flavor, the next nineteen a header, the rest a body.
+pub fn event(bytes: &[u8]) {
+    let Some((first, bytes)) = bytes.split_first() else { return };
+    let flavor = flavor(*first);
+    let (Ok(header), Some(body)) = (Header::parse(bytes), bytes.get(Header::LENGTH..)) else { return };
+    match decode(flavor, &header, body) {
+        Ok(Event::TableMap(map)) => drop(map.parse()),
+        Ok(Event::Query(query)) => drop(ddl::classify(&query.sql, &query.schema, query.sql_mode)),
+        Ok(Event::TransactionPayload(payload)) => {
+            for event in payload.events().into_iter().flatten().flatten() {
+                drop(decode(flavor, &event.header, &event.body));
+            }
+        }
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// The first byte is the flavor; then a length of two bytes and a table map's body; the rest is the body of a
+/// rows event (its type in the first byte) of a table whose catalog fits that map.
+pub fn rows(bytes: &[u8]) {
+    let Some(([first, low, high], bytes)) = bytes.split_first_chunk::<3>() else { return };
+    let Some((map, rows)) = bytes.split_at_checked(usize::from(u16::from_le_bytes([*low, *high]))) else { return };
+    let flavor = flavor(*first);
+    let Ok(map) = (TableMapBody { flavor, table_id: 0, bytes: map }).parse() else { return };
+    let Some((event_type, body)) = rows.split_first() else { return };
+    let header = Header { timestamp: 0, event_type: *event_type, server_id: 0, event_size: 0, log_pos: 0, flags: 0 };
+    let Ok(Event::Rows(rows)) = decode(flavor, &header, body) else { return };
+    drop(count_rows(&map, &rows));
+    let Ok(decoder) = RowDecoder::new(&map, fitting_schema(&map), &DecodeOptions::default()) else { return };
+    decoder.rows(&rows).into_iter().flatten().for_each(drop);
+}
+
+fn flavor(byte: u8) -> Flavor {
+    if byte & 1 == 0 { Flavor::Mysql } else { Flavor::MariaDb }
+}
+
+/// A catalog in which every column is what the map says.
+fn fitting_schema(map: &TableMap) -> Arc<TableSchema> {
+    let names = map.metadata.names.iter().flatten().cloned().map(Some).chain(std::iter::repeat(None));
+    let unsigned = map.metadata.unsigned.iter().flatten().copied().chain(std::iter::repeat(None));
+    let columns = map.columns.iter().zip(names).zip(unsigned).enumerate();
+    let columns = columns.map(|(index, ((column, name), unsigned))| Column {
+        name: name.unwrap_or_default(),
+        column_type: ColumnType::Text,
+        source_type: source_type(column.wire_type, index, unsigned == Some(true)),
+        nullable: column.nullable,
+        charset: Some(["utf8mb4", "latin1", "sjis", "ucs2", "gb18030", "ujis"][index % 6].to_owned()),
+        collation: None,
+        generated: false,
+    });
+    Arc::new(TableSchema { table: TableName::new("s", "t"), columns: columns.collect(), key: Vec::new() })
+}
+
+fn source_type(wire_type: WireType, index: usize, unsigned: bool) -> String {
+    let integer = |name: &str| if unsigned { format!("{name} unsigned") } else { name.to_owned() };
+    match wire_type {
+        WireType::Tiny => integer("tinyint"),
+        WireType::Short => integer("smallint"),
+        WireType::Int24 => integer("mediumint"),
+        WireType::Long => integer("int"),
+        WireType::LongLong => integer("bigint"),
+        WireType::Float => "float".to_owned(),
+        WireType::Double | WireType::Null => "double".to_owned(),
+        WireType::Year => "year".to_owned(),
+        WireType::Date => "date".to_owned(),
+        WireType::OldTime => "time".to_owned(),
+        WireType::OldDateTime => "datetime".to_owned(),
+        WireType::OldTimestamp => "timestamp".to_owned(),
+        WireType::Time { digits } => format!("time({digits})"),
+        WireType::DateTime { digits } => format!("datetime({digits})"),
+        WireType::Timestamp { digits } => format!("timestamp({digits})"),
+        WireType::Decimal { precision, scale } => format!("decimal({precision},{scale})"),
+        WireType::Bit { bits } => format!("bit({bits})"),
+        WireType::Varchar { .. } | WireType::VarcharCompressed { .. } => pick(index, ["varchar(9)", "varbinary(9)"]),
+        WireType::Fixed { bytes_max: 4 } => pick(index, ["char(4)", "inet4"]),
+        WireType::Fixed { bytes_max: 16 } => pick(index, ["uuid", "inet6"]),
+        WireType::Fixed { .. } => pick(index, ["char(9)", "binary(9)"]),
+        WireType::Enum { .. } => "enum('a','b')".to_owned(),
+        WireType::Set { .. } => "set('a','b')".to_owned(),
+        WireType::Blob { .. } | WireType::BlobCompressed { .. } => pick(index, ["text", "blob"]),
+        WireType::Json { .. } => "json".to_owned(),
+        WireType::Geometry { .. } => "geometry".to_owned(),
+        WireType::Vector { .. } => "vector(1)".to_owned(),
+    }
+}
+
+fn pick(index: usize, types: [&str; 2]) -> String {
+    types[index / 6 % 2].to_owned()
+}

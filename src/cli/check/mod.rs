@@ -1,0 +1,133 @@
+//! `cutover check`: everything that would keep the pipeline from running, before it runs.
+//!
+//! What enters: a configuration that is valid in itself. What leaves: a [`Report`], each finding with its fix. Every
+//! part is examined as far as the ones before it allow, so that one run names all that is wrong. Nothing is changed
+//! on either side. Absent on purpose: waiting. A server that does not answer is a finding.
+
+mod cascades;
+mod source;
+mod target;
+
+use std::fmt;
+
+use crate::config::Config;
+
+/// What a finding is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Source,
+    Target,
+    Transforms,
+}
+
+/// Whether the pipeline can run all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    Blocks,
+    Warns,
+}
+
+/// One thing that is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub weight: Weight,
+    pub part: Part,
+    pub what: String,
+    pub fix: String,
+}
+
+/// All that is wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    pub findings: Vec<Finding>,
+    /// Source tables that were found.
+    pub tables: usize,
+}
+
+impl Report {
+    /// Whether something keeps the pipeline from running.
+    pub fn blocks(&self) -> bool {
+        self.count(Weight::Blocks) > 0
+    }
+
+    fn count(&self, weight: Weight) -> usize {
+        self.findings.iter().filter(|finding| finding.weight == weight).count()
+    }
+
+    fn blocks_on(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
+        self.findings.push(Finding { weight: Weight::Blocks, part, what: what.into(), fix: fix.into() });
+    }
+
+    fn warns_of(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
+        self.findings.push(Finding { weight: Weight::Warns, part, what: what.into(), fix: fix.into() });
+    }
+}
+
+/// Examines source, target and transforms.
+pub async fn run(config: &Config) -> Report {
+    let mut report = Report::default();
+    let source = source::examine(config, &mut report).await;
+    let target = target::examine(config, source.as_ref(), &mut report).await;
+    if let Some(source) = &source {
+        report.tables = source.tables.len();
+        cascades::judge(config, source, target.as_ref(), &mut report);
+    }
+    report
+}
+
+/// An error and what to do about it, which our messages hold in one sentence after a semicolon.
+fn in_two(message: &str) -> (String, String) {
+    match message.split_once("; ") {
+        Some((what, fix)) => (what.to_owned(), fix.to_owned()),
+        None => (message.to_owned(), "correct that and check again".to_owned()),
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Source => "source",
+            Part::Target => "target",
+            Part::Transforms => "transforms",
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for weight in [Weight::Blocks, Weight::Warns] {
+            for finding in self.findings.iter().filter(|finding| finding.weight == weight) {
+                let word = match weight {
+                    Weight::Blocks => "blocks ",
+                    Weight::Warns => "warning",
+                };
+                writeln!(f, "{word}  {}: {}", finding.part, finding.what)?;
+                writeln!(f, "         fix: {}", finding.fix)?;
+            }
+        }
+        let (blocks, warnings) = (self.count(Weight::Blocks), self.count(Weight::Warns));
+        match (blocks, warnings) {
+            (0, 0) => write!(f, "ready: {} table(s), nothing is in the way", self.tables),
+            (0, _) => write!(f, "ready: {} table(s), {warnings} warning(s)", self.tables),
+            (_, _) => write!(f, "not ready: {blocks} problem(s) block, {warnings} warning(s)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_blocks_comes_first_and_everything_has_a_fix() {
+        let mut report = Report { tables: 2, ..Report::default() };
+        assert_eq!(report.to_string(), "ready: 2 table(s), nothing is in the way");
+        report.warns_of(Part::Target, "w", "fix w");
+        assert!(!report.blocks());
+        report.blocks_on(Part::Source, "b", "fix b");
+        assert!(report.blocks());
+        let text = report.to_string();
+        assert!(text.starts_with("blocks   source: b\n         fix: fix b\nwarning  target: w\n         fix: fix w\n"));
+        assert!(text.ends_with("not ready: 1 problem(s) block, 1 warning(s)"));
+    }
+}

@@ -1,0 +1,256 @@
+//! The source: connection, grants, settings, tables, keys.
+
+use mysql_async::Conn;
+
+use super::{Part, Report, in_two};
+use crate::{
+    cli::movable::obstacle,
+    config::Config,
+    database::mysql::{
+        catalog::{CatalogError, load_tables},
+        connect::Connector,
+        details::{TableDetails, load_details},
+        server::{self, Flavor, Grants, ServerFacts},
+    },
+    model::TableSchema,
+    observe::now_us,
+};
+
+/// What is known of the source.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub facts: ServerFacts,
+    /// The tables that the pipeline follows.
+    pub tables: Vec<TableSchema>,
+    pub details: Vec<TableDetails>,
+}
+
+/// Examines the source; none if there is too little to go on with.
+pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Source> {
+    let mut blocked = |message: String| {
+        let (what, fix) = in_two(&message);
+        report.blocks_on(Part::Source, what, fix);
+    };
+    let connector = Connector::new(&config.source.url).map_err(|error| blocked(error.to_string())).ok()?;
+    let Some(database) = connector.database().map(str::to_owned) else {
+        blocked("the source URL names no database; end it with /database".into());
+        return None;
+    };
+    let mut conn = connector.connect().await.map_err(|error| blocked(error.to_string())).ok()?;
+    let source = look(config, &mut conn, &database, report).await;
+    if let Err(error) = conn.disconnect().await {
+        tracing::debug!(%error, "the connection to the source ended badly");
+    }
+    source
+}
+
+async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Report) -> Option<Source> {
+    let unreadable = |report: &mut Report, message: String| {
+        let (what, fix) = in_two(&message);
+        report.blocks_on(Part::Source, what, fix);
+    };
+    let grants = match Grants::load(conn).await {
+        Ok(grants) => Some(grants),
+        Err(error) => {
+            unreadable(report, error.to_string());
+            None
+        }
+    };
+    if let Some(grants) = &grants {
+        judge_server_grants(grants, report);
+    }
+    let facts = match ServerFacts::load(conn).await {
+        Ok(facts) => facts,
+        Err(error) => {
+            // Without the grant the server refuses to tell its position, which has been said already.
+            let said = grants.as_ref().is_some_and(|grants| !grants.everywhere("REPLICATION CLIENT") && !grants.roles);
+            if !said {
+                unreadable(report, error.to_string());
+            }
+            return None;
+        }
+    };
+    for problem in server::problems(&facts) {
+        report.blocks_on(Part::Source, problem.what, problem.fix);
+    }
+    judge_clock(&facts, config.source.clock_ahead_max_seconds, report);
+    let only = config.source.tables.as_deref();
+    let loaded = match load_tables(conn, database, only).await {
+        Ok(tables) => load_details(conn, database, only).await.map(|details| (tables, details)),
+        Err(error) => Err(error),
+    };
+    let (tables, details) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error @ (CatalogError::Database(_) | CatalogError::Unreadable { .. })) => {
+            unreadable(report, error.to_string());
+            return None;
+        }
+        Err(error @ (CatalogError::UnknownType { .. } | CatalogError::Changed { .. })) => {
+            unreadable(report, error.to_string());
+            return None;
+        }
+    };
+    judge_tables(&tables, only.unwrap_or_default(), database, &facts, report);
+    if let Some(grants) = &grants {
+        judge_table_grants(grants, &facts, &tables, report);
+    }
+    judge_movable(&tables, report);
+    Some(Source { facts, tables, details })
+}
+
+const GRANT: &str = "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO the source user";
+
+fn judge_server_grants(grants: &Grants, report: &mut Report) {
+    for (privilege, purpose) in
+        [("REPLICATION SLAVE", "to read the binlog"), ("REPLICATION CLIENT", "to ask for the binlog's position")]
+    {
+        if grants.everywhere(privilege) {
+            continue;
+        }
+        let what = format!("the source user has no {privilege}, which cutover needs {purpose}");
+        if grants.roles {
+            report.warns_of(Part::Source, format!("{what}, unless one of its roles has"), GRANT);
+        } else {
+            report.blocks_on(Part::Source, what, GRANT);
+        }
+    }
+}
+
+fn judge_table_grants(grants: &Grants, facts: &ServerFacts, tables: &[TableSchema], report: &mut Report) {
+    // Without GTIDs a chunk's place in the log is found under a short read lock (CORRECTNESS rule 13).
+    let locks = facts.flavor == Flavor::Mysql && !facts.gtids;
+    let needed = [("SELECT", true), ("LOCK TABLES", locks)];
+    for (privilege, _) in needed.into_iter().filter(|(_, needed)| *needed) {
+        let lacks = |schema: &&TableSchema| !grants.on(privilege, &schema.table.schema, &schema.table.table);
+        let missing: Vec<&str> = tables.iter().filter(lacks).map(|schema| schema.table.table.as_str()).collect();
+        let Some(first) = tables.first().filter(|_| !missing.is_empty()) else { continue };
+        let what = format!("the source user has no {privilege} on {}", missing.join(", "));
+        let fix = format!("GRANT {privilege} ON `{}`.* TO the source user", first.table.schema);
+        if grants.roles {
+            report.warns_of(Part::Source, format!("{what}, unless one of its roles has"), fix);
+        } else {
+            report.blocks_on(Part::Source, what, fix);
+        }
+    }
+}
+
+/// A commit time from the future would beat every later change (CORRECTNESS rule 3).
+fn judge_clock(facts: &ServerFacts, ahead_max_seconds: u32, report: &mut Report) {
+    let ahead_seconds = facts.now_us.saturating_sub(now_us()) / 1_000_000;
+    if ahead_seconds > i64::from(ahead_max_seconds) {
+        report.blocks_on(
+            Part::Source,
+            format!("the source's clock is {ahead_seconds} s ahead of this machine's"),
+            format!("set both clocks right, or raise [source] clock_ahead_max_seconds above {ahead_seconds}"),
+        );
+    }
+}
+
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str, facts: &ServerFacts, report: &mut Report) {
+    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
+        let case = if facts.names_fold { "; this server keeps table names in lower case" } else { "" };
+        report.blocks_on(
+            Part::Source,
+            format!("`{database}` has no table `{name}`, or the source user may not see it"),
+            format!("correct [source] tables (base tables, by their exact name{case}), or GRANT SELECT on it"),
+        );
+    }
+    if tables.is_empty() && wanted.is_empty() {
+        report.blocks_on(
+            Part::Source,
+            format!("`{database}` has no table that the source user may see"),
+            format!("correct the database in [source] url, or GRANT SELECT ON `{database}`.* TO the source user"),
+        );
+    }
+}
+
+fn judge_movable(tables: &[TableSchema], report: &mut Report) {
+    for schema in tables {
+        let table = &schema.table.table;
+        if let Some(reason) = obstacle(schema) {
+            let (what, fix) = in_two(&reason);
+            let fix = format!("{fix}, or leave `{table}` out of [source] tables");
+            report.blocks_on(Part::Source, format!("table `{table}` {what}"), fix);
+        }
+        for column in schema.key_columns() {
+            let Some(collation) = column.collation.as_deref().filter(|name| !name.ends_with("_bin")) else { continue };
+            report.warns_of(
+                Part::Source,
+                format!(
+                    "the key of `{table}` has the column `{}` with {collation}, under which texts such as 'a' and 'A' are one; \
+                     at the target they are two",
+                    column.name
+                ),
+                "keep the key as it is in the transform; one that folds case or spaces can map two rows to one key",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::check::Weight,
+        model::{Column, ColumnType, TableName},
+    };
+
+    fn table(name: &str, collation: Option<&str>, key: &[usize]) -> TableSchema {
+        let column = Column {
+            name: "code".into(),
+            column_type: ColumnType::Text,
+            source_type: "varchar(9)".into(),
+            nullable: false,
+            charset: Some("utf8mb4".into()),
+            collation: collation.map(str::to_owned),
+            generated: false,
+        };
+        TableSchema { table: TableName::new("shop", name), columns: vec![column], key: key.to_vec() }
+    }
+
+    #[test]
+    fn a_table_without_a_key_blocks_and_a_folding_key_warns() {
+        let mut report = Report::default();
+        judge_movable(
+            &[
+                table("none", None, &[]),
+                table("folding", Some("utf8mb4_0900_ai_ci"), &[0]),
+                table("binary", Some("utf8mb4_bin"), &[0]),
+            ],
+            &mut report,
+        );
+        let found: Vec<(Weight, bool)> =
+            report.findings.iter().map(|finding| (finding.weight, finding.what.contains("folding"))).collect();
+        assert_eq!(found.len(), 2, "{report}");
+        assert_eq!(report.findings[0].weight, Weight::Blocks);
+        assert!(report.findings[0].what.contains("`none`") && report.findings[1].what.contains("`folding`"));
+    }
+
+    #[test]
+    fn the_clock_may_be_ahead_by_the_bound() {
+        let mut report = Report::default();
+        let facts = |ahead: i64| ServerFacts {
+            flavor: Flavor::Mysql,
+            version: (8, 0, 15),
+            version_text: "8.0.15".into(),
+            server: "uuid".into(),
+            gtids: true,
+            log_bin: true,
+            binlog_format: "ROW".into(),
+            binlog_row_image: "FULL".into(),
+            metadata_full: true,
+            partial_json: false,
+            order_commits: true,
+            checksum: "CRC32".into(),
+            names_fold: false,
+            position: None,
+            purged: None,
+            now_us: now_us() + ahead * 1_000_000,
+        };
+        judge_clock(&facts(-3_600), 60, &mut report);
+        judge_clock(&facts(30), 60, &mut report);
+        assert_eq!(report.findings, vec![]);
+        judge_clock(&facts(120), 60, &mut report);
+        assert!(report.blocks() && report.to_string().contains("clock_ahead_max_seconds"));
+    }
+}

@@ -1,0 +1,303 @@
+//! The target: connection, privileges, tables, triggers; and the transforms, which only the target can judge.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use tokio_postgres::Client;
+
+use super::{Part, Report, Weight, cascades::Rule, in_two, source::Source};
+use crate::{
+    config::Config,
+    database::postgres::{self, PgError, Session, catalog, catalog::VERSION_COLUMN, state},
+    model::{Plan, TableName},
+    transform::{self, Problem, Severity},
+};
+
+/// What is known of the target.
+#[derive(Debug)]
+pub(super) struct Target {
+    plans: Vec<Plan>,
+    /// Foreign keys that act by themselves: child, parent, event, action.
+    rules: Vec<(TableName, TableName, String, String)>,
+    /// Whether foreign keys and ordinary triggers rest while cutover writes.
+    replica: bool,
+}
+
+impl Target {
+    /// Whether a change of a parent has the same effect on its children here, by itself.
+    pub(super) fn has_rule(&self, child: &TableName, parent: &TableName, rule: Rule<'_>) -> bool {
+        let target_of = |source: &TableName| {
+            self.plans.iter().find(|plan| plan.source.table == *source).map(|plan| &plan.target.name)
+        };
+        let (Some(child), Some(parent)) = (target_of(child), target_of(parent)) else { return false };
+        let same = |(own_child, own_parent, event, action): &(TableName, TableName, String, String)| {
+            own_child == child && own_parent == parent && event == rule.event && action == rule.action
+        };
+        !self.replica && self.rules.iter().any(same)
+    }
+}
+
+/// Examines the target; none if there is too little to go on with.
+pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &mut Report) -> Option<Target> {
+    judge_after_copy(config, report);
+    let files = match transform::load(&config.path(&config.transform.folder), &config.target.schema) {
+        Ok(files) => Some(files),
+        Err(problems) => {
+            problems.iter().for_each(|problem| add(problem, report));
+            None
+        }
+    };
+    let blocked = |report: &mut Report, message: String| {
+        let (what, fix) = in_two(&message);
+        report.blocks_on(Part::Target, what, fix);
+    };
+    let address = match postgres::Target::parse(&config.target.url) {
+        Ok(address) => address,
+        Err(error) => {
+            blocked(report, error.to_string());
+            return None;
+        }
+    };
+    let options = postgres::Options {
+        application_name: format!("cutover {} check", config.name),
+        schemas: vec![config.target.schema.clone()],
+        ca_file: config.target.ca_file.as_ref().map(|file| config.path(file)),
+        replica: true,
+    };
+    let session = match Session::open(&address, &options).await {
+        Ok(session) => session,
+        Err(PgError::Login(reason)) => {
+            blocked(report, format!("{reason}; correct user, password, database or TLS in [target] url"));
+            return None;
+        }
+        Err(error @ (PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_))) => {
+            blocked(report, error.to_string());
+            return None;
+        }
+    };
+    match look(config, source, files, &session, report).await {
+        Ok(target) => target,
+        Err(error) => {
+            blocked(report, error.to_string());
+            None
+        }
+    }
+}
+
+fn judge_after_copy(config: &Config, report: &mut Report) {
+    let Some(file) = &config.target.after_copy else { return };
+    let path = config.path(file);
+    if let Err(error) = std::fs::read_to_string(&path) {
+        report.blocks_on(
+            Part::Target,
+            format!("[target] after_copy names {}, which cannot be read: {error}", path.display()),
+            "correct the path, which is relative to the configuration file, or take the key out",
+        );
+    }
+}
+
+async fn look(
+    config: &Config,
+    source: Option<&Source>,
+    files: Option<Vec<transform::TransformFile>>,
+    session: &Session,
+    report: &mut Report,
+) -> Result<Option<Target>, PgError> {
+    let client = &session.client;
+    judge_database(client, &config.target.schema, report).await?;
+    let (Some(source), Some(files)) = (source, files) else { return Ok(None) };
+    let mut schemas: BTreeSet<String> = files.iter().map(|file| file.target.schema.clone()).collect();
+    schemas.insert(config.target.schema.clone());
+    let schemas: Vec<String> = schemas.into_iter().collect();
+    let tables = catalog::tables(client, &schemas).await?;
+    let sources: Vec<_> = source.tables.iter().cloned().map(Arc::new).collect();
+    let checked = transform::check(client, &sources, &files, &tables, &config.target.schema).await?;
+    checked.problems.iter().for_each(|problem| add(problem, report));
+    let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();
+    for table in &targets {
+        judge_privileges(client, table, report).await?;
+        judge_triggers(client, table, session.replica, report).await?;
+    }
+    if !session.replica {
+        judge_foreign_keys(&checked.plans, report);
+    }
+    let rules = acting_rules(client).await?;
+    Ok(Some(Target { plans: checked.plans, rules, replica: session.replica }))
+}
+
+/// A problem of the transforms, as a finding.
+fn add(problem: &Problem, report: &mut Report) {
+    let place = problem.place.as_ref();
+    let at = place.map(|place| format!("{}:{}:{}: ", shown(&place.file), place.line, place.column)).unwrap_or_default();
+    let what = format!("{at}{}", problem.message);
+    let fix = problem.hint.clone().unwrap_or_else(|| "correct the SELECT".to_owned());
+    let weight = match problem.severity {
+        Severity::Error => Weight::Blocks,
+        Severity::Warning => Weight::Warns,
+    };
+    report.findings.push(super::Finding { weight, part: Part::Transforms, what, fix });
+}
+
+fn shown(file: &Path) -> String {
+    file.display().to_string()
+}
+
+async fn judge_database(client: &Client, schema: &str, report: &mut Report) -> Result<(), PgError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_encoding'), current_database()::text, current_user::text, \
+             has_database_privilege(current_database(), 'TEMPORARY'), \
+             CASE WHEN to_regnamespace('cutover') IS NULL THEN has_database_privilege(current_database(), 'CREATE') \
+                  ELSE has_schema_privilege('cutover', 'USAGE, CREATE') END, \
+             CASE WHEN to_regnamespace(quote_ident($1)) IS NULL THEN NULL \
+                  ELSE has_schema_privilege(to_regnamespace(quote_ident($1)), 'USAGE') END, \
+             to_regclass('cutover.format') IS NOT NULL",
+            &[&schema],
+        )
+        .await?;
+    let (encoding, database, user): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    if encoding != "UTF8" {
+        report.blocks_on(
+            Part::Target,
+            format!("the database `{database}` has the encoding {encoding}, which cannot hold every text"),
+            "create the target database with ENCODING 'UTF8' TEMPLATE template0",
+        );
+    }
+    for (held, privilege, purpose) in [
+        (row.try_get::<_, bool>(3)?, "TEMPORARY", "to check transforms"),
+        (row.try_get::<_, bool>(4)?, "CREATE", "to keep its state in the schema `cutover`"),
+    ] {
+        if !held {
+            report.blocks_on(
+                Part::Target,
+                format!("`{user}` has no {privilege} on the database `{database}`, which cutover needs {purpose}"),
+                format!("GRANT {privilege} ON DATABASE \"{database}\" TO \"{user}\""),
+            );
+        }
+    }
+    match row.try_get::<_, Option<bool>>(5)? {
+        None => report.blocks_on(
+            Part::Target,
+            format!("the target has no schema `{schema}`"),
+            "create it, or correct [target] schema",
+        ),
+        Some(false) => report.blocks_on(
+            Part::Target,
+            format!("`{user}` may not use the schema `{schema}`"),
+            format!("GRANT USAGE ON SCHEMA \"{schema}\" TO \"{user}\""),
+        ),
+        Some(true) => {}
+    }
+    if row.try_get::<_, bool>(6)?
+        && let Some(found) = state::format(client).await?
+        && found > state::FORMAT
+    {
+        report.blocks_on(
+            Part::Target,
+            format!("the schema `cutover` has format {found}, and this program knows up to {}", state::FORMAT),
+            "run the newer cutover that wrote it",
+        );
+    }
+    Ok(())
+}
+
+async fn judge_privileges(client: &Client, table: &TableName, report: &mut Report) -> Result<(), PgError> {
+    let row = client
+        .query_one(
+            "SELECT ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p \
+                    WHERE NOT has_table_privilege(c.oid, p)), \
+             pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text, current_user::text, \
+             EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $3 AND NOT a.attisdropped) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
+            &[&table.schema, &table.table, &VERSION_COLUMN],
+        )
+        .await?;
+    let missing: Vec<String> = row.try_get(0)?;
+    let (owns, owner, user): (bool, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        report.blocks_on(
+            Part::Target,
+            format!("`{user}` has no {missing} on {table}"),
+            format!("GRANT {missing} ON \"{}\".\"{}\" TO \"{user}\"", table.schema, table.table),
+        );
+    }
+    if !owns && !row.try_get::<_, bool>(4)? {
+        report.blocks_on(
+            Part::Target,
+            format!("{table} has no column {VERSION_COLUMN} yet, and only its owner `{owner}` may add one"),
+            format!(
+                "as `{owner}`: ALTER TABLE \"{}\".\"{}\" ADD {VERSION_COLUMN} bigint NOT NULL DEFAULT 0; or GRANT \"{owner}\" TO \"{user}\"",
+                table.schema, table.table
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Triggers that fire while cutover writes: they run for every row that is copied, and see rows twice.
+async fn judge_triggers(client: &Client, table: &TableName, replica: bool, report: &mut Report) -> Result<(), PgError> {
+    let firing = if replica { "AR" } else { "OA" };
+    let rows = client
+        .query(
+            "SELECT t.tgname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND NOT t.tgisinternal AND strpos($3, t.tgenabled::text) > 0 ORDER BY 1",
+            &[&table.schema, &table.table, &firing],
+        )
+        .await?;
+    for row in rows {
+        let name: String = row.try_get(0)?;
+        report.warns_of(
+            Part::Target,
+            format!("the trigger `{name}` on {table} fires for every row that cutover writes, repeated ones included"),
+            format!(
+                "if its work is done at the source already, ALTER TABLE \"{}\".\"{}\" DISABLE TRIGGER \"{name}\" until the switch",
+                table.schema, table.table
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Without the replica role foreign keys are obeyed while rows arrive in any order (CORRECTNESS rule 26).
+fn judge_foreign_keys(plans: &[Plan], report: &mut Report) {
+    let with_keys: BTreeSet<String> = plans
+        .iter()
+        .filter(|plan| !plan.target.foreign_keys.is_empty())
+        .map(|plan| plan.target.name.to_string())
+        .collect();
+    if with_keys.is_empty() {
+        return;
+    }
+    let names: Vec<String> = with_keys.into_iter().collect();
+    report.warns_of(
+        Part::Target,
+        format!(
+            "{} have foreign keys, which cutover's user has to obey: a child that comes before its parent waits",
+            names.join(", ")
+        ),
+        "make foreign keys after the copy ([target] after_copy), or let the user rest them: \
+         GRANT SET ON PARAMETER session_replication_role TO it (PostgreSQL 15)",
+    );
+}
+
+async fn acting_rules(client: &Client) -> Result<Vec<(TableName, TableName, String, String)>, PgError> {
+    let rows = client
+        .query(
+            "SELECT cn.nspname::text, c.relname::text, pn.nspname::text, p.relname::text, r.event, \
+               CASE r.code WHEN 'c' THEN 'CASCADE' ELSE 'SET NULL' END \
+             FROM pg_constraint f JOIN pg_class c ON c.oid = f.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace \
+             JOIN pg_class p ON p.oid = f.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace \
+             CROSS JOIN LATERAL (VALUES ('DELETE', f.confdeltype::text), ('UPDATE', f.confupdtype::text)) r(event, code) \
+             WHERE f.contype = 'f' AND r.code IN ('c', 'n')",
+            &[],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let text = |index: usize| row.try_get::<_, String>(index);
+            Ok((TableName::new(text(0)?, text(1)?), TableName::new(text(2)?, text(3)?), text(4)?, text(5)?))
+        })
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(PgError::from)
+}

@@ -1,0 +1,177 @@
+//! Transforms against a real target: what the check refuses, where, and what it says to do.
+
+use std::sync::Arc;
+
+use cutover::{
+    model::{ColumnType, Coverage, TableSchema},
+    transform::Severity,
+};
+
+use crate::{
+    apply_rig::{checked, table},
+    support::Postgres,
+};
+
+const DDL: &str = "
+CREATE TYPE mood AS ENUM ('fine', 'sad');
+CREATE DOMAIN short AS varchar(5);
+CREATE TABLE items (id bigint PRIMARY KEY, name varchar(20) NOT NULL, price_cents bigint, mood mood, tags text[],
+  code short, doc jsonb, at timestamptz, loud text GENERATED ALWAYS AS (upper(name)) STORED);
+CREATE TABLE secrets (id bigint PRIMARY KEY);
+CREATE TABLE keyless (id bigint);
+CREATE FUNCTION peek() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM public.secrets';";
+
+/// File, text, a part of the message, and its line and column.
+type Case = (&'static str, &'static str, &'static str, Option<(u32, u32)>);
+
+fn source() -> Arc<TableSchema> {
+    table(
+        "legacy_items",
+        &[
+            ("id", ColumnType::Numeric { precision: 20, scale: 0 }),
+            ("name", ColumnType::Text),
+            ("price", ColumnType::Numeric { precision: 10, scale: 2 }),
+            ("mood", ColumnType::Text),
+            ("made", ColumnType::Timestamp),
+        ],
+    )
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_refused_with_its_place_and_the_way_out() {
+    let pg = Postgres::v15().await;
+    pg.exec(DDL).await;
+    let cases: &[Case] = &[
+        ("items.sql", "SELECT id, nam AS name FROM legacy_items", "column \"nam\" does not exist", Some((1, 12))),
+        ("items.sql", "-- a\nSELECT id,\n  name nmae FROM legacy_items", "has no column `nmae`", Some((3, 3))),
+        ("items.sql", "SELECT id, name, 1 + 1 FROM legacy_items", "a result column has no name", Some((1, 18))),
+        ("items.sql", "SELECT id, name FROM legacy_itemz", "relation \"legacy_itemz\" does not exist", Some((1, 22))),
+        (
+            "items.sql",
+            "SELECT id, name, price AS mood FROM legacy_items",
+            "is of type mood but expression",
+            Some((1, 18)),
+        ),
+        ("items.sql", "SELECT id FROM legacy_items", "`name` is NOT NULL, has no default", None),
+        ("items.sql", "SELECT name FROM legacy_items", "key column `id` is not in the result", None),
+        ("items.sql", "SELECT price AS id, name FROM legacy_items", "depends on `price`", Some((1, 8))),
+        ("items.sql", "SELECT length(name) AS id, name FROM legacy_items", "depends on `name`", None),
+        (
+            "items.sql",
+            "SELECT id, name, loud FROM (SELECT *, 'x' AS loud FROM legacy_items) s",
+            "computes column `loud`",
+            None,
+        ),
+        ("items.sql", "SELECT id, name, now() AS at FROM legacy_items", "now() does not depend on the row", None),
+        ("items.sql", "SELECT id, name, current_date AS at FROM legacy_items", "reads the clock", None),
+        (
+            "items.sql",
+            "SELECT id, name, age(made)::text::jsonb AS doc FROM legacy_items",
+            "does not depend on the row",
+            None,
+        ),
+        ("items.sql", "SELECT id, name || random() AS name FROM legacy_items", "random() does not depend", None),
+        (
+            "items.sql",
+            "SELECT id, name || (SELECT count(*) FROM secrets) AS name FROM legacy_items",
+            "reads secrets",
+            None,
+        ),
+        (
+            "items.sql",
+            "SELECT id, name || (SELECT count(*) FROM pg_class) AS name FROM legacy_items",
+            "reads pg_class",
+            None,
+        ),
+        ("items.sql", "SELECT id, name FROM public.items", "reads items", None),
+        ("items.sql", "SELECT 1 AS id, 'x' AS name", "reads no source table", None),
+        ("items.sql", "SELECT id, name FROM legacy_items FOR UPDATE", "locks rows", None),
+        (
+            "items.sql",
+            "WITH gone AS (DELETE FROM secrets RETURNING id) SELECT id, name FROM legacy_items",
+            "data-modifying",
+            None,
+        ),
+        ("items.sql", "SELECT id, name FROM legacy_items) q, (SELECT 1", "syntax error", None),
+        ("items.sql", "DELETE FROM secrets", "syntax error", None),
+        (
+            "items.sql",
+            "SELECT id, name FROM legacy_items; SELECT id, name FROM legacy_items",
+            "not supported yet",
+            Some((1, 36)),
+        ),
+        (
+            "items.sql",
+            "-- cutover: on_delete = keep\nSELECT id, name FROM legacy_items",
+            "`on_delete = clear` and `keep`",
+            None,
+        ),
+        ("nowhere.sql", "SELECT id FROM legacy_items", "the target has no table public.nowhere", Some((1, 1))),
+        ("keyless.sql", "SELECT id FROM legacy_items", "has no primary key", None),
+    ];
+    for (file, sql, message, place) in cases {
+        let checked = checked(&pg, &[source()], &[(file, sql)]).await;
+        assert!(!checked.passed(), "{sql}");
+        let found = checked.problems.iter().find(|problem| problem.message.contains(message));
+        let found = found.unwrap_or_else(|| panic!("{sql}: {:#?}", checked.problems));
+        assert_eq!(found.place.as_ref().map(|place| place.file.display().to_string()).as_deref(), Some(*file));
+        if let Some(place) = place {
+            assert_eq!(found.place.as_ref().map(|found| (found.line, found.column)), Some(*place), "{sql}: {found}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn types_that_assignment_refuses_from_text_are_cast() {
+    let pg = Postgres::v15().await;
+    pg.exec(DDL).await;
+    let sql = "SELECT id::bigint AS id, name, (price * 100)::bigint AS price_cents, lower(mood) AS mood,
+        '{' || name || '}' AS tags, left(name, 9) AS code, '{\"a\":1}' AS doc FROM legacy_items;";
+    let checked = checked(&pg, &[source()], &[("items.sql", sql)]).await;
+    assert!(checked.problems.is_empty(), "{:#?}", checked.problems);
+    let plan = &checked.plans[0];
+    assert_eq!(plan.coverage, Coverage::Total);
+    assert_eq!(plan.reads, ["id", "name", "price", "mood"]);
+    let casts: Vec<_> = plan.columns.iter().map(|column| column.cast.as_deref()).collect();
+    assert_eq!(casts, [None, None, None, Some("mood"), Some("text[]"), None, Some("jsonb")]);
+}
+
+#[tokio::test]
+async fn rows_made_of_one_are_told_from_filters_and_sets() {
+    let pg = Postgres::v15().await;
+    pg.exec(DDL).await;
+    for (sql, coverage, warnings) in [
+        (
+            "SELECT id, name, (SELECT max(x) FROM unnest(ARRAY[price]) x) AS price_cents FROM legacy_items",
+            Coverage::Total,
+            0,
+        ),
+        ("SELECT id, name FROM legacy_items WHERE price > 0", Coverage::Partial, 0),
+        ("SELECT id, name FROM (SELECT * FROM legacy_items WHERE price > 0) s", Coverage::Partial, 0),
+        ("SELECT DISTINCT id, name FROM legacy_items", Coverage::Partial, 1),
+        ("SELECT id, name FROM legacy_items LIMIT 1", Coverage::Partial, 1),
+        ("SELECT id, max(name) AS name FROM legacy_items GROUP BY id", Coverage::Partial, 1),
+        ("SELECT id, name FROM legacy_items UNION ALL SELECT id, name FROM legacy_items", Coverage::Partial, 1),
+        ("SELECT id, name FROM legacy_items ORDER BY id", Coverage::Total, 1),
+        ("SELECT id + generate_series(1, 2) AS id, name FROM legacy_items", Coverage::Partial, 0),
+        ("SELECT id, name || peek() AS name FROM legacy_items", Coverage::Total, 1),
+    ] {
+        let checked = checked(&pg, &[source()], &[("items.sql", sql)]).await;
+        assert!(checked.passed(), "{sql}: {:#?}", checked.problems);
+        assert_eq!(checked.plans[0].coverage, coverage, "{sql}");
+        assert_eq!(checked.problems.iter().filter(|p| p.severity == Severity::Warning).count(), warnings, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_without_a_transform_is_copied_by_column_name() {
+    let pg = Postgres::v15().await;
+    pg.exec("CREATE TABLE \"Users\" (id bigint PRIMARY KEY, \"Name\" text, extra text DEFAULT 'x', up text GENERATED ALWAYS AS (upper(\"Name\")) STORED)").await;
+    let users = table("Users", &[("id", ColumnType::BigInt), ("Name", ColumnType::Text), ("up", ColumnType::Text)]);
+    let found = checked(&pg, &[users], &[]).await;
+    assert!(found.problems.is_empty(), "{:#?}", found.problems);
+    assert_eq!(found.plans[0].select, "SELECT \"id\", \"Name\" FROM \"Users\"");
+    let strangers = [table("Ghosts", &[("id", ColumnType::BigInt)])];
+    let message = checked(&pg, &strangers, &[]).await.problems[0].to_string();
+    assert!(message.contains("shop.Ghosts has no transform"), "{message}");
+}
