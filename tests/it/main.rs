@@ -5,7 +5,9 @@
 
 mod apply_check;
 mod apply_history;
+mod apply_rate;
 mod apply_rig;
+mod apply_rules;
 mod capture_mysql;
 mod check;
 mod connect_mysql;
