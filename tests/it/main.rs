@@ -12,6 +12,8 @@ mod init;
 mod log_contract;
 mod log_embedded;
 mod pipeline;
+mod rules_merge;
+mod rules_rig;
 mod scan_mysql;
 mod servers;
 mod support;
