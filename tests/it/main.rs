@@ -19,3 +19,4 @@ mod servers;
 mod support;
 mod tidy;
 mod types;
+mod types_mysql;
