@@ -14,6 +14,7 @@ mod log_embedded;
 mod pipeline;
 mod rules_merge;
 mod rules_rig;
+mod rules_source;
 mod scan_mysql;
 mod servers;
 mod support;
