@@ -225,7 +225,8 @@ impl Steward {
                 "after_copy",
                 Halt {
                     reason: format!("{} failed, and nothing of it was kept: {error}", file.display()),
-                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile".into(),
+                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile"
+                        .into(),
                 },
             ),
         }
@@ -285,9 +286,10 @@ impl Steward {
     /// set aside, and the stream has passed them (CORRECTNESS rule 22).
     async fn forget_tombstones(&self) {
         let applied = self.worker.frontier.applied_clock();
-        let idle = self.worker.store.status().await.is_ok_and(|status| {
-            status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0
-        });
+        let idle =
+            self.worker.store.status().await.is_ok_and(|status| {
+                status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0
+            });
         if idle
             && applied > 0
             && let Err(error) = self.target.forget_tombstones(applied).await

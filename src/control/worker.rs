@@ -35,11 +35,7 @@ use crate::{
     log::{Log, Topic, embedded::EmbeddedLog},
     model::{Disposition, MysqlPosition, Position, TableSchema},
     observe::{Frontier, Halt, Halts},
-    pipeline::{
-        apply::ApplyLoop,
-        batches::Bounds,
-        capture::CaptureLoop,
-    },
+    pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
     snapshot::copier::Copier,
 };
 
@@ -81,7 +77,9 @@ pub enum WorkerError {
     Target(#[from] PgError),
     #[error(transparent)]
     Transform(#[from] TargetError),
-    #[error("cannot listen on {address}: {source}; another process holds it: choose another with --listen or [http] listen")]
+    #[error(
+        "cannot listen on {address}: {source}; another process holds it: choose another with --listen or [http] listen"
+    )]
     Listen { address: String, source: std::io::Error },
     #[error(transparent)]
     Log(#[from] crate::log::LogError),
@@ -224,17 +222,19 @@ impl Worker {
         })?;
         let problems = server::problems(&facts);
         if !problems.is_empty() {
-            let list: Vec<String> = problems.iter().map(|problem| format!("{}; {}", problem.what, problem.fix)).collect();
+            let list: Vec<String> =
+                problems.iter().map(|problem| format!("{}; {}", problem.what, problem.fix)).collect();
             return Err(settings(format!("the source cannot be captured: {}", list.join(". "))));
         }
         let database = connector.database().ok_or_else(|| {
             settings("the source URL names no database; add it: mysql://user@host:3306/database".into())
         })?;
         let only = self.config.source.tables.as_deref();
-        let tables = catalog::load_tables(&mut conn, database, only).await.map_err(|error| match error.disposition() {
-            Disposition::Retry => later(&error),
-            Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
-        })?;
+        let tables =
+            catalog::load_tables(&mut conn, database, only).await.map_err(|error| match error.disposition() {
+                Disposition::Retry => later(&error),
+                Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
+            })?;
         let end = server::current_position(&mut conn, &facts).await.map_err(|error| later(&error))?;
         judge_tables(&tables, only.unwrap_or_default(), database)?;
         if let Err(error) = conn.disconnect().await {
@@ -247,9 +247,9 @@ impl Worker {
         let holder = format!("{}:{}", hostname(), std::process::id());
         let session = leases.session().await?;
         let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
-        taken.map_err(PgError::from)?.map_err(|other| {
-            Attempt::Later(format!("waiting for the lease, which {} holds", other.holder))
-        })
+        taken
+            .map_err(PgError::from)?
+            .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))
     }
 
     /// Runs the pipeline while this process holds the lease.
@@ -313,7 +313,7 @@ impl Worker {
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
         tasks.spawn(copier.run(work.clone()));
-        let end = until_synced.then(|| Position::Mysql(opened.end));
+        let end = until_synced.then_some(Position::Mysql(opened.end));
         let mut steward = Steward::new(self.clone(), log, target, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,
@@ -330,7 +330,12 @@ impl Worker {
     }
 
     /// Starts the apply loops; they end with `stop`.
-    pub(super) fn start_applying(&self, log: &Arc<dyn Log>, target: &Arc<PgTarget>, stop: &CancellationToken) -> JoinSet<()> {
+    pub(super) fn start_applying(
+        &self,
+        log: &Arc<dyn Log>,
+        target: &Arc<PgTarget>,
+        stop: &CancellationToken,
+    ) -> JoinSet<()> {
         let mut loops = JoinSet::new();
         let apply = &self.config.apply;
         for partition in 0..log.partitions() {
@@ -402,7 +407,9 @@ fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Re
         )));
     }
     if tables.is_empty() {
-        return Err(settings(format!("the source database {database} has no tables that this user can read; grant SELECT")));
+        return Err(settings(format!(
+            "the source database {database} has no tables that this user can read; grant SELECT"
+        )));
     }
     match tables.iter().find(|schema| schema.key.is_empty()) {
         Some(schema) => Err(settings(format!(
