@@ -273,6 +273,9 @@ impl Worker {
         let renewing = renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone());
         let mut renewing = tokio::spawn(renewing);
 
+        let fallback = self.store.position().await?;
+        // With a stored position the clock is stored as well, and is the highest.
+        let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
         let server = Arc::new(MysqlServer {
             pipeline: self.config.name.clone(),
             config: self.config.source.clone(),
@@ -280,6 +283,7 @@ impl Worker {
             database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
             tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
             store: Arc::clone(&self.store),
+            clock_min,
         });
         let connector = match opened.facts.flavor {
             Flavor::Mysql => "mysql",
@@ -293,7 +297,7 @@ impl Worker {
             halts: Arc::clone(&self.halts),
             pipeline: self.config.name.clone(),
             connector: connector.into(),
-            fallback: self.store.position().await?,
+            fallback,
         };
         tasks.spawn(capture.run(work.clone()));
         let copier = Copier {

@@ -29,7 +29,9 @@ use tokio_postgres::Statement;
 pub use config::ApplyConfig;
 pub use lane::Claim;
 pub use statement::Builder;
-pub use tombstones::{collect as collect_tombstones, prepare as prepare_target, table as tombstone_table};
+pub use tombstones::{
+    collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
+};
 
 use self::{failure::Failure, held::Held, input::Bindings};
 use super::{Applied, ApplyError, Batch, Counts, Sink};

@@ -34,7 +34,11 @@ impl Mysql {
     }
 
     async fn on(server: Server) -> Self {
-        let admin_url = server.url(sweep).await;
+        Self::at(server.url(sweep).await).await
+    }
+
+    /// On the server of this administrator's URL.
+    pub async fn at(admin_url: &'static str) -> Self {
         let database = server::fresh_database();
         let mut conn = connect(admin_url).await;
         conn.query_drop(format!("DROP DATABASE IF EXISTS {database}")).await.unwrap();
