@@ -238,9 +238,10 @@ impl PostgresSink {
         Ok(statement)
     }
 
-    /// A target table as metrics name it.
+    /// A target table as metrics name it: without the schema that unqualified tables live in.
     fn name(&self, plan: usize) -> String {
-        self.plans.get(plan).map(|plan| plan.target.name.to_string()).unwrap_or_default()
+        let Some(name) = self.plans.get(plan).map(|plan| &plan.target.name) else { return String::new() };
+        if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
     }
 }
 
