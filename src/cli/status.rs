@@ -45,7 +45,10 @@ fn render(name: &str, status: &Status) -> String {
         let _ = writeln!(text, "{label:<14}{value}");
     };
     line("pipeline", format!("{name}: {phase}"));
-    line("worker", if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() });
+    line(
+        "worker",
+        if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() },
+    );
     line("lag", status.lag_seconds.map_or("unknown: nothing is applied yet".into(), |lag| format!("{lag:.2} s")));
     let eta = status.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
     line("copied", format!("{:.1} %{eta}", status.progress() * 100.0));
@@ -53,8 +56,12 @@ fn render(name: &str, status: &Status) -> String {
         "throughput",
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
-    line("waiting", status.waiting.to_string());
-    line("dead letters", status.dead_letters.to_string());
+    let aged = |count: u64, oldest: Option<f64>| match oldest {
+        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
+        None => count.to_string(),
+    };
+    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    line("dead letters", aged(status.dead_letters, status.dead_letters_oldest_seconds));
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

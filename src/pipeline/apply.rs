@@ -27,7 +27,7 @@ const BATCHES_AHEAD_MAX: usize = 1;
 const READ_BYTES_MAX: usize = 2 << 20;
 /// How long a read waits for the first record.
 const READ_WAIT: Duration = Duration::from_millis(500);
-/// How often rows that wait for others are tried again while nothing else comes.
+/// How often rows that wait for others are tried again.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
@@ -39,6 +39,21 @@ pub struct Resume {
     pub schemas: HashMap<u64, Arc<TableSchema>>,
 }
 
+/// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost its
+/// tail, and must not be written to: other records would come to stand where the target has been (CORRECTNESS rule 17).
+pub async fn reaches(log: &dyn Log, topic: Topic, partition: u32, from: Offset) -> Result<(), LogError> {
+    let (start, end) = log.bounds(topic, partition).await?;
+    let topic = topic.suffix();
+    if start > from {
+        return Err(LogError::Trimmed { topic, partition, wanted: from, start });
+    }
+    if end < from {
+        let reason = format!("the target is at offset {from}, but the log ends at {end}: its tail is lost");
+        return Err(LogError::Corrupt { topic, partition, offset: end, reason });
+    }
+    Ok(())
+}
+
 /// The target, as the loops see it.
 #[async_trait]
 pub trait Target: Send + Sync {
@@ -47,7 +62,8 @@ pub trait Target: Send + Sync {
     /// Opens a sink for a lane. The sinks of the changes topic check and store offsets themselves.
     async fn open(&self, topic: Topic, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
     /// Moves the snapshot topic's offset, and marks these chunks as copied.
-    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd]) -> Result<(), ApplyError>;
+    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd])
+    -> Result<(), ApplyError>;
 }
 
 /// One partition of one topic.
@@ -66,7 +82,10 @@ pub struct ApplyLoop {
 
 impl std::fmt::Debug for ApplyLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApplyLoop").field("topic", &self.topic).field("partition", &self.partition).finish_non_exhaustive()
+        f.debug_struct("ApplyLoop")
+            .field("topic", &self.topic)
+            .field("partition", &self.partition)
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,15 +137,7 @@ impl ApplyLoop {
     /// Reads from the stored offset and applies until `stop` or an error.
     async fn session(&self, part: &str, stop: &CancellationToken) -> Result<(), SessionError> {
         let resume = self.target.resume(self.topic, self.partition, self.log.epoch()).await?;
-        let (start, end) = self.log.bounds(self.topic, self.partition).await?;
-        let topic = self.topic.suffix();
-        if start > resume.from {
-            return Err(LogError::Trimmed { topic, partition: self.partition, wanted: resume.from, start }.into());
-        }
-        if end < resume.from {
-            let reason = format!("the target is at offset {}, but the log ends at {end}: its tail is lost", resume.from);
-            return Err(LogError::Corrupt { topic, partition: self.partition, offset: end, reason }.into());
-        }
+        reaches(&*self.log, self.topic, self.partition, resume.from).await?;
         match self.topic {
             Topic::Changes => self.frontier.applied_changes(self.partition, resume.from, None, None),
             Topic::Snapshot => self.frontier.applied_snapshot(self.partition, resume.from),
@@ -169,7 +180,12 @@ impl ApplyLoop {
     }
 
     /// Reads the log and prepares batches.
-    async fn read(&self, resume: Resume, steps: mpsc::Sender<Numbered>, stop: &CancellationToken) -> Result<(), SessionError> {
+    async fn read(
+        &self,
+        resume: Resume,
+        steps: mpsc::Sender<Numbered>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
         let Resume { from, schemas } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
         let (mut next, mut number) = (from, 0);
@@ -201,15 +217,17 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
+        let mut tried = Instant::now();
         loop {
+            // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
+            if retries && tried.elapsed() >= WAITING_EVERY {
+                self.count(&sink.retry_waiting().await?);
+                tried = Instant::now();
+            }
             let next = async { steps.lock().await.recv().await };
             let step = match tokio::time::timeout(WAITING_EVERY, next).await {
                 Ok(Some(step)) => step,
                 Ok(None) => return Ok(()),
-                Err(_) if retries => {
-                    self.count(&sink.retry_waiting().await?);
-                    continue;
-                }
                 Err(_) => continue,
             };
             let (number, batch) = match step {
@@ -306,6 +324,8 @@ fn halt_of(error: SessionError) -> Halt {
         SessionError::Apply(error) => {
             Halt { reason: error.to_string(), remedy: "make sure that one worker runs, then restart it".into() }
         }
-        SessionError::Log(error) => Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() },
+        SessionError::Log(error) => {
+            Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() }
+        }
     }
 }

@@ -220,9 +220,11 @@ impl PostgresSink {
         Ok(statement)
     }
 
-    /// A target table as metrics name it.
+    /// A target table as metrics name it: as its transform's file does, without the schema that unqualified names mean.
     fn name(&self, plan: usize) -> String {
-        self.plans.get(plan).map(|plan| plan.target.name.to_string()).unwrap_or_default()
+        let Some(plan) = self.plans.get(plan) else { return String::new() };
+        let name = &plan.target.name;
+        if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
     }
 }
 
