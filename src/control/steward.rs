@@ -289,7 +289,17 @@ impl Steward {
             match request.command.as_str() {
                 "resnapshot" if store.queue_copy(&request.subject).await? => {
                     tracing::info!(table = %request.subject, "asked to copy the table again");
-                    store.answer(request.id, "done", "queued").await?;
+                    // A capture that lost its place waits for all of them.
+                    let lost =
+                        self.worker.frontier.watch_captured().borrow().is_none() && self.worker.halts.first().is_some();
+                    let left = if lost { store.not_to_be_copied_again().await? } else { Vec::new() };
+                    let answer = match left.join(", ") {
+                        left if left.is_empty() => "queued".to_owned(),
+                        left => {
+                            format!("queued; the copy begins when every table is to be copied again, not yet {left}")
+                        }
+                    };
+                    store.answer(request.id, "done", &answer).await?;
                 }
                 "resnapshot" => {
                     let text = format!("the pipeline has no source table `{}`", request.subject);

@@ -361,6 +361,7 @@ impl Worker {
         let copier = Copier {
             scans: server,
             progress: Arc::clone(&self.store) as _,
+            sweep: Arc::clone(&target) as _,
             log: Arc::clone(&log),
             frontier: Arc::clone(&self.frontier),
             halts: Arc::clone(&self.halts),
