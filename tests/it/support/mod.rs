@@ -4,6 +4,7 @@
 
 mod http;
 mod mysql;
+mod own;
 mod postgres;
 mod server;
 mod worker;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use mysql::Mysql;
+pub use own::Own;
 pub use postgres::Postgres;
 pub use server::tls_ca;
 #[allow(unused_imports, reason = "the tests of the command line are the users")]

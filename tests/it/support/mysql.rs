@@ -34,7 +34,11 @@ impl Mysql {
     }
 
     async fn on(server: Server) -> Self {
-        let admin_url = server.url(sweep).await;
+        Self::at(server.url(sweep).await).await
+    }
+
+    /// On the server of this administrator's URL.
+    pub async fn at(admin_url: &'static str) -> Self {
         let database = server::fresh_database();
         let mut conn = connect(admin_url).await;
         conn.query_drop(format!("DROP DATABASE IF EXISTS {database}")).await.unwrap();
@@ -59,6 +63,13 @@ impl Mysql {
     /// One more session, for writers that run beside each other.
     pub async fn connect(&self) -> Conn {
         connect(&self.url()).await
+    }
+
+    /// A new session in place of one that was lost with its server.
+    pub async fn reconnect(&mut self) {
+        let conn = self.connect().await;
+        self.session_id = conn.id();
+        self.session = Mutex::new(conn);
     }
 
     /// Runs statements separated by `;`.

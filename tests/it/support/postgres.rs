@@ -23,7 +23,11 @@ impl Postgres {
     }
 
     async fn on(server: Server) -> Self {
-        let admin_url = server.url(sweep).await;
+        Self::at(server.url(sweep).await).await
+    }
+
+    /// On the server of this administrator's URL.
+    pub async fn at(admin_url: &'static str) -> Self {
         let database = server::fresh_database();
         let admin = connect(admin_url).await;
         admin.simple_query(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await.unwrap();
@@ -48,6 +52,11 @@ impl Postgres {
     /// One more session.
     pub async fn connect(&self) -> Client {
         connect(&self.url()).await
+    }
+
+    /// A new session in place of one that was lost with its server.
+    pub async fn reconnect(&mut self) {
+        self.session = self.connect().await;
     }
 
     /// Runs statements separated by `;`.
