@@ -54,7 +54,10 @@ fn render(name: &str, status: &Status) -> String {
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
     line("waiting", status.waiting.to_string());
-    line("dead letters", status.dead_letters.to_string());
+    line(
+        "dead letters",
+        if status.dead_letters == 0 { "0".into() } else { format!("{}; {}", status.dead_letters, super::DEAD_LETTERS) },
+    );
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -57,7 +57,8 @@ pub enum LogError {
     )]
     Full { used: u64, limit: u64 },
     #[error(
-        "the disk of the log at {path} refused a write ({source}); free space there, and capture goes on by itself"
+        "the disk of the log at {path} refused a write ({source}); free space there, and it goes on by itself; for good, give \
+         it a larger disk or set [log] bytes_max below the disk's size, so that what is applied makes room"
     )]
     Disk { path: String, source: std::io::Error },
     #[error(

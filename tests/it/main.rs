@@ -6,6 +6,7 @@
 mod apply_check;
 mod apply_history;
 mod apply_rig;
+mod bad_input;
 mod capture_mysql;
 mod check;
 mod init;
