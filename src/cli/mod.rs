@@ -90,6 +90,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+// Messages are printed without their chain of sources: every error of ours already tells its cause.
+
 /// Parses the arguments, runs the command, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -98,11 +100,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::No) => ExitCode::from(1),
         Err(Failure::Usage(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(2)
         }
         Err(Failure::Runtime(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(3)
         }
     }

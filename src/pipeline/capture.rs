@@ -135,6 +135,7 @@ impl CaptureLoop {
     /// Opens the source where the log ends and captures until `stop` or an error.
     async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
         let from = self.resume_point().await?;
+        let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         let opening = self.source.open(from);
         let mut source = tokio::select! { () = stop.cancelled() => return Ok(()), source = opening => source? };
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
@@ -146,6 +147,7 @@ impl CaptureLoop {
             pending: vec![None; self.log.partitions() as usize],
             schema_ids: Vec::new(),
             group: self.start(),
+            clock,
         };
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
@@ -230,6 +232,8 @@ struct Reader<'a> {
     /// The ids of the schemas in use, which are digests and not to be computed per row.
     schema_ids: Vec<(Arc<TableSchema>, u64)>,
     group: Group,
+    /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
+    clock: Version,
 }
 
 impl Reader<'_> {
@@ -275,8 +279,7 @@ impl Reader<'_> {
                 }
             }
             Captured::Schema(schema) => {
-                let clock = self.group.complete.as_ref().map_or(0, |(_, complete)| complete.clock);
-                self.register.schema(&schema, clock).await?;
+                self.register.schema(&schema, self.clock).await?;
                 let json = serde_json::to_vec(&*schema).map_err(|error| LogError::Other(error.to_string()))?;
                 let mut record = marker(Kind::Schema, json, 0, 0);
                 record.headers.schema = Some(schema.id());
@@ -305,6 +308,7 @@ impl Reader<'_> {
     }
 
     fn complete(&mut self, complete: Complete) {
+        self.clock = complete.clock;
         self.group.complete = Some((self.group.records.len(), complete));
     }
 

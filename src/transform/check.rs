@@ -167,10 +167,10 @@ impl<'a> Checker<'a> {
         if !self.checked.passed() {
             return Ok(());
         }
-        for source in self.sources.to_vec() {
+        for source in self.sources {
             let target = TableName::new(default_schema, source.table.table.clone());
             if !read.contains(&source.table) && !written.contains(&target) {
-                self.copy(&source, &target).await?;
+                self.copy(source, &target).await?;
             }
         }
         Ok(())

@@ -21,6 +21,9 @@ CREATE TABLE secrets (id bigint PRIMARY KEY);
 CREATE TABLE keyless (id bigint);
 CREATE FUNCTION peek() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM public.secrets';";
 
+/// File, text, a part of the message, and its line and column.
+type Case = (&'static str, &'static str, &'static str, Option<(u32, u32)>);
+
 fn source() -> Arc<TableSchema> {
     table(
         "legacy_items",
@@ -38,7 +41,7 @@ fn source() -> Arc<TableSchema> {
 async fn what_is_wrong_is_refused_with_its_place_and_the_way_out() {
     let pg = Postgres::v15().await;
     pg.exec(DDL).await;
-    let cases: &[(&str, &str, &str, Option<(u32, u32)>)] = &[
+    let cases: &[Case] = &[
         ("items.sql", "SELECT id, nam AS name FROM legacy_items", "column \"nam\" does not exist", Some((1, 12))),
         ("items.sql", "-- a\nSELECT id,\n  name nmae FROM legacy_items", "has no column `nmae`", Some((3, 3))),
         ("items.sql", "SELECT id, name, 1 + 1 FROM legacy_items", "a result column has no name", Some((1, 18))),

@@ -18,3 +18,4 @@ mod servers;
 mod support;
 mod tidy;
 mod types;
+mod types_mysql;

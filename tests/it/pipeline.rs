@@ -116,8 +116,8 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
     worker.terminate().await;
     assert!(worker.wait_exit(Duration::from_secs(10)).await.success(), "{}", worker.stderr());
 
-    let ended = work.run(&["run", "--until-synced"]).await;
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let mut last = work.start(&["--until-synced"]);
+    assert!(last.wait_exit(Duration::from_secs(60)).await.success(), "{}", last.stderr());
     assert_equal(&source, &target).await;
     assert_eq!(target.value("SELECT count(*) FROM cutover.dead_letters").await.as_deref(), Some("0"));
 }

@@ -5,7 +5,6 @@
 //! not decoded, and columns that no plan reads are not sent.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
@@ -38,7 +37,8 @@ pub struct Item<'a> {
     pub events: Vec<&'a RowEvent>,
     /// Older events of the row that were set aside: what they replaced is still at the target.
     pub held: Vec<&'a RowEvent>,
-    /// Leave out the images before: they never were at the target, and cannot be transformed.
+    /// Of the images before, send only that of the oldest event set aside: the target shows it, and never showed the
+    /// others, which may not be possible to transform.
     pub without_before: bool,
 }
 
@@ -214,8 +214,9 @@ impl<'a> Input<'a> {
                 input.unsendable.push(index);
                 continue;
             }
+            let shown = if item.without_before { 1 } else { item.held.len() };
+            let held = item.held.iter().take(shown).map(|event| (*event, newest.version));
             let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
-            let held = item.held.iter().map(|event| (*event, newest.version));
             let after = after.map(|row| input.keep(row));
             let before = before.map(|row| input.keep_dead(row));
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
@@ -223,7 +224,7 @@ impl<'a> Input<'a> {
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
                 let partial = |place: &&usize| coverage(plans, bindings, **place) == Some(Coverage::Partial);
-                if !item.without_before && places.iter().any(|place| partial(&place)) {
+                if places.iter().any(|place| partial(&place)) {
                     let (Some(before), _, _) = decode(event)? else { continue };
                     let row = input.keep_dead(before);
                     for place in places.iter().filter(partial) {
@@ -272,7 +273,7 @@ impl<'a> Input<'a> {
     /// A value with a NUL byte never reached the target: in an image of what is gone it may as well be null.
     fn keep_dead(&mut self, mut row: envelope::Row<'a>) -> usize {
         for cell in &mut row {
-            if cell.as_ref().is_some_and(|text| nul(text)) {
+            if cell.as_deref().is_some_and(nul) {
                 *cell = None;
             }
         }
@@ -298,12 +299,12 @@ fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverag
     bindings.all.get(place).and_then(|binding| plans.get(binding.plan)).map(|plan| plan.coverage)
 }
 
-fn nul(text: &Cow<'_, str>) -> bool {
+fn nul(text: &str) -> bool {
     text.as_bytes().contains(&0)
 }
 
 fn has_nul(row: &envelope::Row<'_>, columns: &[usize]) -> bool {
-    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_ref()).is_some_and(nul))
+    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_deref()).is_some_and(nul))
 }
 
 /// A record that cannot be read is never skipped: its row would be lost.
