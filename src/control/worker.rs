@@ -279,6 +279,20 @@ impl Worker {
         })
     }
 
+    async fn open_log(&self) -> Result<Arc<dyn Log>, Attempt> {
+        let folder = self.config.log.folder(&self.config.folder).ok_or_else(|| {
+            let message = format!("[log] url {} is not supported; use file:FOLDER", self.config.log.url);
+            Attempt::Hopeless(WorkerError::Usage(message))
+        })?;
+        match EmbeddedLog::open(&folder, (&self.config.log).into()).await {
+            Ok(log) => Ok(Arc::new(log)),
+            Err(error) => Err(match error.disposition() {
+                Disposition::Retry => Attempt::Later(error.to_string()),
+                Disposition::DeadLetter | Disposition::Halt => Attempt::Hopeless(error.into()),
+            }),
+        }
+    }
+
     /// Runs the pipeline while this process holds the lease.
     async fn hold(
         &self,
@@ -288,18 +302,15 @@ impl Worker {
         until_synced: bool,
         show: fn(&Status),
     ) -> Result<Ended, WorkerError> {
-        let folder = self.config.log.folder(&self.config.folder).ok_or_else(|| {
-            WorkerError::Usage(format!("[log] url {} is not supported; use file:FOLDER", self.config.log.url))
-        })?;
-        let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, (&self.config.log).into()).await?);
+        let work = self.stop.child_token();
+        // Ends with this function, however it ends. What comes first may take longer than the lease lasts.
+        let mut renewing = JoinSet::new();
+        renewing.spawn(renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone()));
+        let Some(log) = self.patiently("log", || self.open_log()).await? else { return Ok(Ended::Stopped) };
         let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
         self.store.register_tables(&names).await?;
         let target = Arc::new(PgTarget::prepare(self, lease.epoch, &opened.tables).await?);
-        let work = self.stop.child_token();
         let mut tasks = JoinSet::new();
-        let renewing = renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone());
-        let mut renewing = tokio::spawn(renewing);
-
         let server = Arc::new(MysqlServer {
             pipeline: self.config.name.clone(),
             config: self.config.source.clone(),
@@ -340,15 +351,14 @@ impl Worker {
         let mut steward = Steward::new(self.clone(), log, target, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,
-            lost = &mut renewing => match lost {
-                Ok(true) => Err(WorkerError::LeaseLost(self.config.name.clone())),
-                Ok(false) | Err(_) => Ok(Ended::Stopped),
+            lost = renewing.join_next() => match lost {
+                Some(Ok(true)) => Err(WorkerError::LeaseLost(self.config.name.clone())),
+                Some(Ok(false) | Err(_)) | None => Ok(Ended::Stopped),
             },
         };
         work.cancel();
         steward.stop_applying().await;
         while tasks.join_next().await.is_some() {}
-        renewing.abort();
         ended
     }
 

@@ -65,15 +65,18 @@ impl Pipeline {
         let user = source.user(SOURCE_PASSWORD, &grants).await;
         let role = target.role(TARGET_PASSWORD).await;
         target.exec(&format!("ALTER DATABASE {role} OWNER TO {role}")).await;
+        // The name makes the replica's id, of which a server knows each once.
         let work = Workspace::new(
-            "bad",
+            source.database(),
             &source.url_as(&user, SOURCE_PASSWORD),
             &target.url_as(&role, TARGET_PASSWORD),
             &[],
         );
         let pipeline = Self { source, target, work };
         pipeline.at_target(target_sql).await;
-        pipeline.work.configure(&pipeline.work.configuration().replace("tables = []\n", ""));
+        pipeline.configure("tables = []\n", "");
+        // Whatever else listens on the default port here.
+        pipeline.work.configure_also("[http]\nlisten = \"127.0.0.1:0\"\n");
         pipeline
     }
 

@@ -16,7 +16,7 @@ async fn a_port_that_is_taken_is_named_with_both_ways_to_choose_another() {
     let pipeline = Pipeline::small().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    pipeline.work.configure_also(&format!("[http]\nlisten = \"{address}\"\n"));
+    pipeline.configure("127.0.0.1:0", &address);
     let words = ["cannot listen on", address.as_str(), "--listen", "[http] listen"];
     pipeline.check().await.expect(1, &words).expect(1, &["fix: "]);
     pipeline.command(&["run"]).await.expect(3, &words);

@@ -26,8 +26,6 @@ async fn a_typo_is_shown_where_it_is_with_the_servers_hint() {
 #[tokio::test]
 async fn a_type_that_does_not_fit_its_column_is_named_with_both_types() {
     let pipeline = Pipeline::small().await;
-    let words = ["t.sql:1:12: ", "column \"v\" is of type text but expression is of type bytea", "cast the result"];
-    refused(&pipeline, "SELECT id, 'x'::bytea AS v FROM t", &words).await;
     pipeline.at_target("ALTER TABLE t ALTER v TYPE integer USING NULL").await;
     let words = ["t.sql:1:12: ", "column \"v\" is of type integer but expression is of type text", "cast the result"];
     refused(&pipeline, "SELECT id, v FROM t", &words).await;
