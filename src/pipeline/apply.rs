@@ -180,10 +180,9 @@ impl ApplyLoop {
                 () = steps.closed() => return Ok(()),
                 records = reading => records?,
             };
-            let Some(last) = records.last() else { continue };
-            next = last.offset + 1;
+            next = records.last().map_or(next, |last| last.offset + 1);
             let bytes: usize = records.iter().map(|stored| stored.record.value.len()).sum();
-            // A short read is the end of the log for now: what there is goes out at once.
+            // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
                 if steps.send((number, step)).await.is_err() {
                     return Ok(());
