@@ -127,7 +127,10 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let fail = |mistake| ConfigError { path: path.to_owned(), mistakes: vec![mistake] };
         let text = std::fs::read_to_string(path).map_err(|error| {
-            fail(Mistake::new("", format!("cannot be read ({error}); name the file with -c, or write one with `cutover init`")))
+            fail(Mistake::new(
+                "",
+                format!("cannot be read ({error}); name the file with -c, or write one with `cutover init`"),
+            ))
         })?;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         Self::parse(&text, folder, &|name| std::env::var(name).ok())
@@ -140,8 +143,7 @@ impl Config {
         folder: PathBuf,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Config, Vec<Mistake>> {
-        let mut table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| vec![syntax(text, &error)])?;
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![syntax(text, &error)])?;
         let mut mistakes = Vec::new();
         for (key, value) in &mut table {
             interpolate(key, value, environment, &mut mistakes);
@@ -157,7 +159,10 @@ impl Config {
                 None
             }
             None => {
-                mistakes.push(Mistake::new("name", "is missing; it keys all state of the pipeline, for example name = \"cart\""));
+                mistakes.push(Mistake::new(
+                    "name",
+                    "is missing; it keys all state of the pipeline, for example name = \"cart\"",
+                ));
                 None
             }
         };
@@ -168,8 +173,16 @@ impl Config {
         let snapshot: Option<SnapshotConfig> = section(&mut table, "snapshot", &mut mistakes);
         let apply: Option<ApplyConfig> = section(&mut table, "apply", &mut mistakes);
         let http: Option<HttpConfig> = section(&mut table, "http", &mut mistakes);
-        let (Some(name), Some(source), Some(target), Some(log), Some(transform), Some(snapshot), Some(apply), Some(http)) =
-            (name, source, target, log, transform, snapshot, apply, http)
+        let (
+            Some(name),
+            Some(source),
+            Some(target),
+            Some(log),
+            Some(transform),
+            Some(snapshot),
+            Some(apply),
+            Some(http),
+        ) = (name, source, target, log, transform, snapshot, apply, http)
         else {
             return Err(mistakes);
         };
@@ -234,10 +247,9 @@ fn scheme(url: &str, allowed: &[&str], key: &str, wrong: &mut impl FnMut(&str, S
     match url::Url::parse(url) {
         Ok(parsed) if allowed.contains(&parsed.scheme()) => {}
         Ok(parsed) => wrong(key, format!("{}:// is not supported here; allowed are {allowed_list}", parsed.scheme())),
-        Err(error) => wrong(
-            key,
-            format!("is no URL ({error}); it has the form {}user:password@host:port/database", allowed_list),
-        ),
+        Err(error) => {
+            wrong(key, format!("is no URL ({error}); it has the form {}user:password@host:port/database", allowed_list))
+        }
     }
 }
 
@@ -464,9 +476,21 @@ mod tests {
     fn a_mistake_is_told_once_and_without_the_value() {
         for (text, key, part) in [
             ("name = 'a'\nsource = 'mysql://u:hunter2@h/b'\ntarget.url = 'postgresql://u@h/b'", "source", "a section"),
-            ("name = 'a'\nsource.url = 'mysql://u@h/b'\nsource.tables = 'hunter2'\ntarget.url = 'postgresql://u@h/b'", "source.tables", "a list"),
-            ("name = 'a'\nsource.url = 'mysql://u@h/b'\ntarget.url = 'postgresql://u:hunter2@h'", "target.url", "names no database"),
-            ("name = 'a'\nsource.url = 'mysql://u:hunter2@h'\ntarget.url = 'postgresql://u@h/b'", "source.url", "names no database"),
+            (
+                "name = 'a'\nsource.url = 'mysql://u@h/b'\nsource.tables = 'hunter2'\ntarget.url = 'postgresql://u@h/b'",
+                "source.tables",
+                "a list",
+            ),
+            (
+                "name = 'a'\nsource.url = 'mysql://u@h/b'\ntarget.url = 'postgresql://u:hunter2@h'",
+                "target.url",
+                "names no database",
+            ),
+            (
+                "name = 'a'\nsource.url = 'mysql://u:hunter2@h'\ntarget.url = 'postgresql://u@h/b'",
+                "source.url",
+                "names no database",
+            ),
             ("name = 'a'\nsource.url = '${NONE}'\ntarget.url = 'postgresql://u@h/b'", "source.url", "NONE is not set"),
             ("name = 'a'\n[source]\nurl = 'mysql://u:hunter2@h/b\n[target]\n", "", "line 3, column"),
         ] {

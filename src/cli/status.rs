@@ -45,7 +45,10 @@ fn render(name: &str, status: &Status) -> String {
         let _ = writeln!(text, "{label:<14}{value}");
     };
     line("pipeline", format!("{name}: {phase}"));
-    line("worker", if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() });
+    line(
+        "worker",
+        if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() },
+    );
     line("lag", status.lag_seconds.map_or("unknown: nothing is applied yet".into(), |lag| format!("{lag:.2} s")));
     let eta = status.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
     line("copied", format!("{:.1} %{eta}", status.progress() * 100.0));

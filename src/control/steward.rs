@@ -146,6 +146,7 @@ impl Steward {
             halted,
             retrying: self.worker.halts.troubles(),
             applied: changes,
+            lease_epoch: self.target.lease_epoch,
             ..Report::default()
         };
         let before = self.worker.store.status().await?;
@@ -225,7 +226,8 @@ impl Steward {
                 "after_copy",
                 Halt {
                     reason: format!("the script after the copy failed, and nothing of it was kept: {error}"),
-                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile".into(),
+                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile"
+                        .into(),
                 },
             ),
         }
@@ -285,9 +287,10 @@ impl Steward {
     /// set aside, and the stream has passed them (CORRECTNESS rule 22).
     async fn forget_tombstones(&self) {
         let applied = self.worker.frontier.applied_clock();
-        let idle = self.worker.store.status().await.is_ok_and(|status| {
-            status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0
-        });
+        let idle =
+            self.worker.store.status().await.is_ok_and(|status| {
+                status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0
+            });
         if idle
             && applied > 0
             && let Err(error) = self.target.forget_tombstones(applied).await

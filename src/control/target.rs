@@ -7,7 +7,10 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{store::Store, worker::{Worker, postgres_options}};
+use super::{
+    store::Store,
+    worker::{Worker, postgres_options},
+};
 use crate::{
     apply::{
         ApplyError, Sink,
@@ -43,14 +46,18 @@ pub struct PgTarget {
     config: Arc<Config>,
     address: postgres::Target,
     store: Arc<Store>,
-    lease_epoch: i64,
+    pub(super) lease_epoch: i64,
     sources: Vec<Arc<TableSchema>>,
     plans: RwLock<Arc<[Plan]>>,
 }
 
 impl PgTarget {
     /// Checks the transforms and makes version columns and tombstone tables where they are missing.
-    pub(super) async fn prepare(worker: &Worker, lease_epoch: i64, tables: &[TableSchema]) -> Result<Self, TargetError> {
+    pub(super) async fn prepare(
+        worker: &Worker,
+        lease_epoch: i64,
+        tables: &[TableSchema],
+    ) -> Result<Self, TargetError> {
         let target = PgTarget {
             config: Arc::clone(&worker.config),
             address: postgres::Target::parse(&worker.config.target.url)?,
@@ -161,9 +168,16 @@ impl Target for PgTarget {
         Ok(Box::new(self.sink(topic, partition).await?))
     }
 
-    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd]) -> Result<(), ApplyError> {
+    async fn advance(
+        &self,
+        partition: u32,
+        log_epoch: &str,
+        to: Offset,
+        chunks: &[ChunkEnd],
+    ) -> Result<(), ApplyError> {
         let partitions = self.config.log.partitions;
-        let advanced = self.store.advance_snapshot(partition, partitions, self.lease_epoch, log_epoch, to, chunks).await;
+        let advanced =
+            self.store.advance_snapshot(partition, partitions, self.lease_epoch, log_epoch, to, chunks).await;
         if advanced.map_err(unreachable)? {
             return Ok(());
         }

@@ -36,11 +36,7 @@ use crate::{
     log::{Log, Topic, embedded::EmbeddedLog},
     model::{Disposition, MysqlPosition, Position, TableSchema},
     observe::{Frontier, Halt, Halts},
-    pipeline::{
-        apply::ApplyLoop,
-        batches::Bounds,
-        capture::CaptureLoop,
-    },
+    pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
     snapshot::copier::Copier,
 };
 
@@ -76,11 +72,11 @@ pub enum WorkerError {
     Usage(String),
     #[error(transparent)]
     Source(#[from] ConnectError),
-    #[error("the source cannot be captured: {}", listed(.0))]
+    #[error("the source cannot be captured:{}", listed(.0))]
     SourceRefused(Vec<Problem>),
     #[error(transparent)]
     TargetLogin(Problem),
-    #[error("the target cannot be written to: {}", listed(.0))]
+    #[error("the target cannot be written to:{}", listed(.0))]
     TargetRefused(Vec<Problem>),
     #[error("the target: {0}")]
     Target(PgError),
@@ -102,7 +98,7 @@ pub enum WorkerError {
 /// One problem on the line, several on lines of their own.
 fn listed(problems: &[Problem]) -> String {
     match problems {
-        [problem] => problem.to_string(),
+        [problem] => format!(" {problem}"),
         problems => problems.iter().map(|problem| format!("\n  {problem}")).collect(),
     }
 }
@@ -111,7 +107,8 @@ impl From<PgError> for WorkerError {
     fn from(error: PgError) -> Self {
         match error {
             PgError::Login(reason) => {
-                let (what, fix) = reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
+                let (what, fix) =
+                    reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
                 WorkerError::TargetLogin(Problem { what: what.into(), fix: fix.into() })
             }
             PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_) => WorkerError::Target(error),
@@ -274,9 +271,9 @@ impl Worker {
         let holder = format!("{}:{}", hostname(), std::process::id());
         let session = leases.session().await?;
         let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
-        taken.map_err(PgError::from)?.map_err(|other| {
-            Attempt::Later(format!("waiting for the lease, which {} holds", other.holder))
-        })
+        taken
+            .map_err(PgError::from)?
+            .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))
     }
 
     async fn open_log(&self) -> Result<Arc<dyn Log>, Attempt> {
@@ -363,7 +360,12 @@ impl Worker {
     }
 
     /// Starts the apply loops; they end with `stop`.
-    pub(super) fn start_applying(&self, log: &Arc<dyn Log>, target: &Arc<PgTarget>, stop: &CancellationToken) -> JoinSet<()> {
+    pub(super) fn start_applying(
+        &self,
+        log: &Arc<dyn Log>,
+        target: &Arc<PgTarget>,
+        stop: &CancellationToken,
+    ) -> JoinSet<()> {
         let mut loops = JoinSet::new();
         let apply = &self.config.apply;
         for partition in 0..log.partitions() {
@@ -421,7 +423,8 @@ fn source_attempt(error: &dyn std::fmt::Display, disposition: Disposition) -> At
     match disposition {
         Disposition::Retry => Attempt::Later(text),
         Disposition::DeadLetter | Disposition::Halt => {
-            let (what, fix) = text.split_once("; ").unwrap_or((&text, "run `cutover check`, which names what is missing"));
+            let (what, fix) =
+                text.split_once("; ").unwrap_or((&text, "run `cutover check`, which names what is missing"));
             Attempt::Hopeless(WorkerError::SourceRefused(vec![Problem { what: what.into(), fix: fix.into() }]))
         }
     }

@@ -216,7 +216,8 @@ fn identity(
             let json = serde_json::to_vec(&identity).map_err(|error| invalid_identity(error.to_string()))?;
             segment::write_whole(&path, &json).map_err(&unusable)?;
             // The parent of a plain name is the folder that we are in.
-            let parent = folder.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+            let parent =
+                folder.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
             parent.map_or(Ok(()), segment::sync_folder).map_err(&unusable)?;
             return Ok(identity);
         }

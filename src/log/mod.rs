@@ -78,7 +78,9 @@ pub enum LogError {
         "the log at {path} has {found} partitions, not {wanted}; set [log] partitions back to {found}, or remove the folder once everything in it is applied"
     )]
     Partitions { path: String, found: u32, wanted: u32 },
-    #[error("the log's folder {path} cannot be used ({source}); give this user the right to read and write it")]
+    #[error(
+        "the log's folder {path} cannot be used ({source}); give this user the right to read and write it, or choose another with [log] url"
+    )]
     Folder { path: String, source: std::io::Error },
     #[error("the log failed: {0}")]
     Other(String),

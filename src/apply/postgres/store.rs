@@ -223,7 +223,12 @@ impl PostgresSink {
             *counts.entry((aside.event.schema.table.to_string(), &aside.sqlstate)).or_default() += 1;
         }
         for ((table, sqlstate), rows) in counts {
-            tracing::error!(table, sqlstate, rows, "rows cannot be stored at the target and are set aside; see cutover.dead_letters there");
+            tracing::error!(
+                table,
+                sqlstate,
+                rows,
+                "rows cannot be stored at the target and are set aside; see cutover.dead_letters there"
+            );
         }
         Ok(())
     }

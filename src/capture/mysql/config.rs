@@ -68,7 +68,8 @@ impl SourceConfig {
         let mut problems = Vec::new();
         match Connector::new(&self.url) {
             Ok(connector) if connector.database().is_some() => {}
-            Ok(_) => problems.push(("source.url", "names no database; write mysql://user:password@host:3306/database".into())),
+            Ok(_) => problems
+                .push(("source.url", "names no database; write mysql://user:password@host:3306/database".into())),
             Err(error) => problems.push(("source.url", error.to_string())),
         }
         if self.zero_dates().is_none() {

@@ -10,7 +10,7 @@ use crate::{
         Problem,
         mysql::{
             catalog::{CatalogError, load_tables},
-            connect::Connector,
+            connect::{ConnectError, Connector},
             details::{TableDetails, load_details},
             server::{self, Grants, ServerFacts},
         },
@@ -39,7 +39,18 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Sour
         blocked("the source URL names no database; end it with /database".into());
         return None;
     };
-    let mut conn = connector.connect().await.map_err(|error| blocked(error.to_string())).ok()?;
+    let mut conn = match connector.connect().await {
+        Ok(conn) => conn,
+        Err(error @ ConnectError::Unreachable { .. }) => {
+            let fix = "start it, or correct host and port in [source] url; a worker waits for it";
+            report.blocks_on(Part::Source, error.to_string(), fix);
+            return None;
+        }
+        Err(error) => {
+            blocked(error.to_string());
+            return None;
+        }
+    };
     let source = look(config, &mut conn, &database, report).await;
     if let Err(error) = conn.disconnect().await {
         tracing::debug!(%error, "the connection to the source ended badly");

@@ -69,11 +69,17 @@ pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &m
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
         Err(PgError::Login(reason)) => {
-            let (what, fix) = reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
+            let (what, fix) =
+                reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
             report.blocks_on(Part::Target, what, fix);
             return None;
         }
-        Err(error @ (PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_))) => {
+        Err(PgError::Unreachable(reason)) => {
+            let fix = "start it, or correct host and port in [target] url; a worker waits for it";
+            report.blocks_on(Part::Target, reason, fix);
+            return None;
+        }
+        Err(error @ (PgError::Refused(_) | PgError::Protocol(_))) => {
             blocked(report, error.to_string());
             return None;
         }

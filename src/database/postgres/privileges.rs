@@ -39,7 +39,9 @@ pub async fn on_database(client: &Client, schema: &str) -> Result<Vec<Problem>, 
     if row.try_get::<_, Option<bool>>(4)? == Some(false) {
         add(
             format!("the schema `cutover` of the target belongs to another user, and `{user}` may not write there"),
-            format!("run cutover as that user, or GRANT USAGE, CREATE ON SCHEMA cutover and ALL ON ALL TABLES and ALL SEQUENCES IN SCHEMA cutover TO {to}"),
+            format!(
+                "run cutover as that user, or GRANT USAGE, CREATE ON SCHEMA cutover and ALL ON ALL TABLES and ALL SEQUENCES IN SCHEMA cutover TO {to}"
+            ),
         );
     }
     if !row.try_get::<_, bool>(5)? {

@@ -20,7 +20,8 @@ async fn refused(work: &Workspace, mistakes: usize, words: &[&str]) {
     }
 }
 
-const VALID: &str = "name = 'bad'\n[source]\nurl = 'mysql://u@127.0.0.1:1/a'\n[target]\nurl = 'postgresql://u@127.0.0.1:1/b'\n";
+const VALID: &str =
+    "name = 'bad'\n[source]\nurl = 'mysql://u@127.0.0.1:1/a'\n[target]\nurl = 'postgresql://u@127.0.0.1:1/b'\n";
 
 #[tokio::test]
 async fn an_unknown_key_is_named_with_those_that_are_allowed() {
@@ -36,11 +37,29 @@ async fn several_mistakes_are_all_told_at_once_and_each_once() {
          [http]\nlisten = 'here'\n[log]\nurl = 'kafka'\npartitions = 0\n[snapshot]\nchunk_rows = 0\n[apply]\nbatch_rows_max = 'Target-Pa55word'\n",
     );
     // Values are judged when every section could be read.
-    refused(&work, 4, &["nmae: unknown key", "name: is missing", "source.tables: must be a list", "apply.batch_rows_max: must be a whole number"]).await;
+    refused(
+        &work,
+        4,
+        &[
+            "nmae: unknown key",
+            "name: is missing",
+            "source.tables: must be a list",
+            "apply.batch_rows_max: must be a whole number",
+        ],
+    )
+    .await;
     let text = std::fs::read_to_string(work.path().join("cutover.toml")).unwrap();
     work.configure(&text.replace("nmae", "name").replace("'t'", "['t']").replace("'Target-Pa55word'", "1"));
-    let words =
-        ["source.url: oracle://", "allowed are mysql://", "target.url: ", "names no database", "http.listen: ", "log.url: ", "log.partitions: ", "snapshot.chunk_rows: "];
+    let words = [
+        "source.url: oracle://",
+        "allowed are mysql://",
+        "target.url: ",
+        "names no database",
+        "http.listen: ",
+        "log.url: ",
+        "log.partitions: ",
+        "snapshot.chunk_rows: ",
+    ];
     refused(&work, 6, &words).await;
 }
 
@@ -48,7 +67,9 @@ async fn several_mistakes_are_all_told_at_once_and_each_once() {
 async fn what_is_no_toml_is_told_by_line_and_column_without_quoting_it() {
     let work = nowhere(&VALID.replace("mysql://u@127.0.0.1:1/a'", &format!("mysql://u:{SOURCE_PASSWORD}@h/a")));
     refused(&work, 1, &["line 3, column"]).await;
-    let work = nowhere(&format!("name = 'bad'\nsource = 'mysql://u:{SOURCE_PASSWORD}@h/a'\n[target]\nurl = 'postgresql://u@h/b'\n"));
+    let work = nowhere(&format!(
+        "name = 'bad'\nsource = 'mysql://u:{SOURCE_PASSWORD}@h/a'\n[target]\nurl = 'postgresql://u@h/b'\n"
+    ));
     refused(&work, 1, &["source: must be a section"]).await;
 }
 
@@ -64,7 +85,12 @@ async fn a_file_that_is_not_there_is_named_with_the_way_to_one() {
 async fn an_environment_variable_that_is_not_set_is_named() {
     let mut pipeline = Pipeline::small().await;
     pipeline.configure(SOURCE_PASSWORD, "${CUTOVER_TEST_PASSWORD}");
-    refused(&pipeline.work, 1, &["source.url: the environment variable CUTOVER_TEST_PASSWORD is not set", "export CUTOVER_TEST_PASSWORD="]).await;
+    refused(
+        &pipeline.work,
+        1,
+        &["source.url: the environment variable CUTOVER_TEST_PASSWORD is not set", "export CUTOVER_TEST_PASSWORD="],
+    )
+    .await;
     pipeline.work.set_env("CUTOVER_TEST_PASSWORD", SOURCE_PASSWORD);
     pipeline.recovered().await;
 }

@@ -25,8 +25,8 @@ async fn a_port_that_is_taken_is_named_with_both_ways_to_choose_another() {
 
     // What holds it may be this pipeline's own worker, beside which `check` is content.
     let worker = pipeline.work.start(&[]);
-    pipeline.configure(&address, worker.listen());
     pipeline.eventually_status(&["\"synced\":true"]).await;
+    pipeline.configure(&address, worker.listen());
     pipeline.check().await.expect(0, &["ready: "]);
     stop(worker).await.expect(0, &[]);
 }
@@ -46,9 +46,14 @@ async fn a_script_after_the_copy_that_fails_halts_and_the_stream_goes_on() {
     pipeline.configure("[target]", "[target]\nafter_copy = \"after.sql\"");
     pipeline.check().await.expect(1, &["after.sql, which cannot be read", "fix: correct the path"]);
     let script = pipeline.work.path().join("after.sql");
-    fs::write(&script, "CREATE INDEX by_v ON t (v);\nCREATE INDEX by_w\n  ON t (w);\n").unwrap();
+    fs::write(&script, "CREATE INDEX by_v ON t (v);\nUPDATE t\n  SET w = 1;\n").unwrap();
     pipeline.check().await.expect(0, &[]);
-    let words = ["halted: ", "after.sql:3:9: column \"w\" does not exist", "nothing of it was kept", "correct the script"];
+    let words = [
+        "halted: ",
+        "after.sql:3:7: column \"w\" of relation \"t\" does not exist",
+        "nothing of it was kept",
+        "correct the script",
+    ];
     pipeline.synced().await.expect(3, &words);
 
     let worker = pipeline.work.start(&[]);
@@ -105,7 +110,12 @@ async fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     let filled = fs::write(&ballast, vec![1; 40 << 20]).unwrap_err();
     assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
     for id in 10..40 {
-        pipeline.source.exec(&format!("INSERT INTO t VALUES ({id}, repeat('x', 40)); UPDATE t SET v = 'updated' WHERE id = {id} - 5")).await;
+        pipeline
+            .source
+            .exec(&format!(
+                "INSERT INTO t VALUES ({id}, repeat('x', 40)); UPDATE t SET v = 'updated' WHERE id = {id} - 5"
+            ))
+            .await;
     }
     pipeline.eventually_status(&["\"retrying\":{\"capture\":", "disk/log", "free space there"]).await;
     let (status, why) = worker.get("/readyz").await.unwrap();
@@ -115,7 +125,10 @@ async fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     // A worker that starts on a full disk waits as well, or says why not; nothing of the log is harmed.
     worker.kill9().await;
     let mut worker = pipeline.work.start(&["--until-synced"]);
-    eventually("the new worker says so too", Duration::from_secs(20), async || worker.stderr().contains("free space there")).await;
+    eventually("the new worker says so too", Duration::from_secs(20), async || {
+        worker.stderr().contains("free space there")
+    })
+    .await;
     assert!(worker.is_running(), "{}", worker.stderr());
     fs::remove_file(&ballast).unwrap();
     end_of(&mut worker, SYNC_LIMIT).await.expect(0, &["free space there"]);

@@ -9,14 +9,26 @@ async fn set_aside(pipeline: &Pipeline, bad: &str, sqlstate: &str, error: &str) 
     pipeline.source.exec(&format!("INSERT INTO t VALUES (10, {bad})")).await;
     pipeline.check().await.expect(0, &["ready: "]);
     let said = pipeline.synced().await;
-    said.expect(1, &["synced, but 1 dead letter(s) are open", "cutover.dead_letters", "correct the rows at the source", "cutover resnapshot TABLE"]);
+    said.expect(
+        1,
+        &[
+            "synced, but 1 dead letter(s) are open",
+            "cutover.dead_letters",
+            "correct the rows at the source",
+            "cutover resnapshot TABLE",
+        ],
+    );
 
     let worker = pipeline.work.start(&[]);
     pipeline.eventually_status(&["\"phase\":\"following\"", "\"worker_running\":true"]).await;
-    pipeline.source.exec(&format!("INSERT INTO t VALUES (11, {bad}), (12, '12'); UPDATE t SET v = '4' WHERE id = 1")).await;
+    pipeline
+        .source
+        .exec(&format!("INSERT INTO t VALUES (11, {bad}), (12, '12'); UPDATE t SET v = '4' WHERE id = 1"))
+        .await;
     pipeline.eventually_status(&["\"dead_letters\":2"]).await;
     crate::support::eventually("the good rows of the same transaction", Duration::from_secs(10), async || {
-        pipeline.target.value("SELECT count(*) FROM t WHERE (id, v::text) IN ((1, '4'), (12, '12'))").await.as_deref() == Some("2")
+        pipeline.target.value("SELECT count(*) FROM t WHERE (id, v::text) IN ((1, '4'), (12, '12'))").await.as_deref()
+            == Some("2")
     })
     .await;
     assert_eq!(worker.metric("cutover_dead_letters_total").await, Some(1.0), "counted since this worker's start");
@@ -44,11 +56,8 @@ async fn copied_again(pipeline: &Pipeline) {
 }
 
 async fn numbers(target: &str) -> Pipeline {
-    Pipeline::new(
-        "CREATE TABLE t (id int PRIMARY KEY, v varchar(40)); INSERT INTO t VALUES (1, '1'), (2, '2')",
-        target,
-    )
-    .await
+    Pipeline::new("CREATE TABLE t (id int PRIMARY KEY, v varchar(40)); INSERT INTO t VALUES (1, '1'), (2, '2')", target)
+        .await
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@ use crate::support::{Mysql, OwnMysql, Postgres};
 async fn a_wrong_password_ends_the_worker_and_names_the_server_and_the_key() {
     let pipeline = Pipeline::small().await;
     pipeline.configure(SOURCE_PASSWORD, "Source-Pa55word-2");
-    pipeline.refused(&["refuses the login", "Access denied", "correct user, password or grants"]).await;
+    pipeline
+        .refused(&["refuses the login", "Access denied", "correct user, password or database in [source] url"])
+        .await;
     pipeline.configure("Source-Pa55word-2", SOURCE_PASSWORD);
     pipeline.recovered().await;
 }
@@ -21,7 +23,10 @@ async fn each_missing_grant_is_named_with_the_statement_that_gives_it() {
         let target = Postgres::v15().await;
         let pipeline = Pipeline::between(source, target, table, "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
         let user = pipeline.source.database().to_owned();
-        pipeline.source.exec(&format!("REVOKE ALL PRIVILEGES, GRANT OPTION FROM {user}; GRANT INSERT ON {user}.* TO {user}")).await;
+        pipeline
+            .source
+            .exec(&format!("REVOKE ALL PRIVILEGES, GRANT OPTION FROM {user}; GRANT INSERT ON {user}.* TO {user}"))
+            .await;
         let statement = format!("ON *.* TO '{user}'@'%'").replace('\'', quote_of(&pipeline.source).await);
         let slave = format!("GRANT REPLICATION SLAVE {statement}");
         let client = format!("GRANT REPLICATION CLIENT {statement}");
@@ -64,7 +69,12 @@ async fn a_binlog_that_does_not_hold_every_column_of_every_row_is_refused_with_t
         let (source, target) = (Mysql::at(own.url()).await, Postgres::v15().await);
         let pipeline = Pipeline::between(source, target, table, "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
         pipeline.source.exec("SET GLOBAL binlog_format = 'STATEMENT', GLOBAL binlog_row_image = 'MINIMAL'").await;
-        let words = ["binlog_format is STATEMENT", "SET GLOBAL binlog_format = 'ROW'", "binlog_row_image is MINIMAL", "SET GLOBAL binlog_row_image = 'FULL'"];
+        let words = [
+            "binlog_format is STATEMENT",
+            "SET GLOBAL binlog_format = 'ROW'",
+            "binlog_row_image is MINIMAL",
+            "SET GLOBAL binlog_row_image = 'FULL'",
+        ];
         pipeline.refused(&words).await;
         pipeline.source.exec("SET GLOBAL binlog_format = 'ROW'").await;
         pipeline.refused(&["binlog_row_image is MINIMAL", "SET GLOBAL binlog_row_image = 'FULL'"]).await;
@@ -77,7 +87,10 @@ async fn a_binlog_that_does_not_hold_every_column_of_every_row_is_refused_with_t
         let mut writer = pipeline.source.connect().await;
         writer.query_drop("INSERT INTO t VALUES (2, 'two')").await.unwrap();
         pipeline.synced().await.expect(0, &[]);
-        assert_eq!(pipeline.target.value("SELECT string_agg(v, ' ' ORDER BY id) FROM t").await.as_deref(), Some("one two"));
+        assert_eq!(
+            pipeline.target.value("SELECT string_agg(v, ' ' ORDER BY id) FROM t").await.as_deref(),
+            Some("one two")
+        );
     }
 }
 

@@ -6,7 +6,14 @@ use super::{Pipeline, TARGET_PASSWORD};
 async fn a_wrong_password_ends_the_worker_and_names_the_server_and_the_key() {
     let pipeline = Pipeline::small().await;
     pipeline.configure(TARGET_PASSWORD, "Target-Pa55word-2");
-    pipeline.refused(&["PostgreSQL at 127.0.0.1:", "password authentication failed", "correct user, password", "[target] url"]).await;
+    pipeline
+        .refused(&[
+            "PostgreSQL at 127.0.0.1:",
+            "password authentication failed",
+            "correct user, password",
+            "[target] url",
+        ])
+        .await;
     pipeline.configure("Target-Pa55word-2", TARGET_PASSWORD);
     pipeline.recovered().await;
 }
@@ -37,7 +44,10 @@ async fn a_role_that_may_not_make_the_state_is_told_the_grant() {
 async fn a_role_that_may_not_write_a_table_is_told_the_grant() {
     let pipeline = Pipeline::small().await;
     let role = pipeline.target.database().to_owned();
-    pipeline.target.exec(&format!("ALTER TABLE t OWNER TO CURRENT_USER; GRANT SELECT, UPDATE, DELETE ON t TO {role}")).await;
+    pipeline
+        .target
+        .exec(&format!("ALTER TABLE t OWNER TO CURRENT_USER; GRANT SELECT, UPDATE, DELETE ON t TO {role}"))
+        .await;
     let grant = format!("GRANT INSERT ON \"public\".\"t\" TO \"{role}\"");
     let column = "ALTER TABLE \"public\".\"t\" ADD cutover_version bigint NOT NULL DEFAULT 0";
     pipeline.refused(&["no INSERT on public.t", &grant, "only its owner", column]).await;

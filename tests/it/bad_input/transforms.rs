@@ -37,9 +37,15 @@ async fn a_type_that_does_not_fit_its_column_is_named_with_both_types() {
 async fn the_clock_is_refused() {
     let pipeline = Pipeline::small().await;
     let why = "the same row must give the same result on every run";
-    refused(&pipeline, "SELECT id, now()::text AS v FROM t", &["t.sql:1:1: ", "now() does not depend on the row alone", why]).await;
+    refused(
+        &pipeline,
+        "SELECT id, now()::text AS v FROM t",
+        &["t.sql:1:1: ", "now() does not depend on the row alone", why],
+    )
+    .await;
     refused(&pipeline, "SELECT id, CURRENT_DATE::text AS v FROM t", &["t.sql:1:1: ", "reads the clock", why]).await;
-    refused(&pipeline, "SELECT id, random()::text AS v FROM t", &["random() does not depend on the row alone", why]).await;
+    refused(&pipeline, "SELECT id, random()::text AS v FROM t", &["random() does not depend on the row alone", why])
+        .await;
     runs_without_it(&pipeline).await;
 }
 
