@@ -116,16 +116,13 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
     let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
     match arguments.command {
         Command::Init(init) => match runtime.block_on(init::run(init)) {
-            Ok(written) => {
-                println!("{written}");
-                Ok(())
-            }
+            Ok(written) => print(&written),
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
         Command::Check => {
             let report = runtime.block_on(check::run(&config()?));
-            println!("{report}");
+            print(&report)?;
             if report.blocks() { Err(Failure::No) } else { Ok(()) }
         }
         Command::Run { role, until_synced, listen } => {
@@ -143,6 +140,12 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
+}
+
+/// Prints a result to stdout.
+fn print(result: &dyn std::fmt::Display) -> Result<(), Failure> {
+    use std::io::Write as _;
+    Ok(writeln!(std::io::stdout(), "{result}")?)
 }
 
 /// Sends logs to stderr: text on a terminal, JSON lines otherwise or as CUTOVER_LOG_FORMAT says.

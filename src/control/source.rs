@@ -178,9 +178,10 @@ impl From<ConnectError> for CaptureError {
     fn from(error: ConnectError) -> Self {
         match error.disposition() {
             Disposition::Retry => CaptureError::Unreachable(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => {
-                CaptureError::Halt { reason: error.to_string(), remedy: "correct [source] url and restart the worker".into() }
-            }
+            Disposition::DeadLetter | Disposition::Halt => CaptureError::Halt {
+                reason: error.to_string(),
+                remedy: "correct [source] url and restart the worker".into(),
+            },
         }
     }
 }

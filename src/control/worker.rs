@@ -344,7 +344,7 @@ impl Worker {
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
         tasks.spawn(copier.run(work.clone()));
-        let end = until_synced.then(|| Position::Mysql(opened.end));
+        let end = until_synced.then_some(Position::Mysql(opened.end));
         let mut steward = Steward::new(self.clone(), log, target, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,

@@ -47,7 +47,8 @@ pub trait Target: Send + Sync {
     /// Opens a sink for a lane. The sinks of the changes topic check and store offsets themselves.
     async fn open(&self, topic: Topic, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
     /// Moves the snapshot topic's offset, and marks these chunks as copied.
-    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd]) -> Result<(), ApplyError>;
+    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd])
+    -> Result<(), ApplyError>;
 }
 
 /// One partition of one topic.
@@ -66,7 +67,10 @@ pub struct ApplyLoop {
 
 impl std::fmt::Debug for ApplyLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApplyLoop").field("topic", &self.topic).field("partition", &self.partition).finish_non_exhaustive()
+        f.debug_struct("ApplyLoop")
+            .field("topic", &self.topic)
+            .field("partition", &self.partition)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,7 +128,8 @@ impl ApplyLoop {
             return Err(LogError::Trimmed { topic, partition: self.partition, wanted: resume.from, start }.into());
         }
         if end < resume.from {
-            let reason = format!("the target is at offset {}, but the log ends at {end}: its tail is lost", resume.from);
+            let reason =
+                format!("the target is at offset {}, but the log ends at {end}: its tail is lost", resume.from);
             return Err(LogError::Corrupt { topic, partition: self.partition, offset: end, reason }.into());
         }
         match self.topic {
@@ -169,7 +174,12 @@ impl ApplyLoop {
     }
 
     /// Reads the log and prepares batches.
-    async fn read(&self, resume: Resume, steps: mpsc::Sender<Numbered>, stop: &CancellationToken) -> Result<(), SessionError> {
+    async fn read(
+        &self,
+        resume: Resume,
+        steps: mpsc::Sender<Numbered>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
         let Resume { from, schemas } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
         let (mut next, mut number) = (from, 0);
@@ -222,7 +232,7 @@ impl ApplyLoop {
             let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
             let (commits, changes) = self.changes_of(&batch);
             let started = Instant::now();
-            let applied = sink.apply(batch).await?;
+            let applied = sink.apply(*batch).await?;
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
             for (table, count) in changes {
@@ -305,6 +315,8 @@ fn halt_of(error: SessionError) -> Halt {
         SessionError::Apply(error) => {
             Halt { reason: error.to_string(), remedy: "make sure that one worker runs, then restart it".into() }
         }
-        SessionError::Log(error) => Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() },
+        SessionError::Log(error) => {
+            Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() }
+        }
     }
 }

@@ -386,9 +386,12 @@ fn halt_of(error: SessionError) -> Halt {
         SessionError::Capture(error @ CaptureError::Unreachable(_)) => {
             Halt { reason: error.to_string(), remedy: "make the source reachable and restart the worker".into() }
         }
-        SessionError::Envelope(error) => {
-            Halt { reason: error.to_string(), remedy: "this is a defect of cutover: report it with this message".into() }
+        SessionError::Envelope(error) => Halt {
+            reason: error.to_string(),
+            remedy: "this is a defect of cutover: report it with this message".into(),
+        },
+        SessionError::Log(error) => {
+            Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() }
         }
-        SessionError::Log(error) => Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() },
     }
 }

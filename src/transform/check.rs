@@ -502,7 +502,11 @@ impl<'a> Checker<'a> {
                 self.checked.problems.push(subject.problem(problem, 0));
             }
         }
-        if followed && shape.exactly_one_row() { Coverage::Total } else { Coverage::Partial }
+        match followed {
+            true if shape.exactly_one_row() => Coverage::Total,
+            true if shape.at_most_one_row() => Coverage::Filter,
+            true | false => Coverage::Partial,
+        }
     }
 
     /// The server's own word on whether the results fit the columns.

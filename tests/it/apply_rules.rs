@@ -132,9 +132,10 @@ async fn rule_5_a_newer_change_of_a_waiting_row_replaces_it() {
 async fn rule_7_two_rows_that_claim_one_key_are_told() {
     let ddl = "CREATE TABLE codes (code text PRIMARY KEY, note text)";
     let codes = table("codes", &[("code", ColumnType::Text), ("note", ColumnType::Text)]);
-    for sql in ["SELECT lower(code) AS code, note FROM codes", "SELECT lower(code) AS code, note FROM codes WHERE true"]
-    {
-        let rig = Rig::new(ddl, std::slice::from_ref(&codes), &[("codes.sql", sql)]).await;
+    let select = "SELECT lower(code) AS code, note FROM codes";
+    for rest in ["", " WHERE true", ", generate_series(1, 1) one"] {
+        let sql = format!("{select}{rest}");
+        let rig = Rig::new(ddl, std::slice::from_ref(&codes), &[("codes.sql", &sql)]).await;
         let mut lane = rig.lane(Topic::Changes).await;
         let row = |code: &str| json!({ "code": code, "note": code });
         let applied = lane

@@ -10,7 +10,7 @@ use super::{
     PostgresSink, add,
     failure::{self, Failure, Verdict},
     held,
-    input::{self, Input, Item, SourceKey},
+    input::{self, Group, Input, Item, SourceKey},
     lane,
     steps::Steps,
     store::Aside,
@@ -281,7 +281,7 @@ impl PostgresSink {
         let input = Input::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
         let mut found = BTreeSet::new();
         for place in self.parents_first(&input) {
-            let Some(group) = input.groups.get(&place).filter(|group| !group.live.is_empty()) else { continue };
+            let Some(images) = input.groups.get(&place).and_then(Group::for_live) else { continue };
             let foreign_keys = self
                 .bindings
                 .all
@@ -291,11 +291,11 @@ impl PostgresSink {
             for part in parts(foreign_keys) {
                 let Some(statement) = self.write_statement(place, part).await? else { continue };
                 let mut steps = Steps::new(&self.session.client);
-                steps.query(Mark::Done, statement, self.params(&input, place, &group.live));
+                steps.query(Mark::Done, statement, self.params(&input, place, part, images));
                 for row in steps.run().await?.into_iter().flat_map(|(_, rows)| rows) {
                     let image: i64 = row.try_get(0).map_err(PgError::from)?;
                     let image = usize::try_from(image - 1).ok();
-                    found.extend(image.and_then(|image| group.live.items.get(image)));
+                    found.extend(image.and_then(|image| images.items.get(image)));
                 }
             }
             if !found.is_empty() {
@@ -304,7 +304,7 @@ impl PostgresSink {
             if let Some(statement) = self.write_statement(place, Part::Live).await? {
                 // Later tables may refer to these rows.
                 let mut steps = Steps::new(&self.session.client);
-                steps.query(Mark::Done, statement, self.params(&input, place, &group.live));
+                steps.query(Mark::Done, statement, self.params(&input, place, Part::Live, images));
                 steps.run().await?;
             }
         }

@@ -42,11 +42,17 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Sour
     let mut conn = match connector.connect().await {
         Ok(conn) => conn,
         Err(error @ ConnectError::Unreachable { .. }) => {
-            let fix = "start it, or correct host and port in [source] url; a worker waits for it";
-            report.blocks_on(Part::Source, error.to_string(), fix);
+            blocked(format!("{error}; start the server, or correct host and port in [source] url"));
             return None;
         }
-        Err(error) => {
+        Err(
+            error @ (ConnectError::Url { .. }
+            | ConnectError::CaFile { .. }
+            | ConnectError::Denied { .. }
+            | ConnectError::Tls { .. }
+            | ConnectError::NoTls { .. }
+            | ConnectError::AuthPlugin { .. }),
+        ) => {
             blocked(error.to_string());
             return None;
         }

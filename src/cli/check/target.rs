@@ -75,8 +75,7 @@ pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &m
             return None;
         }
         Err(PgError::Unreachable(reason)) => {
-            let fix = "start it, or correct host and port in [target] url; a worker waits for it";
-            report.blocks_on(Part::Target, reason, fix);
+            blocked(report, format!("{reason}; start the server, or correct host and port in [target] url"));
             return None;
         }
         Err(error @ (PgError::Refused(_) | PgError::Protocol(_))) => {
