@@ -57,7 +57,7 @@ async fn a_script_after_the_copy_that_fails_halts_and_the_stream_goes_on() {
     pipeline.synced().await.expect(3, &words);
 
     let worker = pipeline.work.start(&[]);
-    pipeline.eventually_status(&["\"halted\":{", "after.sql"]).await;
+    pipeline.eventually_status(&["\"worker_running\":true", "\"halted\":{", "after.sql"]).await;
     let (status, why) = worker.get("/readyz").await.unwrap();
     assert!(status == 503 && why.contains("halted") && why.contains("after.sql"), "{status} {why}");
     pipeline.command(&["status"]).await.expect(0, &["HALTED", "to do", "correct the script"]);
