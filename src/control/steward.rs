@@ -146,6 +146,7 @@ impl Steward {
             halted,
             retrying: self.worker.halts.troubles(),
             applied: changes,
+            lease_epoch: self.target.lease_epoch,
             ..Report::default()
         };
         let before = self.worker.store.status().await?;
@@ -226,7 +227,7 @@ impl Steward {
                 false
             }
             Err(error) => {
-                let reason = format!("{} failed, and nothing of it was kept: {error}", file.display());
+                let reason = format!("the script after the copy failed, and nothing of it was kept: {error}");
                 let remedy = "correct the script (or what it met) and restart the worker; the stream goes on meanwhile";
                 self.worker.halts.halt("after_copy", Halt { reason, remedy: remedy.into() });
                 false
@@ -272,7 +273,7 @@ impl Steward {
                 "SET statement_timeout = 0; SET lock_timeout = '1min'; SET search_path = {schema}, pg_catalog; BEGIN"
             ))
             .await?;
-        client.batch_execute(&script).await?;
+        client.batch_execute(&script).await.map_err(|error| located(error.into(), &path, &script))?;
         client
             .execute(
                 "UPDATE cutover.notes SET value = 'done' WHERE pipeline = $1 AND key = 'after_copy'",
@@ -329,6 +330,19 @@ impl Steward {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");
         }
     }
+}
+
+/// What a script met, with the place in it where the server can tell.
+fn located(error: PgError, file: &std::path::Path, script: &str) -> PgError {
+    let PgError::Refused(mut refusal) = error else { return error };
+    let place = refusal.position.map(|position| {
+        let before: String = script.chars().take((position as usize).saturating_sub(1)).collect();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!(":{line}:{column}")
+    });
+    refusal.message = format!("{}{}: {}", file.display(), place.unwrap_or_default(), refusal.message);
+    PgError::Refused(refusal)
 }
 
 /// Whether a captured position is at or after `end`, on the same server or by GTID.
