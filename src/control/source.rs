@@ -15,6 +15,7 @@ use crate::{
         catalog::{self, CatalogError},
         connect::{ConnectError, Connector},
         scan::{ScanError, Scanner, Watermark},
+        server::{self, ServerFacts},
     },
     model::{Disposition, Position, TableName, TableSchema, Version},
     observe::{Captured, now_us},
@@ -105,6 +106,14 @@ impl OpenScan for MysqlServer {
             reason: format!("the source has no table {}.{table} any more", self.database),
             remedy: "take it out of [source] tables and start again".into(),
         })
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(ScanError::from)?;
+        let end = server::current_position(&mut conn, &facts).await.map_err(ScanError::from)?;
+        drop(conn.disconnect().await);
+        Ok(Position::Mysql(end))
     }
 }
 
