@@ -172,7 +172,9 @@ mod tests {
     fn unknown_keys_and_values_are_refused() {
         assert!(parse("url = 'mysql://u@h/s'\ntabels = []").is_err());
         assert!(parse("url = 'mysql://u@h/s'\ncascades = 'ignore'").is_err());
-        let config = parse("url = 'nonsense'\nzero_dates = '2024-02-30'\ntables = []\ncascades = 'refetch'\nserver_id = 0").expect("parses");
+        let config =
+            parse("url = 'nonsense'\nzero_dates = '2024-02-30'\ntables = []\ncascades = 'refetch'\nserver_id = 0")
+                .expect("parses");
         let keys: Vec<&str> = config.problems().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["source.url", "source.zero_dates", "source.tables", "source.cascades", "source.server_id"]);
     }

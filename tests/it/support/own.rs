@@ -80,7 +80,8 @@ fn instance() -> String {
 fn port_base() -> u16 {
     *PORT_BASE.get_or_init(|| {
         let from = usize::try_from(std::process::id()).unwrap() % PORT_BASES.len();
-        let free = |base: &u16| PORT_OFFSETS.iter().all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok());
+        let free =
+            |base: &u16| PORT_OFFSETS.iter().all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok());
         let base = PORT_BASES.cycle().skip(from).take(PORT_BASES.len()).map(|base| base * 10).find(free).unwrap();
         guard(base);
         base
