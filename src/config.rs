@@ -127,7 +127,10 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let fail = |mistake| ConfigError { path: path.to_owned(), mistakes: vec![mistake] };
         let text = std::fs::read_to_string(path).map_err(|error| {
-            fail(Mistake::new("", format!("cannot be read ({error}); name the file with -c, or write one with `cutover init`")))
+            fail(Mistake::new(
+                "",
+                format!("cannot be read ({error}); name the file with -c, or write one with `cutover init`"),
+            ))
         })?;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         Self::parse(&text, folder, &|name| std::env::var(name).ok())
@@ -157,7 +160,10 @@ impl Config {
                 None
             }
             None => {
-                mistakes.push(Mistake::new("name", "is missing; it keys all state of the pipeline, for example name = \"cart\""));
+                mistakes.push(Mistake::new(
+                    "name",
+                    "is missing; it keys all state of the pipeline, for example name = \"cart\"",
+                ));
                 None
             }
         };
@@ -168,8 +174,16 @@ impl Config {
         let snapshot: Option<SnapshotConfig> = section(&mut table, "snapshot", &mut mistakes);
         let apply: Option<ApplyConfig> = section(&mut table, "apply", &mut mistakes);
         let http: Option<HttpConfig> = section(&mut table, "http", &mut mistakes);
-        let (Some(name), Some(source), Some(target), Some(log), Some(transform), Some(snapshot), Some(apply), Some(http)) =
-            (name, source, target, log, transform, snapshot, apply, http)
+        let (
+            Some(name),
+            Some(source),
+            Some(target),
+            Some(log),
+            Some(transform),
+            Some(snapshot),
+            Some(apply),
+            Some(http),
+        ) = (name, source, target, log, transform, snapshot, apply, http)
         else {
             return Err(mistakes);
         };
@@ -229,10 +243,9 @@ fn scheme(url: &str, allowed: &[&str], key: &str, wrong: &mut impl FnMut(&str, S
     match url::Url::parse(url) {
         Ok(parsed) if allowed.contains(&parsed.scheme()) => {}
         Ok(parsed) => wrong(key, format!("{}:// is not supported here; allowed are {allowed_list}", parsed.scheme())),
-        Err(error) => wrong(
-            key,
-            format!("is no URL ({error}); it has the form {}user:password@host:port/database", allowed_list),
-        ),
+        Err(error) => {
+            wrong(key, format!("is no URL ({error}); it has the form {}user:password@host:port/database", allowed_list))
+        }
     }
 }
 
@@ -252,13 +265,16 @@ fn section<T: DeserializeOwned>(table: &mut toml::Table, name: &str, mistakes: &
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
         let message = message.lines().next().unwrap_or_default().trim().to_owned();
-        let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
+        let unknown =
+            message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
         let offender = unknown.unwrap_or_else(|| path.split(['.', '[']).next().unwrap_or_default().to_owned());
         let removed = value.as_table_mut().and_then(|section| section.remove(&offender)).is_some();
         let key = if removed { format!("{name}.{offender}") } else { name.to_owned() };
         // A key that was removed above for another mistake is not missing as well.
         let already = message.starts_with("missing field")
-            && mistakes.iter().any(|m| message.contains(&format!("`{}`", m.key.trim_start_matches(&format!("{name}.")))));
+            && mistakes
+                .iter()
+                .any(|m| message.contains(&format!("`{}`", m.key.trim_start_matches(&format!("{name}.")))));
         if !already {
             mistakes.push(Mistake::new(key, message));
         }

@@ -86,6 +86,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+// Messages are printed without their chain of sources: every error of ours already tells its cause.
+
 /// Parses the arguments, runs the command, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -94,11 +96,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::No) => ExitCode::from(1),
         Err(Failure::Usage(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(2)
         }
         Err(Failure::Runtime(error)) => {
-            eprintln!("cutover: {error:#}");
+            eprintln!("cutover: {error}");
             ExitCode::from(3)
         }
     }
@@ -109,16 +111,13 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
     let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
     match arguments.command {
         Command::Init(init) => match runtime.block_on(init::run(init)) {
-            Ok(written) => {
-                println!("{written}");
-                Ok(())
-            }
+            Ok(written) => print(&written),
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
         Command::Check => {
             let report = runtime.block_on(check::run(&config()?));
-            println!("{report}");
+            print(&report)?;
             if report.blocks() { Err(Failure::No) } else { Ok(()) }
         }
         Command::Run { role, until_synced, listen } => {
@@ -136,6 +135,12 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
+}
+
+/// Prints a result to stdout.
+fn print(result: &dyn std::fmt::Display) -> Result<(), Failure> {
+    use std::io::Write as _;
+    Ok(writeln!(std::io::stdout(), "{result}")?)
 }
 
 /// Sends logs to stderr: text on a terminal, JSON lines otherwise or as CUTOVER_LOG_FORMAT says.

@@ -51,11 +51,9 @@ fn summary(status: &Status) -> String {
     let eta = status.eta_seconds.map(|eta| format!(", eta {}", human_seconds(eta))).unwrap_or_default();
     let copied = match status.phase {
         Phase::New => "starting".into(),
-        Phase::Copying => format!(
-            "copied {:.1} %{eta}, {:.0} rows/s",
-            status.progress() * 100.0,
-            status.copied_rows_per_second
-        ),
+        Phase::Copying => {
+            format!("copied {:.1} %{eta}, {:.0} rows/s", status.progress() * 100.0, status.copied_rows_per_second)
+        }
         Phase::Following if status.synced => "in step".into(),
         Phase::Following => "following".into(),
     };

@@ -25,7 +25,9 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
     match ended {
         Ok(Ended::Stopped | Ended::Synced) => Ok(()),
         Ok(Ended::SyncedWithDeadLetters(count)) => {
-            eprintln!("cutover: synced, but {count} dead letter(s) are open; look at cutover.dead_letters in the target");
+            eprintln!(
+                "cutover: synced, but {count} dead letter(s) are open; look at cutover.dead_letters in the target"
+            );
             Err(Failure::No)
         }
         Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy))),
@@ -36,7 +38,8 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
 
 async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::warn!("signals cannot be caught; stop the worker with SIGKILL, it loses nothing");
         return;
     };

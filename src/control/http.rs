@@ -26,8 +26,14 @@ pub fn install_metrics() -> anyhow::Result<PrometheusHandle> {
 
 fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
-    gauge!(metric::SYNC_LAG_SECONDS, "Now minus the commit time of the newest change or heartbeat that is durable in the target, the maximum over partitions");
-    gauge!(metric::CAPTURE_LAG_SECONDS, "Now minus the commit time of the newest change or heartbeat that is durable in the log");
+    gauge!(
+        metric::SYNC_LAG_SECONDS,
+        "Now minus the commit time of the newest change or heartbeat that is durable in the target, the maximum over partitions"
+    );
+    gauge!(
+        metric::CAPTURE_LAG_SECONDS,
+        "Now minus the commit time of the newest change or heartbeat that is durable in the log"
+    );
     counter!(metric::CHANGES_APPLIED, "Rows written to the target, by target table and operation");
     counter!(metric::SYNC_ERRORS, "Errors met, by stage; retried or halted on");
     counter!(metric::CONFLICTS, "Conflicting changes in two-way sync");

@@ -375,7 +375,7 @@ impl Worker {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
         }
-        let end = until_synced.then(|| Position::Mysql(opened.end));
+        let end = until_synced.then_some(Position::Mysql(opened.end));
         let mut steward = Steward::new(self.clone(), log, target, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,

@@ -63,12 +63,14 @@ impl TargetTable {
     }
 }
 
-/// Whether a transform makes exactly one row of every source row.
+/// How many rows a transform makes of a source row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {
     /// Exactly one row each, whose key depends on the source's key only: the newest image says it all.
     Total,
-    /// A filter, a set, or a key that the check cannot follow: before-images are needed.
+    /// At most one row each, whose key depends on the source's key only: an image before says whether there was a row.
+    Filter,
+    /// A set, or a key that the check cannot follow: images before say which rows there were.
     Partial,
 }
 

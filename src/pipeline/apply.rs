@@ -196,10 +196,9 @@ impl ApplyLoop {
                 () = steps.closed() => return Ok(()),
                 records = reading => records?,
             };
-            let Some(last) = records.last() else { continue };
-            next = last.offset + 1;
+            next = records.last().map_or(next, |last| last.offset + 1);
             let bytes: usize = records.iter().map(|stored| stored.record.value.len()).sum();
-            // A short read is the end of the log for now: what there is goes out at once.
+            // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
                 if steps.send((number, step)).await.is_err() {
                     return Ok(());
@@ -241,7 +240,7 @@ impl ApplyLoop {
             let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
             let (commits, changes) = self.changes_of(&batch);
             let started = Instant::now();
-            let applied = sink.apply(batch).await?;
+            let applied = sink.apply(*batch).await?;
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
             for (table, count) in changes {

@@ -173,6 +173,7 @@ impl CaptureLoop {
     /// Opens the source where the log ends, or anew where the source is, and captures until `stop` or an error.
     async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
         let from = self.resume_point().await?;
+        let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         let opening = match from {
             Some((_, clock)) if anew => self.source.open_anew(clock),
             from => self.source.open(from),
@@ -187,6 +188,7 @@ impl CaptureLoop {
             pending: vec![None; self.log.partitions() as usize],
             schema_ids: Vec::new(),
             group: self.start(),
+            clock,
         };
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
@@ -271,6 +273,8 @@ struct Reader<'a> {
     /// The ids of the schemas in use, which are digests and not to be computed per row.
     schema_ids: Vec<(Arc<TableSchema>, u64)>,
     group: Group,
+    /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
+    clock: Version,
 }
 
 impl Reader<'_> {
@@ -316,8 +320,7 @@ impl Reader<'_> {
                 }
             }
             Captured::Schema(schema) => {
-                let clock = self.group.complete.as_ref().map_or(0, |(_, complete)| complete.clock);
-                self.register.schema(&schema, clock).await?;
+                self.register.schema(&schema, self.clock).await?;
                 let json = serde_json::to_vec(&*schema).map_err(|error| LogError::Other(error.to_string()))?;
                 let mut record = marker(Kind::Schema, json, 0, 0);
                 record.headers.schema = Some(schema.id());
@@ -346,6 +349,7 @@ impl Reader<'_> {
     }
 
     fn complete(&mut self, complete: Complete) {
+        self.clock = complete.clock;
         self.group.complete = Some((self.group.records.len(), complete));
     }
 

@@ -167,10 +167,10 @@ impl<'a> Checker<'a> {
         if !self.checked.passed() {
             return Ok(());
         }
-        for source in self.sources.to_vec() {
+        for source in self.sources {
             let target = TableName::new(default_schema, source.table.table.clone());
             if !read.contains(&source.table) && !written.contains(&target) {
-                self.copy(&source, &target).await?;
+                self.copy(source, &target).await?;
             }
         }
         Ok(())
@@ -497,7 +497,11 @@ impl<'a> Checker<'a> {
                 self.checked.problems.push(subject.problem(problem, 0));
             }
         }
-        if followed && shape.exactly_one_row() { Coverage::Total } else { Coverage::Partial }
+        match followed {
+            true if shape.exactly_one_row() => Coverage::Total,
+            true if shape.at_most_one_row() => Coverage::Filter,
+            true | false => Coverage::Partial,
+        }
     }
 
     /// The server's own word on whether the results fit the columns.

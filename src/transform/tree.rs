@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn nodes_lists_words_and_constants_are_read() {
         let text = r#"({QUERY :hasAggs false :limitCount <> :targetList ({TARGETENTRY :expr {CONST :constvalue 4 [ 1 0 ]} :resname a\ b}) :names ("x y" "z")})"#;
-        let Some(Tree::List(queries)) = Tree::parse(text) else { panic!("a list") };
-        let query = &queries[0];
+        let tree = Tree::parse(text).expect("well formed");
+        let query = tree.nodes()[0];
         assert_eq!(query.kind(), "QUERY");
         assert_eq!(query.word("hasAggs"), Some("false"));
         assert!(!query.has("limitCount") && query.has("targetList"));

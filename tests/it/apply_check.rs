@@ -21,6 +21,9 @@ CREATE TABLE secrets (id bigint PRIMARY KEY);
 CREATE TABLE keyless (id bigint);
 CREATE FUNCTION peek() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM public.secrets';";
 
+/// File, text, a part of the message, and its line and column.
+type Case = (&'static str, &'static str, &'static str, Option<(u32, u32)>);
+
 fn source() -> Arc<TableSchema> {
     table(
         "legacy_items",
@@ -38,7 +41,7 @@ fn source() -> Arc<TableSchema> {
 async fn what_is_wrong_is_refused_with_its_place_and_the_way_out() {
     let pg = Postgres::v15().await;
     pg.exec(DDL).await;
-    let cases: &[(&str, &str, &str, Option<(u32, u32)>)] = &[
+    let cases: &[Case] = &[
         ("items.sql", "SELECT id, nam AS name FROM legacy_items", "column \"nam\" does not exist", Some((1, 12))),
         ("items.sql", "-- a\nSELECT id,\n  name nmae FROM legacy_items", "has no column `nmae`", Some((3, 3))),
         ("items.sql", "SELECT id, name, 1 + 1 FROM legacy_items", "a result column has no name", Some((1, 18))),
@@ -143,11 +146,11 @@ async fn rows_made_of_one_are_told_from_filters_and_sets() {
             Coverage::Total,
             0,
         ),
-        ("SELECT id, name FROM legacy_items WHERE price > 0", Coverage::Partial, 0),
+        ("SELECT id, name FROM legacy_items WHERE price > 0", Coverage::Filter, 0),
         ("SELECT id, name FROM (SELECT * FROM legacy_items WHERE price > 0) s", Coverage::Partial, 0),
-        ("SELECT DISTINCT id, name FROM legacy_items", Coverage::Partial, 1),
-        ("SELECT id, name FROM legacy_items LIMIT 1", Coverage::Partial, 1),
-        ("SELECT id, max(name) AS name FROM legacy_items GROUP BY id", Coverage::Partial, 1),
+        ("SELECT DISTINCT id, name FROM legacy_items", Coverage::Filter, 1),
+        ("SELECT id, name FROM legacy_items LIMIT 1", Coverage::Filter, 1),
+        ("SELECT id, max(name) AS name FROM legacy_items GROUP BY id", Coverage::Filter, 1),
         ("SELECT id, name FROM legacy_items UNION ALL SELECT id, name FROM legacy_items", Coverage::Partial, 1),
         ("SELECT id, name FROM legacy_items ORDER BY id", Coverage::Total, 1),
         ("SELECT id + generate_series(1, 2) AS id, name FROM legacy_items", Coverage::Partial, 0),

@@ -77,7 +77,7 @@ async fn history(seed: u64, batch_rows: usize) {
     let transforms = [("carts.sql", CARTS), ("open_carts.sql", OPEN), ("cart_tags.sql", TAGS)];
     let rig = Rig::new(DDL, std::slice::from_ref(&schema), &transforms).await;
     let coverage: Vec<Coverage> = rig.plans.iter().map(|plan| plan.coverage).collect();
-    assert_eq!(coverage, [Coverage::Total, Coverage::Partial, Coverage::Partial]);
+    assert_eq!(coverage, [Coverage::Total, Coverage::Filter, Coverage::Partial]);
 
     let mut source = Source { rows: BTreeMap::new(), clock: 1_000 };
     let (mut changes, mut copies): (Vec<Event>, Vec<Event>) = (Vec::new(), Vec::new());

@@ -78,8 +78,8 @@ async fn connections_that_fail_are_named_on_both_sides_at_once() {
 
     let closed = "postgresql://u@127.0.0.1:1/x".to_owned();
     let report = Pipeline::new("mysql://u@127.0.0.1:1/x".into(), closed).check().await;
-    assert_finds(&report, Weight::Blocks, &["source: ", "127.0.0.1:1"]);
-    assert_finds(&report, Weight::Blocks, &["target: ", "127.0.0.1:1"]);
+    assert_finds(&report, Weight::Blocks, &["source: ", "127.0.0.1:1", "start the server"]);
+    assert_finds(&report, Weight::Blocks, &["target: ", "127.0.0.1:1", "start the server"]);
 }
 
 #[tokio::test]

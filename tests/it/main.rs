@@ -1,13 +1,21 @@
 //! The integration tests: one binary, real servers. `support` starts the servers through `scripts/services` and gives
 //! each test databases of its own, so that tests run in parallel and beside other checkouts.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "in a test, a panic with its message is the report, and figures are printed"
+)]
 
 mod apply_check;
 mod apply_history;
+mod apply_rate;
 mod apply_rig;
+mod apply_rules;
 mod capture_mysql;
 mod check;
+mod connect_mysql;
 mod follow;
 mod init;
 mod log_contract;
@@ -22,3 +30,4 @@ mod servers;
 mod support;
 mod tidy;
 mod types;
+mod types_mysql;

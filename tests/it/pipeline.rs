@@ -26,10 +26,7 @@ async fn contents(source: &Mysql, target: &Postgres) -> [(Vec<Vec<Option<String>
     let items = "SELECT id, sku, qty, price, note, changed FROM items ORDER BY id";
     let carts = "SELECT owner, no, total FROM carts ORDER BY owner, no";
     let text = "SELECT id, sku, qty, price, note, to_char(changed, 'YYYY-MM-DD HH24:MI:SS.US') FROM items ORDER BY id";
-    [
-        (source.query(items).await, target.query(text).await),
-        (source.query(carts).await, target.query(carts).await),
-    ]
+    [(source.query(items).await, target.query(text).await), (source.query(carts).await, target.query(carts).await)]
 }
 
 async fn assert_equal(source: &Mysql, target: &Postgres) {
@@ -46,7 +43,13 @@ async fn seed(source: &Mysql, rows: u32) {
     source.exec(SOURCE_TABLES).await;
     for start in (1..=rows).step_by(1000) {
         let values: Vec<String> = (start..(start + 1000).min(rows + 1))
-            .map(|id| format!("({id}, 'caf\u{e9}-{id}', {}, {id}.2500, 'n\u{1F600}{id}', '2024-01-01 10:00:00.{:06}')", id % 7, id))
+            .map(|id| {
+                format!(
+                    "({id}, 'caf\u{e9}-{id}', {}, {id}.2500, 'n\u{1F600}{id}', '2024-01-01 10:00:00.{:06}')",
+                    id % 7,
+                    id
+                )
+            })
             .collect();
         source.exec(&format!("INSERT INTO items VALUES {}", values.join(", "))).await;
         let values: Vec<String> =
@@ -116,8 +119,8 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
     worker.terminate().await;
     assert!(worker.wait_exit(Duration::from_secs(10)).await.success(), "{}", worker.stderr());
 
-    let ended = work.run(&["run", "--until-synced"]).await;
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let mut last = work.start(&["--until-synced"]);
+    assert!(last.wait_exit(Duration::from_secs(60)).await.success(), "{}", last.stderr());
     assert_equal(&source, &target).await;
     assert_eq!(target.value("SELECT count(*) FROM cutover.dead_letters").await.as_deref(), Some("0"));
 }

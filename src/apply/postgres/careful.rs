@@ -10,14 +10,14 @@ use super::{
     PostgresSink, add,
     failure::{self, Failure, Verdict},
     held,
-    input::{self, Input, Item, SourceKey},
+    input::{self, Group, Input, Item, SourceKey},
     lane,
     steps::Steps,
     store::Aside,
     write::{Mark, Part},
 };
 use crate::{
-    apply::{Applied, ApplyError, Batch, Counts, Event},
+    apply::{Applied, ApplyError, Batch, Counts, Event, RowEvent},
     database::postgres::{PgError, Refusal},
     model::Version,
 };
@@ -124,6 +124,7 @@ impl PostgresSink {
                 Ok(tables) => {
                     tables.into_iter().for_each(|(table, counts)| add(&mut outcome.tables, table, counts));
                     for event in set.items.iter().filter_map(Item::newest) {
+                        following(&mut stack, event).for_each(|item| item.held.clear());
                         let key = SourceKey::of(event);
                         outcome
                             .dead
@@ -220,23 +221,27 @@ impl PostgresSink {
     ) {
         let Some(newest) = item.newest() else { return };
         if item.events.len() > 1 {
-            // Its events one after the other, as if they had come alone; the oldest on top of the stack. What an event that
-            // fails would have removed, the next ones remove.
-            for (index, event) in item.events.iter().enumerate().rev() {
-                let mut held = item.held.clone();
-                held.extend(item.events.iter().take(index));
-                let single = Item { events: vec![event], held, without_before: false };
+            // Its events one after the other, as if they had come alone; the oldest on top of the stack.
+            for event in item.events.iter().rev() {
+                let single = Item { events: vec![event], held: item.held.clone(), without_before: false };
                 stack.push(Set { items: vec![single], replace });
             }
             return;
         }
         match failure::verdict(refusal) {
-            Verdict::Wait => outcome.waiting.push((item, refusal.clone())),
+            Verdict::Wait => {
+                // What it would have removed, the next event of the row removes.
+                following(stack, newest).for_each(|item| item.held.push(newest));
+                outcome.waiting.push((item, refusal.clone()));
+            }
             Verdict::DeadLetter if !item.held.is_empty() && !item.without_before => {
                 // What it replaces never reached the target, so it may not be possible to transform that at all.
                 stack.push(Set { items: vec![Item { without_before: true, ..item }], replace });
             }
-            Verdict::DeadLetter => outcome.dead.push(aside(newest, refusal)),
+            Verdict::DeadLetter => {
+                following(stack, newest).for_each(|item| item.held.push(newest));
+                outcome.dead.push(aside(newest, refusal));
+            }
         }
     }
 
@@ -276,7 +281,7 @@ impl PostgresSink {
         let input = Input::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
         let mut found = BTreeSet::new();
         for place in self.parents_first(&input) {
-            let Some(group) = input.groups.get(&place).filter(|group| !group.live.is_empty()) else { continue };
+            let Some(images) = input.groups.get(&place).and_then(Group::for_live) else { continue };
             let foreign_keys = self
                 .bindings
                 .all
@@ -286,11 +291,11 @@ impl PostgresSink {
             for part in parts(foreign_keys) {
                 let Some(statement) = self.write_statement(place, part).await? else { continue };
                 let mut steps = Steps::new(&self.session.client);
-                steps.query(Mark::Done, statement, self.params(&input, place, &group.live));
+                steps.query(Mark::Done, statement, self.params(&input, place, part, images));
                 for row in steps.run().await?.into_iter().flat_map(|(_, rows)| rows) {
                     let image: i64 = row.try_get(0).map_err(PgError::from)?;
                     let image = usize::try_from(image - 1).ok();
-                    found.extend(image.and_then(|image| group.live.items.get(image)));
+                    found.extend(image.and_then(|image| images.items.get(image)));
                 }
             }
             if !found.is_empty() {
@@ -299,7 +304,7 @@ impl PostgresSink {
             if let Some(statement) = self.write_statement(place, Part::Live).await? {
                 // Later tables may refer to these rows.
                 let mut steps = Steps::new(&self.session.client);
-                steps.query(Mark::Done, statement, self.params(&input, place, &group.live));
+                steps.query(Mark::Done, statement, self.params(&input, place, Part::Live, images));
                 steps.run().await?;
             }
         }
@@ -378,6 +383,15 @@ impl PostgresSink {
     }
 }
 
+/// The later events of the same row, if its events are being tried one after the other: on top of the stack.
+fn following<'s, 'a>(stack: &'s mut [Set<'a>], event: &'s RowEvent) -> impl Iterator<Item = &'s mut Item<'a>> {
+    let same = |item: &Item<'a>| {
+        item.newest().is_some_and(|next| next.key == event.key && next.schema.table == event.schema.table)
+    };
+    let sets = stack.iter_mut().rev().take_while(move |set| matches!(set.items.as_slice(), [item] if same(item)));
+    sets.flat_map(|set| set.items.iter_mut())
+}
+
 /// Takes the items at these places out.
 fn remove<'a>(items: &mut Vec<Item<'a>>, places: &BTreeSet<usize>) -> Vec<Item<'a>> {
     let (mut kept, mut taken) = (Vec::with_capacity(items.len()), Vec::new());
@@ -388,7 +402,7 @@ fn remove<'a>(items: &mut Vec<Item<'a>>, places: &BTreeSet<usize>) -> Vec<Item<'
     taken
 }
 
-fn aside<'a>(event: &'a crate::apply::RowEvent, refusal: &Refusal) -> Aside<'a> {
+fn aside<'a>(event: &'a RowEvent, refusal: &Refusal) -> Aside<'a> {
     Aside { event, sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone() }
 }
 

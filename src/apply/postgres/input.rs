@@ -1,11 +1,10 @@
 //! From a batch's events to the arrays that the statements take.
 //!
 //! Events of one source row become one [`Item`]: the newest image is what the target must show, and
-//! where a plan is partial the older images are dead facts at their change's version. Images that no plan reads are
+//! where a plan does not make one row of each the older images are dead facts at their change's version. Images that no plan reads are
 //! not decoded, and columns that no plan reads are not sent.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
@@ -38,7 +37,8 @@ pub struct Item<'a> {
     pub events: Vec<&'a RowEvent>,
     /// Older events of the row that were set aside: what they replaced is still at the target.
     pub held: Vec<&'a RowEvent>,
-    /// Leave out the images before: they never were at the target, and cannot be transformed.
+    /// Of the images before, send only that of the oldest event set aside: the target shows it, and never showed the
+    /// others, which may not be possible to transform.
     pub without_before: bool,
 }
 
@@ -161,17 +161,26 @@ impl Images {
         self.items.push(item);
         self.rows.push(row);
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.versions.is_empty()
-    }
 }
 
-/// The images of one binding. A partial plan sees them all together, in `live`, a total plan apart.
+/// The images of one binding, by the statement that they go to. With partial coverage both look at `live`, which has them
+/// all; with a filter `dead` has them all, and `live` the newest.
 #[derive(Debug, Default)]
 pub struct Group {
     pub live: Images,
     pub dead: Images,
+}
+
+impl Group {
+    /// What the statement of dead facts looks at; none if it would find nothing.
+    pub fn for_dead(&self) -> Option<&Images> {
+        [&self.dead, &self.live].into_iter().find(|images| images.dead.iter().any(|dead| *dead))
+    }
+
+    /// What the statement of live facts looks at; none if it would find nothing.
+    pub fn for_live(&self) -> Option<&Images> {
+        Some(&self.live).filter(|images| images.dead.iter().any(|dead| !*dead))
+    }
 }
 
 /// Everything that a set of items sends.
@@ -214,20 +223,24 @@ impl<'a> Input<'a> {
                 input.unsendable.push(index);
                 continue;
             }
+            let shown = if item.without_before { 1 } else { item.held.len() };
+            let held = item.held.iter().take(shown).map(|event| (*event, newest.version));
             let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
-            let held = item.held.iter().map(|event| (*event, newest.version));
             let after = after.map(|row| input.keep(row));
             let before = before.map(|row| input.keep_dead(row));
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
-            // What earlier images made is gone, unless the newest makes it again; only a partial plan can tell.
+            // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
-                let partial = |place: &&usize| coverage(plans, bindings, **place) == Some(Coverage::Partial);
-                if !item.without_before && places.iter().any(|place| partial(&place)) {
+                let told = |place: &&usize| coverage(plans, bindings, **place) != Some(Coverage::Total);
+                if places.iter().any(|place| told(&place)) {
                     let (Some(before), _, _) = decode(event)? else { continue };
                     let row = input.keep_dead(before);
-                    for place in places.iter().filter(partial) {
-                        input.groups.entry(*place).or_default().live.push(index, row, version, true);
+                    for place in places.iter().filter(told) {
+                        let filter = coverage(plans, bindings, *place) == Some(Coverage::Filter);
+                        let group = input.groups.entry(*place).or_default();
+                        let images = if filter { &mut group.dead } else { &mut group.live };
+                        images.push(index, row, version, true);
                     }
                 }
             }
@@ -251,6 +264,15 @@ impl<'a> Input<'a> {
             match (coverage(plans, bindings, *place), before, after) {
                 (Some(Coverage::Total), _, Some(after)) => group.live.push(item, after, version, false),
                 (Some(Coverage::Total), Some(before), None) => group.dead.push(item, before, version, true),
+                (Some(Coverage::Filter), before, after) => {
+                    if let Some(before) = before.filter(|_| !without_before) {
+                        group.dead.push(item, before, version, true);
+                    }
+                    if let Some(after) = after {
+                        group.live.push(item, after, version, false);
+                        group.dead.push(item, after, version, false);
+                    }
+                }
                 (Some(Coverage::Partial), before, after) => {
                     if let Some(before) = before.filter(|_| !without_before) {
                         group.live.push(item, before, version, true);
@@ -272,7 +294,7 @@ impl<'a> Input<'a> {
     /// A value with a NUL byte never reached the target: in an image of what is gone it may as well be null.
     fn keep_dead(&mut self, mut row: envelope::Row<'a>) -> usize {
         for cell in &mut row {
-            if cell.as_ref().is_some_and(|text| nul(text)) {
+            if cell.as_deref().is_some_and(nul) {
                 *cell = None;
             }
         }
@@ -290,7 +312,7 @@ impl<'a> Input<'a> {
 
     /// Whether anything sent may make a dead fact.
     pub fn has_dead(&self) -> bool {
-        self.groups.values().any(|group| !group.dead.is_empty() || group.live.dead.iter().any(|dead| *dead))
+        self.groups.values().any(|group| group.for_dead().is_some())
     }
 }
 
@@ -298,12 +320,12 @@ fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverag
     bindings.all.get(place).and_then(|binding| plans.get(binding.plan)).map(|plan| plan.coverage)
 }
 
-fn nul(text: &Cow<'_, str>) -> bool {
+fn nul(text: &str) -> bool {
     text.as_bytes().contains(&0)
 }
 
 fn has_nul(row: &envelope::Row<'_>, columns: &[usize]) -> bool {
-    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_ref()).is_some_and(nul))
+    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_deref()).is_some_and(nul))
 }
 
 /// A record that cannot be read is never skipped: its row would be lost.

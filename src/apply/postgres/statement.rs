@@ -5,7 +5,7 @@
 //! fact is a row: it is written unless the row or the tombstone there is newer. Dead facts go first, in a statement of
 //! their own, so that a unique value may move between rows of one batch (CORRECTNESS rule 5).
 //!
-//! Parameters: `$1` the versions, for partial coverage `$2` whether the image is dead, then one array of
+//! Parameters: `$1` the versions, where [`is_marked`] `$2` whether the image is dead, then one array of
 //! texts for each source column that the `SELECT` reads. Text casts to every type, and is as fast as typed arrays.
 
 use crate::{
@@ -13,7 +13,16 @@ use crate::{
     model::{ColumnType, Coverage, ForeignKey, Identity, Plan, TableName, TargetColumn},
 };
 
-use super::tombstones;
+use super::{tombstones, write::Part};
+
+/// Whether a part of a plan is told of each image whether it is dead; else all its images are of one kind.
+pub fn is_marked(coverage: Coverage, part: Part) -> bool {
+    match coverage {
+        Coverage::Total => false,
+        Coverage::Filter => part == Part::Dead,
+        Coverage::Partial => true,
+    }
+}
 
 /// Makes the statements of one plan, for source rows with columns of these types.
 #[derive(Debug)]
@@ -25,14 +34,14 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The rows `o` that the `SELECT` makes of the images `i`, with `i.v`, `i.n` (the image's place, from 1) and, for
-    /// partial coverage, `i.dead`. Images older than the table's TRUNCATE fence are left out.
-    fn rows(&self) -> String {
-        let partial = self.plan.coverage == Coverage::Partial;
-        let first = if partial { 3 } else { 2 };
+    /// The rows `o` that the `SELECT` makes of the images `i`, with `i.v`, `i.n` (the image's place, from 1) and, where
+    /// this part is told, `i.dead`. Images older than the table's TRUNCATE fence are left out.
+    fn rows(&self, part: Part) -> String {
+        let marked = is_marked(self.plan.coverage, part);
+        let first = if marked { 3 } else { 2 };
         let mut arrays = vec!["$1::bigint[]".to_owned()];
         let mut aliases = vec!["v".to_owned()];
-        if partial {
+        if marked {
             arrays.push("$2::boolean[]".into());
             aliases.push("dead".into());
         }
@@ -71,7 +80,7 @@ impl Builder<'_> {
              WHERE x.v >= coalesce((SELECT z.version FROM cutover.fences z WHERE z.pipeline = {pipeline} \
              AND z.source_table = {name}), x.v){fence}) i,\n\
              LATERAL (WITH {table} ({names}) AS (SELECT {columns}) SELECT * FROM (\n{select}\n) q) o",
-            dead = if partial { ", x.dead" } else { "" },
+            dead = if marked { ", x.dead" } else { "" },
             values = values.concat(),
             arrays = arrays.join(", "),
             aliases = aliases.join(", "),
@@ -131,26 +140,37 @@ impl Builder<'_> {
         if self.plan.columns.iter().any(|column| always(&column.name)) { " OVERRIDING SYSTEM VALUE" } else { "" }
     }
 
-    /// For partial coverage: `f`, the newest fact of each key; live beats dead at the same version.
-    /// `clashes` counts the live facts that claim the key.
-    fn newest(&self) -> String {
+    /// Of dead and live images together: `f`, the newest fact of each key; live beats dead at the same version.
+    fn newest(&self, part: Part, columns: &str, clashes: &str) -> String {
         let keys = self.keys("");
-        let values: Vec<String> = self
-            .plan
-            .columns
-            .iter()
-            .map(|column| format!("{} AS {}", self.value(&column.name, column.cast.as_ref()), sql::ident(&column.name)))
-            .collect();
         let null = self.key_values().iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
         format!(
-            "r AS (SELECT {values}, i.v AS cutover_v, i.dead AS cutover_dead\nFROM {rows}\n\
+            "r AS (SELECT {columns}, i.v AS cutover_v, i.dead AS cutover_dead\nFROM {rows}\n\
              WHERE NOT (i.dead AND ({null}))),\n\
-             f AS MATERIALIZED (SELECT DISTINCT ON ({keys}) r.*, count(*) FILTER (WHERE NOT cutover_dead) \
-             OVER (PARTITION BY {keys}) AS cutover_clashes\n\
+             f AS MATERIALIZED (SELECT DISTINCT ON ({keys}) r.*{clashes}\n\
              FROM r ORDER BY {keys}, cutover_v DESC, cutover_dead)",
-            values = values.join(", "),
-            rows = self.rows(),
+            rows = self.rows(part),
         )
+    }
+
+    /// As [`Self::newest`], with every column; `cutover_clashes` counts the live facts that claim a key.
+    fn newest_rows(&self, part: Part) -> String {
+        let count = format!(
+            ", count(*) FILTER (WHERE NOT cutover_dead) OVER (PARTITION BY {}) AS cutover_clashes",
+            self.keys("")
+        );
+        self.newest(part, &self.named_values(), &count)
+    }
+
+    fn named_values(&self) -> String {
+        let named = |name: &str, cast: Option<&String>| format!("{} AS {}", self.value(name, cast), sql::ident(name));
+        let columns = self.plan.columns.iter().map(|column| named(&column.name, column.cast.as_ref()));
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    fn named_keys(&self) -> String {
+        let keys = self.plan.target.key.iter().map(|key| format!("{} AS {}", self.value(key, None), sql::ident(key)));
+        keys.collect::<Vec<_>>().join(", ")
     }
 
     /// Dead facts: tombstones, and the rows that they remove. Answers (facts, rows deleted).
@@ -158,30 +178,25 @@ impl Builder<'_> {
         let (keys, same) = (self.keys(""), self.same_key("g", "f"));
         let facts = match self.plan.coverage {
             Coverage::Total => {
-                let named: Vec<String> = self
-                    .plan
-                    .target
-                    .key
-                    .iter()
-                    .zip(self.key_values())
-                    .map(|(key, value)| format!("{value} AS {}", sql::ident(key)))
-                    .collect();
-                let null =
-                    self.key_values().iter().map(|key| format!("{key} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
+                let keys = self.key_values();
+                let given: Vec<String> = keys.iter().map(|key| format!("{key} IS NOT NULL")).collect();
+                let places: Vec<String> = (1..=keys.len()).map(|place| place.to_string()).collect();
                 format!(
-                    "f AS MATERIALIZED (SELECT {}, max(i.v) AS cutover_v\nFROM {}\nWHERE {null} GROUP BY {})",
-                    named.join(", "),
-                    self.rows(),
-                    (1..=named.len()).map(|place| place.to_string()).collect::<Vec<_>>().join(", ")
+                    "f AS MATERIALIZED (SELECT {}, max(i.v) AS cutover_v\nFROM {}\nWHERE {} GROUP BY {})",
+                    self.named_keys(),
+                    self.rows(Part::Dead),
+                    given.join(" AND "),
+                    places.join(", ")
                 )
             }
-            Coverage::Partial => {
-                format!("{},\ne AS MATERIALIZED (SELECT * FROM f WHERE cutover_dead)", self.newest())
+            Coverage::Filter | Coverage::Partial => {
+                let newest = self.newest(Part::Dead, &self.named_keys(), "");
+                format!("{newest},\ne AS MATERIALIZED (SELECT * FROM f WHERE cutover_dead)")
             }
         };
         let from = match self.plan.coverage {
             Coverage::Total => "f",
-            Coverage::Partial => "e AS f",
+            Coverage::Filter | Coverage::Partial => "e AS f",
         };
         format!(
             "WITH {facts},\n\
@@ -199,17 +214,17 @@ impl Builder<'_> {
     /// where they are as many as the images).
     pub fn live(&self) -> String {
         let (prelude, facts, version) = match self.plan.coverage {
-            Coverage::Total => {
-                let facts = format!("SELECT {}, i.v\nFROM {}", self.values(), self.rows());
+            Coverage::Total | Coverage::Filter => {
+                let facts = format!("SELECT {}, i.v\nFROM {}", self.values(), self.rows(Part::Live));
                 (String::new(), facts, "i.v")
             }
             Coverage::Partial => {
                 let facts = format!("SELECT {}, o.cutover_v\nFROM f AS o", sql::list("o.", self.names()));
-                (format!("{},\n", self.newest()), facts, "o.cutover_v")
+                (format!("{},\n", self.newest_rows(Part::Live)), facts, "o.cutover_v")
             }
         };
         let live = match self.plan.coverage {
-            Coverage::Total => "",
+            Coverage::Total | Coverage::Filter => "",
             Coverage::Partial => "NOT o.cutover_dead AND ",
         };
         let buried = self
@@ -222,6 +237,8 @@ impl Builder<'_> {
             .join(" AND ");
         let clashes = match self.plan.coverage {
             Coverage::Total => "0::bigint, NULL::bigint",
+            // How many the filter let through is not worth a copy of them all.
+            Coverage::Filter => "0::bigint, 0::bigint",
             Coverage::Partial => {
                 "(SELECT count(*) FROM f WHERE cutover_clashes > 1), (SELECT count(*) FROM f WHERE NOT cutover_dead)"
             }
@@ -284,17 +301,16 @@ impl Builder<'_> {
         let identity = |name: &&str| self.plan.target.column(name).is_some_and(|column| column.identity.is_some());
         let overriding = if others.iter().any(identity) { " OVERRIDING SYSTEM VALUE" } else { self.overriding() };
         let facts = match self.plan.coverage {
-            Coverage::Total => {
-                let values: Vec<String> = self
-                    .plan
-                    .columns
-                    .iter()
-                    .map(|c| format!("{} AS {}", self.value(&c.name, c.cast.as_ref()), sql::ident(&c.name)))
-                    .collect();
-                format!("l AS MATERIALIZED (SELECT {}, i.v AS cutover_v\nFROM {})", values.join(", "), self.rows())
-            }
+            Coverage::Total | Coverage::Filter => format!(
+                "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v\nFROM {})",
+                self.named_values(),
+                self.rows(Part::Replace)
+            ),
             Coverage::Partial => {
-                format!("{},\nl AS MATERIALIZED (SELECT * FROM f WHERE NOT cutover_dead)", self.newest())
+                format!(
+                    "{},\nl AS MATERIALIZED (SELECT * FROM f WHERE NOT cutover_dead)",
+                    self.newest_rows(Part::Replace)
+                )
             }
         };
         let kept: Vec<&str> = self.plan.target.key.iter().map(String::as_str).chain(others.iter().copied()).collect();
@@ -322,14 +338,14 @@ impl Builder<'_> {
     /// The places of live images that claim a target key which a newer one claims as well (CORRECTNESS rule 7).
     pub fn clashes(&self) -> String {
         let live = match self.plan.coverage {
-            Coverage::Total => "",
+            Coverage::Total | Coverage::Filter => "",
             Coverage::Partial => "\nWHERE NOT i.dead",
         };
         format!(
             "SELECT DISTINCT c.n FROM (SELECT i.n, row_number() OVER (PARTITION BY {} ORDER BY i.v DESC, i.n) AS place\n\
              FROM {}{live}) c WHERE c.place > 1",
             self.key_values().join(", "),
-            self.rows()
+            self.rows(Part::Clashes)
         )
     }
 
@@ -339,14 +355,8 @@ impl Builder<'_> {
         if !key.columns.iter().all(|column| self.names().any(|name| name == column)) {
             return None;
         }
-        let rows: Vec<String> = self
-            .plan
-            .columns
-            .iter()
-            .map(|c| format!("{} AS {}", self.value(&c.name, c.cast.as_ref()), sql::ident(&c.name)))
-            .collect();
         let live = match self.plan.coverage {
-            Coverage::Total => "",
+            Coverage::Total | Coverage::Filter => "",
             Coverage::Partial => "\nWHERE NOT i.dead",
         };
         let pairs = || key.columns.iter().zip(&key.parent_columns);
@@ -364,8 +374,8 @@ impl Builder<'_> {
         Some(format!(
             "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n\nFROM {}{live})\n\
              SELECT DISTINCT c.cutover_n FROM c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}){own}",
-            rows.join(", "),
-            self.rows(),
+            self.named_values(),
+            self.rows(Part::Orphans(0)),
             given.join(" AND "),
             sql::table(&key.parent),
             joined("p"),

@@ -13,10 +13,13 @@ use crate::database::postgres::PgError;
 /// A parameter on its way.
 pub type Param<'a> = Box<dyn ToSql + Sync + Send + 'a>;
 
+/// The rows to come.
+type Answer<'a> = BoxFuture<'a, Result<Vec<Row>, PgError>>;
+
 /// Statements to send together, each with a mark by which its answer is known.
 pub struct Steps<'a, M> {
     client: &'a Client,
-    queue: Vec<(M, BoxFuture<'a, Result<Vec<Row>, PgError>>)>,
+    queue: Vec<(M, Answer<'a>)>,
 }
 
 impl<'a, M> Steps<'a, M> {

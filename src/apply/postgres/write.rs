@@ -8,16 +8,15 @@ use super::{
     PostgresSink, add,
     failure::Failure,
     held,
-    input::{Images, Input, Item, SourceKey},
+    input::{Group, Images, Input, Item, SourceKey},
     lane,
-    statement::Builder,
+    statement::{Builder, is_marked},
     steps::{Param, Steps},
 };
 use crate::{
     apply::{Applied, Batch, Counts, Event},
     database::postgres::PgError,
     log::Topic,
-    model::Coverage,
 };
 
 /// The parts of a plan's work, each a statement.
@@ -109,12 +108,17 @@ impl PostgresSink {
     }
 
     /// Parameters of a write of one binding.
-    pub(super) fn params<'b>(&self, input: &'b Input<'_>, place: usize, images: &'b Images) -> Vec<Param<'b>> {
+    pub(super) fn params<'b>(
+        &self,
+        input: &'b Input<'_>,
+        place: usize,
+        part: Part,
+        images: &'b Images,
+    ) -> Vec<Param<'b>> {
         let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
         let Some(binding) = self.bindings.all.get(place) else { return params };
-        match self.plans.get(binding.plan).map(|plan| plan.coverage) {
-            Some(Coverage::Partial) => params.push(Box::new(&images.dead)),
-            Some(Coverage::Total) | None => {}
+        if self.plans.get(binding.plan).is_some_and(|plan| is_marked(plan.coverage, part)) {
+            params.push(Box::new(&images.dead));
         }
         for column in &binding.columns {
             params.push(Box::new(input.column(images, *column)));
@@ -125,29 +129,21 @@ impl PostgresSink {
     /// Queues the writes of all bindings: dead facts, children first, then live facts, parents first.
     pub(super) fn queue_writes<'b>(&'b self, steps: &mut Steps<'b, Mark>, input: &'b Input<'_>, replace: bool) {
         let places = self.parents_first(input);
-        let mut queue = |place: usize, part: Part, images: &'b Images| {
-            if let Some(statement) = self.writes.get(&(place, part)) {
+        let mut queue = |place: usize, part: Part, images: Option<&'b Images>| {
+            if let (Some(statement), Some(images)) = (self.writes.get(&(place, part)), images) {
                 let mark = Mark::Write(part, place, images.versions.len());
-                steps.query(mark, statement.clone(), self.params(input, place, images));
+                steps.query(mark, statement.clone(), self.params(input, place, part, images));
             }
         };
         for place in places.iter().rev() {
-            let Some(group) = input.groups.get(place) else { continue };
-            if !group.dead.is_empty() {
-                queue(*place, Part::Dead, &group.dead);
-            }
-            if group.live.dead.iter().any(|dead| *dead) {
-                queue(*place, Part::Dead, &group.live);
+            queue(*place, Part::Dead, input.groups.get(place).and_then(Group::for_dead));
+        }
+        let live: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
+        for part in live {
+            for place in &places {
+                queue(*place, *part, input.groups.get(place).and_then(Group::for_live));
             }
         }
-        let live = |place: &usize| {
-            let images = input.groups.get(place).map(|group| &group.live)?;
-            (!images.dead.iter().all(|dead| *dead)).then_some((*place, images))
-        };
-        if replace {
-            places.iter().filter_map(live).for_each(|(place, images)| queue(place, Part::Replace, images));
-        }
-        places.iter().filter_map(live).for_each(|(place, images)| queue(place, Part::Live, images));
     }
 
     /// Reads the answers of a batch's statements.

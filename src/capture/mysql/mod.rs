@@ -90,7 +90,8 @@ impl MysqlSource {
         for schema in schemas {
             reader.deliver(Captured::Schema(schema));
         }
-        if position.server == facts.server || !matches!(start, Start::File { .. }) {
+        // After a failover the stored file is none of this server's: its own name comes with the first event.
+        if position.server == facts.server {
             reader.say_idle((config.now_us)());
         }
         tracing::info!(

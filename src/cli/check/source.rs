@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     database::mysql::{
         catalog::{CatalogError, load_tables},
-        connect::Connector,
+        connect::{ConnectError, Connector},
         details::{TableDetails, load_details},
         server::{self, Flavor, Grants, ServerFacts},
     },
@@ -36,7 +36,24 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Sour
         blocked("the source URL names no database; end it with /database".into());
         return None;
     };
-    let mut conn = connector.connect().await.map_err(|error| blocked(error.to_string())).ok()?;
+    let mut conn = match connector.connect().await {
+        Ok(conn) => conn,
+        Err(error @ ConnectError::Unreachable { .. }) => {
+            blocked(format!("{error}; start the server, or correct host and port in [source] url"));
+            return None;
+        }
+        Err(
+            error @ (ConnectError::Url { .. }
+            | ConnectError::CaFile { .. }
+            | ConnectError::Denied { .. }
+            | ConnectError::Tls { .. }
+            | ConnectError::NoTls { .. }
+            | ConnectError::AuthPlugin { .. }),
+        ) => {
+            blocked(error.to_string());
+            return None;
+        }
+    };
     let source = look(config, &mut conn, &database, report).await;
     if let Err(error) = conn.disconnect().await {
         tracing::debug!(%error, "the connection to the source ended badly");

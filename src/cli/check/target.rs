@@ -69,7 +69,11 @@ pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &m
             blocked(report, format!("{reason}; correct user, password, database or TLS in [target] url"));
             return None;
         }
-        Err(error @ (PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_))) => {
+        Err(PgError::Unreachable(reason)) => {
+            blocked(report, format!("{reason}; start the server, or correct host and port in [target] url"));
+            return None;
+        }
+        Err(error @ (PgError::Refused(_) | PgError::Protocol(_))) => {
             blocked(report, error.to_string());
             return None;
         }

@@ -1,3 +1,5 @@
+//! The embedded log: framing, torn tails, retention, limits.
+
 use std::sync::atomic::AtomicI64;
 
 use super::*;

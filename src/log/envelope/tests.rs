@@ -1,3 +1,5 @@
+//! The envelope: round trips, hostile bytes, exact spellings.
+
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -1,3 +1,5 @@
+//! Statements as servers write them, and what the classifier makes of them.
+
 #![allow(clippy::panic)]
 
 use super::*;

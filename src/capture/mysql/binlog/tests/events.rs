@@ -191,3 +191,35 @@ fn year_counts_in_the_signedness_bitmap() {
     let map = TableMapBody { flavor: Flavor::Mysql, table_id: 7, bytes: &body }.parse().expect("a table map");
     assert_eq!(map.metadata.unsigned, Some(vec![Some(true), Some(false), Some(true)]));
 }
+
+/// What a file says about the ends of transactions, in order.
+fn story(flavor: Flavor, bytes: &[u8]) -> Vec<String> {
+    let mut story = Vec::new();
+    for event in recorded(flavor, bytes) {
+        match event {
+            Event::Query(query) => {
+                let statements = ddl::classify(&query.sql, &query.schema, query.sql_mode);
+                story.extend(statements.iter().map(|statement| format!("{statement:?}")));
+            }
+            Event::XaPrepare { one_phase, xid } => story.push(format!("prepared {one_phase} {xid}")),
+            Event::Xid(_) => story.push("xid".into()),
+            Event::MariaDbGtid(gtid) if gtid.is_prepared_xa() => story.push("group prepared".into()),
+            Event::MariaDbGtid(gtid) if gtid.is_completed_xa() => story.push("group completed".into()),
+            _ => {}
+        }
+    }
+    story
+}
+
+/// Recorded: one XA transaction prepared and then committed, one committed in one phase, a TRUNCATE.
+#[test]
+fn xa_transactions_are_told_from_committed_ones() {
+    let mysql = story(Flavor::Mysql, include_bytes!("../testdata/mysql57_xa.binlog"));
+    let truncate = "Truncate(TableName { schema: \"decoder_ev\", table: \"t\" })";
+    let two_phases = ["Xa(Start)", "Xa(End)", "prepared false X'67',X'62',7", "Xa(Commit)"];
+    let one_phase = ["Xa(Start)", "Xa(End)", "prepared true X'68',X'',1", truncate];
+    assert_eq!(mysql, [two_phases, one_phase].concat());
+    let mariadb = story(Flavor::MariaDb, include_bytes!("../testdata/mariadb1011_xa.binlog"));
+    let two_phases = ["group prepared", "Xa(End)", "prepared false X'67',X'62',7", "group completed", "Xa(Commit)"];
+    assert_eq!(mariadb, [&two_phases[..], &["xid", truncate]].concat());
+}

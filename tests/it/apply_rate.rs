@@ -1,0 +1,152 @@
+//! How fast the sink is, beside the floor: COPY into a temporary table and one upsert, of the same rows, in the same
+//! run. Ignored by default, because it measures the machine: `cargo test --test it apply_rate -- --ignored --nocapture`.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use cutover::{
+    apply::{Event, RowEvent},
+    log::Topic,
+    model::{ColumnType, TableSchema},
+};
+use futures::SinkExt;
+
+use crate::apply_rig::{Lane, Rig, table};
+
+const ROWS: usize = 100_000;
+const COLUMNS: &str = "id, session_id, product, quantity, price_cents, status, note, added_at, meta";
+const DDL: &str = "CREATE TABLE items (id bigint PRIMARY KEY, session_id bigint NOT NULL, product text, quantity int,
+  price_cents bigint, status text, note text, added_at timestamptz, meta jsonb)";
+const SQL: &str = "SELECT id::bigint AS id, session_id, product, quantity, (price * 100)::bigint AS price_cents,
+  CASE status WHEN 1 THEN 'active' ELSE 'gone' END AS status, note, added_at AT TIME ZONE 'UTC' AS added_at, meta
+  FROM legacy_items";
+
+fn source() -> Arc<TableSchema> {
+    let decimal = ColumnType::Numeric { precision: 10, scale: 2 };
+    table(
+        "legacy_items",
+        &[
+            ("id", ColumnType::Numeric { precision: 20, scale: 0 }),
+            ("session_id", ColumnType::BigInt),
+            ("product", ColumnType::Text),
+            ("quantity", ColumnType::Integer),
+            ("price", decimal),
+            ("status", ColumnType::SmallInt),
+            ("note", ColumnType::Text),
+            ("added_at", ColumnType::Timestamp),
+            ("meta", ColumnType::Json),
+        ],
+    )
+}
+
+fn image(id: usize, round: usize) -> String {
+    format!(
+        r#"{{"id":{id},"session_id":{},"product":"product {}","quantity":{},"price":"{}.99","status":{},"note":"note of round {round}","added_at":"2024-05-30T10:00:00.123456Z","meta":"{{\"a\": {id}}}"}}"#,
+        id / 7,
+        id % 1000,
+        id % 9,
+        id % 500,
+        id % 2
+    )
+}
+
+fn events(schema: &Arc<TableSchema>, round: usize, before: bool) -> Vec<Event> {
+    (0..ROWS)
+        .map(|id| {
+            let old = if before { image(id, round - 1) } else { "null".into() };
+            let op = if before { "u" } else { "c" };
+            let value = format!(
+                r#"{{"before":{old},"after":{},"source":{{"version":"1","connector":"mysql","name":"x","db":"shop","table":"legacy_items"}},"op":"{op}","ts_ms":1}}"#,
+                image(id, round)
+            );
+            let version = (round * ROWS + id) as i64;
+            Event::Row(RowEvent {
+                schema: schema.clone(),
+                key: Bytes::from(format!(r#"{{"id":{id}}}"#)),
+                value: Bytes::from(value),
+                version,
+                commit_us: version,
+                offset: 0,
+            })
+        })
+        .collect()
+}
+
+async fn timed(lane: &mut Lane, events: Vec<Event>, size: usize) -> f64 {
+    let batches: Vec<Vec<Event>> = events.chunks(size).map(<[Event]>::to_vec).collect();
+    let start = Instant::now();
+    for batch in batches {
+        lane.apply(batch).await;
+    }
+    ROWS as f64 / start.elapsed().as_secs_f64() / 1000.0
+}
+
+async fn floor(rig: &Rig, round: usize) -> f64 {
+    let client = rig.pg.connect().await;
+    client
+        .batch_execute(
+            "CREATE TABLE IF NOT EXISTS floor (LIKE items INCLUDING ALL); CREATE TEMP TABLE batch (LIKE items)",
+        )
+        .await
+        .unwrap();
+    let batches: Vec<String> = (0..ROWS)
+        .collect::<Vec<_>>()
+        .chunks(10_000)
+        .map(|ids| {
+            let line = |id: &usize| {
+                format!(
+                    "{id}\t{}\tproduct {}\t{}\t{}99\tactive\tnote of round {round}\t2024-05-30 10:00:00.123456+00\t{{\"a\": {id}}}\t{}\n",
+                    id / 7, id % 1000, id % 9, id % 500, round * ROWS + id
+                )
+            };
+            ids.iter().map(line).collect()
+        })
+        .collect();
+    let set: Vec<String> = COLUMNS.split(", ").skip(1).map(|column| format!("{column} = excluded.{column}")).collect();
+    let upsert = format!(
+        "INSERT INTO floor AS g SELECT * FROM batch ON CONFLICT (id) DO UPDATE SET {}, cutover_version = \
+         excluded.cutover_version WHERE g.cutover_version <= excluded.cutover_version; TRUNCATE batch; COMMIT",
+        set.join(", ")
+    );
+    let start = Instant::now();
+    for batch in batches {
+        client.batch_execute("BEGIN").await.unwrap();
+        let mut copy = std::pin::pin!(client.copy_in("COPY batch FROM STDIN").await.unwrap());
+        copy.send(Bytes::from(batch)).await.unwrap();
+        copy.close().await.unwrap();
+        client.batch_execute(&upsert).await.unwrap();
+    }
+    ROWS as f64 / start.elapsed().as_secs_f64() / 1000.0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures the machine"]
+async fn rates() {
+    let schema = source();
+    for (name, filter) in [("total", ""), ("filter", " WHERE quantity >= 0"), ("set", ", generate_series(1, 1) one")] {
+        let sql = format!("{SQL}{filter}");
+        let rig = Rig::new(DDL, std::slice::from_ref(&schema), &[("items.sql", &sql)]).await;
+        let (insert, update) = (floor(&rig, 1).await, floor(&rig, 2).await);
+        println!("{name}: floor: insert {insert:.0}, update {update:.0} krows/s");
+        for size in [500, 2_000, 5_000, 10_000] {
+            rig.pg.exec("TRUNCATE items; TRUNCATE cutover.offsets").await;
+            let mut lane = rig.lane(Topic::Changes).await;
+            let inserted = timed(&mut lane, events(&schema, 1, false), size).await;
+            let updated = timed(&mut lane, events(&schema, 2, true), size).await;
+            println!(
+                "{name}, batches of {size}: insert {inserted:.0} ({:.2} of the floor), update {updated:.0} ({:.2})",
+                inserted / insert,
+                updated / update
+            );
+        }
+        let mut lane = rig.lane(Topic::Changes).await;
+        let mut micros: Vec<u128> = Vec::new();
+        for event in events(&schema, 3, true).into_iter().take(2_000) {
+            let start = Instant::now();
+            lane.apply(vec![event]).await;
+            micros.push(start.elapsed().as_micros());
+        }
+        micros.sort_unstable();
+        println!("{name}: one row: p50 {} µs, p99 {} µs", micros[1_000], micros[1_980]);
+    }
+}
