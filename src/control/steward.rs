@@ -287,7 +287,7 @@ impl Steward {
         let store = &self.worker.store;
         for request in store.open_requests().await? {
             match request.command.as_str() {
-                "resnapshot" if store.queue_copy(&request.subject).await? => {
+                "resnapshot" if store.queue_copy(&request.subject, 0).await? => {
                     tracing::info!(table = %request.subject, "asked to copy the table again");
                     // A capture that lost its place waits for all of them.
                     let lost =

@@ -333,6 +333,9 @@ impl Worker {
         let Some(target) = prepared.await?.map(Arc::new) else { return Ok(Ended::Stopped) };
         let mut tasks = JoinSet::new();
 
+        let fallback = self.store.position().await?;
+        // With a stored position the clock is stored as well, and is the highest.
+        let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
         let server = Arc::new(MysqlServer {
             pipeline: self.config.name.clone(),
             config: self.config.source.clone(),
@@ -340,6 +343,7 @@ impl Worker {
             database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
             tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
             store: Arc::clone(&self.store),
+            clock_min,
         });
         let connector = match opened.facts.flavor {
             Flavor::Mysql => "mysql",
@@ -353,7 +357,7 @@ impl Worker {
             halts: Arc::clone(&self.halts),
             pipeline: self.config.name.clone(),
             connector: connector.into(),
-            fallback: self.store.position().await?,
+            fallback,
         };
         let Some(sound) = self.patiently("log", || self.judge_log(&log, &target)).await? else {
             return Ok(Ended::Stopped);

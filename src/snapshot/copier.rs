@@ -97,7 +97,7 @@ impl Copier {
     /// Makes the first unfinished copy; false if there is none.
     async fn next_copy(&self) -> Result<bool, SnapshotError> {
         let Some(copy) = self.progress.unfinished().await?.into_iter().next() else { return Ok(false) };
-        let clock = self.captured().await;
+        let clock = self.captured(copy.not_before).await;
         let schema = self.scans.schema(&copy.table).await?;
         let mut first = self.scans.open().await?;
         let estimate = first.estimate_rows(&schema).await?;
@@ -125,12 +125,14 @@ impl Copier {
         Ok(true)
     }
 
-    /// Waits until capture has a position: a chunk needs one to be labelled with. The clock there.
-    async fn captured(&self) -> Version {
+    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The clock there.
+    async fn captured(&self, not_before: Version) -> Version {
         let mut captured = self.frontier.watch_captured();
+        let reached =
+            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.clock >= not_before);
         // The sender lives as long as the frontier that we hold, so this only ends with a position.
-        let found = captured.wait_for(Option::is_some).await;
-        found.ok().and_then(|found| found.as_ref().map(|captured| captured.clock)).unwrap_or_default()
+        let found = captured.wait_for(reached).await;
+        found.ok().and_then(|found| found.as_ref().map(|captured| captured.clock)).unwrap_or(not_before)
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.
