@@ -96,6 +96,7 @@ fn command(base: u16) -> Command {
 }
 
 /// Wipes the instance when this process has ended.
+#[expect(clippy::zombie_processes, reason = "the guard outlives this process")]
 fn guard(base: u16) {
     let wait = format!("while [ -d /proc/{} ]; do sleep 0.5; done; exec \"$@\"", std::process::id());
     let wipe = command(base);
