@@ -21,9 +21,9 @@ pub enum Captured {
     Truncate { table: Arc<TableSchema>, version: Version, commit_us: i64 },
     /// The table has this schema from here on.
     Schema(Arc<TableSchema>),
-    /// The table was changed in a way that may have rewritten rows without events; the
-    /// table is to be copied again if a transform uses one of `columns`.
-    Rewritten { table: TableName, columns: Vec<String> },
+    /// The table was changed in a way that may have rewritten rows without events; the table is to be copied again
+    /// if a transform uses one of `columns`. No row change before it has a version above `clock`.
+    Rewritten { table: TableName, columns: Vec<String>, clock: Version },
     /// A transaction ended; the source can resume here.
     Commit { position: Position, clock: Version, commit_us: i64 },
     /// The source said that it is alive and has nothing newer than `position`.

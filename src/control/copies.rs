@@ -6,7 +6,7 @@ use super::store::Store;
 use crate::{
     database::postgres::PgError,
     log::record::ChunkEnd,
-    model::TableSchema,
+    model::{TableSchema, Version},
     snapshot::{Chunk, Progress, Range, SnapshotError, TableCopy},
 };
 
@@ -37,15 +37,17 @@ impl Store {
         Ok(())
     }
 
-    /// Has a table copied again, from the beginning; false if the pipeline has no such table.
-    pub async fn queue_copy(&self, table: &str) -> Result<bool, PgError> {
+    /// Has a table copied again, from the beginning, once capture has reached `not_before`; false if the pipeline
+    /// has no such table.
+    pub async fn queue_copy(&self, table: &str, not_before: Version) -> Result<bool, PgError> {
         let session = self.session().await?;
         let queued = session
             .client()?
             .execute(
                 "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false, \
-                        rows_copied = 0, requested_at = now() WHERE pipeline = $1 AND source_table = $2",
-                &[&self.pipeline, &table],
+                        rows_copied = 0, requested_at = now(), not_before = greatest(not_before, $3) \
+                 WHERE pipeline = $1 AND source_table = $2",
+                &[&self.pipeline, &table, &not_before],
             )
             .await?;
         Ok(queued == 1)
@@ -124,7 +126,7 @@ impl Progress for Store {
         let rows = session
             .client()?
             .query(
-                "SELECT source_table, generation, bounds_done FROM cutover.tables \
+                "SELECT source_table, generation, bounds_done, not_before FROM cutover.tables \
                  WHERE pipeline = $1 AND state <> 'copied' ORDER BY position, source_table",
                 &[&self.pipeline],
             )
@@ -132,7 +134,12 @@ impl Progress for Store {
             .map_err(PgError::from)?;
         Ok(rows
             .iter()
-            .map(|row| TableCopy { table: row.get(0), generation: row.get(1), bounds_done: row.get(2) })
+            .map(|row| TableCopy {
+                table: row.get(0),
+                generation: row.get(1),
+                bounds_done: row.get(2),
+                not_before: row.get(3),
+            })
             .collect())
     }
 

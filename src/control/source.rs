@@ -35,6 +35,8 @@ pub struct MysqlServer {
     /// The captured tables.
     pub tables: Vec<TableName>,
     pub store: Arc<Store>,
+    /// The highest version that the target has, for a capture that begins anew (CORRECTNESS rule 2).
+    pub clock_min: Version,
 }
 
 impl MysqlServer {
@@ -57,7 +59,8 @@ impl OpenSource for MysqlServer {
             Some((Position::Mysql(position), clock)) => (Some((position, clock)), self.known_schemas(clock).await?),
             None => (None, Vec::new()),
         };
-        let settings = self.config.resolve(&self.pipeline, now_us)?;
+        let mut settings = self.config.resolve(&self.pipeline, now_us)?;
+        settings.clock_min = self.clock_min;
         let source = MysqlSource::open(&settings, from, &known, &self.tables).await?;
         Ok(Box::new(source))
     }
@@ -77,13 +80,13 @@ impl Register for Notes {
         self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
     }
 
-    async fn rewritten(&self, table: &TableName, columns: &[String]) -> Result<(), CaptureError> {
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
         let used = self.used.get(&table.table).is_some_and(|used| columns.iter().any(|column| used.contains(column)));
         if !used {
             tracing::info!(%table, "the table was altered; no transform uses what changed");
             return Ok(());
         }
-        let queued = self.store.queue_copy(&table.table).await;
+        let queued = self.store.queue_copy(&table.table, clock).await;
         queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
         tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
         Ok(())

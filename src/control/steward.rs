@@ -266,7 +266,7 @@ impl Steward {
         let store = &self.worker.store;
         for request in store.open_requests().await? {
             match request.command.as_str() {
-                "resnapshot" if store.queue_copy(&request.subject).await? => {
+                "resnapshot" if store.queue_copy(&request.subject, 0).await? => {
                     tracing::info!(table = %request.subject, "asked to copy the table again");
                     store.answer(request.id, "done", "queued").await?;
                 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     apply::{
         ApplyError, Sink,
-        postgres::{PostgresSink, SinkOptions, collect_tombstones, prepare_target},
+        postgres::{PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target},
     },
     config::Config,
     database::{
@@ -125,6 +125,16 @@ impl PgTarget {
             used.entry(plan.source.table.table.clone()).or_default().extend(plan.reads.iter().cloned());
         }
         used
+    }
+
+    /// The highest version among the target's rows and tombstones, which earlier pipelines may have left.
+    pub async fn highest_version(&self) -> Result<Version, PgError> {
+        let session = self.session("versions").await?;
+        let mut highest = 0;
+        for plan in self.plans().iter() {
+            highest = highest.max(highest_version(&session, &plan.target.name).await?);
+        }
+        Ok(highest)
     }
 
     /// Forgets the tombstones older than `version`. The caller knows that nothing older can come.

@@ -308,6 +308,10 @@ impl Worker {
         self.store.register_tables(&names).await?;
         let target = Arc::new(PgTarget::prepare(self, lease.epoch, &opened.tables).await?);
         let mut tasks = JoinSet::new();
+
+        let fallback = self.store.position().await?;
+        // With a stored position the clock is stored as well, and is the highest.
+        let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
         let server = Arc::new(MysqlServer {
             pipeline: self.config.name.clone(),
             config: self.config.source.clone(),
@@ -315,6 +319,7 @@ impl Worker {
             database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
             tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
             store: Arc::clone(&self.store),
+            clock_min,
         });
         let connector = match opened.facts.flavor {
             Flavor::Mysql => "mysql",
@@ -328,7 +333,7 @@ impl Worker {
             halts: Arc::clone(&self.halts),
             pipeline: self.config.name.clone(),
             connector: connector.into(),
-            fallback: self.store.position().await?,
+            fallback,
         };
         tasks.spawn(capture.run(work.clone()));
         let copier = Copier {

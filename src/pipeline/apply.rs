@@ -27,7 +27,7 @@ const BATCHES_AHEAD_MAX: usize = 1;
 const READ_BYTES_MAX: usize = 2 << 20;
 /// How long a read waits for the first record.
 const READ_WAIT: Duration = Duration::from_millis(500);
-/// How often rows that wait for others are tried again while nothing else comes.
+/// How often rows that wait for others are tried again.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
@@ -210,15 +210,17 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
+        let mut retried = Instant::now();
         loop {
+            // Heartbeats come more often than this, so what waits has a clock of its own.
+            if retries && retried.elapsed() >= WAITING_EVERY {
+                self.count(&sink.retry_waiting().await?);
+                retried = Instant::now();
+            }
             let next = async { steps.lock().await.recv().await };
             let step = match tokio::time::timeout(WAITING_EVERY, next).await {
                 Ok(Some(step)) => step,
                 Ok(None) => return Ok(()),
-                Err(_) if retries => {
-                    self.count(&sink.retry_waiting().await?);
-                    continue;
-                }
                 Err(_) => continue,
             };
             let (number, batch) = match step {

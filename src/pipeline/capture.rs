@@ -47,8 +47,9 @@ pub trait OpenSource: Send + Sync {
 pub trait Register: Send + Sync {
     /// A table has this schema from the version `clock` on.
     async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError>;
-    /// Rows of the table may have changed without events; true if it will be copied again.
-    async fn rewritten(&self, table: &TableName, columns: &[String]) -> Result<(), CaptureError>;
+    /// Rows of the table may have changed without events. A copy that shows them must be labelled with `clock` at
+    /// least: else a row that was changed before them would seem to be newer.
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError>;
 }
 
 /// Everything the loop works with.
@@ -289,7 +290,9 @@ impl Reader<'_> {
                     self.group.push(partition, record.clone());
                 }
             }
-            Captured::Rewritten { table, columns } => self.register.rewritten(&table, &columns).await?,
+            Captured::Rewritten { table, columns, clock } => {
+                self.register.rewritten(&table, &columns, clock).await?;
+            }
             Captured::Commit { position, clock, commit_us } => {
                 for partition in 0..self.partitions {
                     if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {

@@ -19,7 +19,7 @@ use crate::{
         envelope::{self, Encoder, Origin},
         record::ChunkEnd,
     },
-    model::{Change, Disposition, Images, Op, TableSchema},
+    model::{Change, Disposition, Images, Op, TableSchema, Version},
     observe::{Captured, Frontier, Halt, Halts, metric, now_us},
 };
 
@@ -96,7 +96,7 @@ impl Copier {
     /// Makes the first unfinished copy; false if there is none.
     async fn next_copy(&self) -> Result<bool, SnapshotError> {
         let Some(copy) = self.progress.unfinished().await?.into_iter().next() else { return Ok(false) };
-        self.captured().await;
+        self.captured(copy.not_before).await;
         let schema = self.scans.schema(&copy.table).await?;
         let mut first = self.scans.open().await?;
         let estimate = first.estimate_rows(&schema).await?;
@@ -118,11 +118,12 @@ impl Copier {
         Ok(true)
     }
 
-    /// Waits until capture has a position: a chunk needs one to be labelled with.
-    async fn captured(&self) {
+    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with.
+    async fn captured(&self, clock: Version) {
         let mut captured = self.frontier.watch_captured();
+        let reached = |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.clock >= clock);
         // The sender lives as long as the frontier that we hold, so this only ends with a position.
-        let _ = captured.wait_for(Option::is_some).await;
+        let _ = captured.wait_for(reached).await;
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.

@@ -76,6 +76,8 @@ pub struct TableCopy {
     pub generation: i64,
     /// Whether the last chunk's bound has been found.
     pub bounds_done: bool,
+    /// No chunk may have a watermark below this: rows changed without events at that point of the log.
+    pub not_before: Version,
 }
 
 /// One chunk of a copy.

@@ -29,7 +29,9 @@ use tokio_postgres::Statement;
 pub use config::ApplyConfig;
 pub use lane::Claim;
 pub use statement::Builder;
-pub use tombstones::{collect as collect_tombstones, prepare as prepare_target, table as tombstone_table};
+pub use tombstones::{
+    collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
+};
 
 use self::{failure::Failure, held::Held, input::Bindings};
 use super::{Applied, ApplyError, Batch, Counts, Sink};
@@ -41,6 +43,9 @@ use crate::{
 
 /// How often a batch starts over because another lane set rows aside meanwhile.
 const RELOADS_MAX: u32 = 5;
+
+/// Rows that wait are tried again after this many batches; more often when nothing else comes.
+const RETRY_BATCHES: u32 = 16;
 
 /// What a sink works with.
 #[derive(Debug, Clone)]
@@ -73,6 +78,8 @@ pub struct PostgresSink {
     bindings: Bindings,
     schemas: HashMap<u64, Arc<TableSchema>>,
     held: Held,
+    /// Batches since waiting rows were last tried.
+    since_retry: u32,
     /// The open transaction's rows so far.
     open: Option<u64>,
     /// This batch has begun: a transaction, or its part of the open one.
@@ -100,6 +107,7 @@ impl PostgresSink {
             bindings: Bindings::default(),
             schemas,
             held,
+            since_retry: 0,
             open: None,
             begun: false,
             unfinished: false,
@@ -125,6 +133,16 @@ impl PostgresSink {
         }
         self.unfinished = true;
         Ok(())
+    }
+
+    /// Leaves the connection as the next call wants it.
+    async fn finish(&mut self, result: Result<Applied, ApplyError>) -> Result<Applied, ApplyError> {
+        match &result {
+            Ok(_) => self.unfinished = false,
+            Err(_) if self.session.client.is_closed() => self.open = None,
+            Err(_) => self.roll_back().await?,
+        }
+        result
     }
 
     async fn roll_back(&mut self) -> Result<(), ApplyError> {
@@ -220,9 +238,10 @@ impl PostgresSink {
         Ok(statement)
     }
 
-    /// A target table as metrics name it.
+    /// A target table as metrics name it: without the schema that unqualified tables live in.
     fn name(&self, plan: usize) -> String {
-        self.plans.get(plan).map(|plan| plan.target.name.to_string()).unwrap_or_default()
+        let Some(name) = self.plans.get(plan).map(|plan| &plan.target.name) else { return String::new() };
+        if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
     }
 }
 
@@ -231,12 +250,15 @@ impl Sink for PostgresSink {
     async fn apply(&mut self, batch: Batch) -> Result<Applied, ApplyError> {
         self.ready().await?;
         let result = self.write_batch(&batch).await;
-        match &result {
-            Ok(_) => self.unfinished = false,
-            Err(_) if self.session.client.is_closed() => self.open = None,
-            Err(_) => self.roll_back().await?,
+        let mut applied = self.finish(result).await?;
+        self.since_retry += 1;
+        if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes {
+            let retried = self.retry_waiting().await?;
+            retried.tables.into_iter().for_each(|(table, counts)| add(&mut applied.tables, table, counts));
+            applied.dead_letters += retried.dead_letters;
+            applied.waiting = retried.waiting;
         }
-        result
+        Ok(applied)
     }
 
     async fn abandon(&mut self) -> Result<(), ApplyError> {
@@ -251,14 +273,10 @@ impl Sink for PostgresSink {
         if self.held.waiting.is_empty() || self.open.is_some() {
             return Ok(Applied { waiting: self.held.waiting.len() as u64, ..Applied::default() });
         }
+        self.since_retry = 0;
         self.ready().await?;
         let result = self.try_waiting().await;
-        match &result {
-            Ok(_) => self.unfinished = false,
-            Err(_) if self.session.client.is_closed() => self.open = None,
-            Err(_) => self.roll_back().await?,
-        }
-        result
+        self.finish(result).await
     }
 }
 

@@ -66,6 +66,16 @@ pub async fn prepare(session: &Session, target: &TargetTable) -> Result<(), PgEr
     Ok(())
 }
 
+/// The highest version of a target table's rows and tombstones. Reads the whole table.
+pub async fn highest_version(session: &Session, target: &TableName) -> Result<Version, PgError> {
+    let highest = format!(
+        "SELECT greatest((SELECT max({VERSION_COLUMN}) FROM {}), (SELECT max({VERSION_COLUMN}) FROM {}), 0)",
+        sql::table(target),
+        sql::table(&table(target))
+    );
+    Ok(session.client.query_one(&highest, &[]).await?.try_get(0)?)
+}
+
 /// Forgets the tombstones older than `version`; how many they were. The caller knows that nothing older can come.
 pub async fn collect(session: &Session, target: &TableName, version: Version) -> Result<u64, PgError> {
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&table(target)));

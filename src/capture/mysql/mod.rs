@@ -58,7 +58,7 @@ pub struct MysqlSource {
 
 impl MysqlSource {
     /// Opens the log after `from` (a position and the clock's state there), or, without it, where the server is now, with
-    /// the clock at the server's time, so that the first snapshot watermark is above every version from before.
+    /// the clock at the server's time, or at `clock_min` if that is later, so that the first snapshot watermark is above every version from before.
     ///
     /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present ones are taken.
     /// First come the schemas of all watched tables and a heartbeat with the position.
@@ -76,7 +76,7 @@ impl MysqlSource {
             Some((position, clock)) => (position, Clock::new(clock, clock_ahead_max_us)),
             None => {
                 let position = server::current_position(&mut conn, &facts).await.map_err(query_error)?;
-                (position, Clock::new(facts.now_us, clock_ahead_max_us))
+                (position, Clock::new(facts.now_us.max(config.clock_min), clock_ahead_max_us))
             }
         };
         let start = resume::plan(&mut conn, &facts, &position).await?;

@@ -163,7 +163,8 @@ impl LogReader {
         }
         self.tables.changed(table);
         if !rewritten.is_empty() {
-            self.deliver_change(Captured::Rewritten { table: table.clone(), columns: rewritten });
+            let (_, clock) = self.position();
+            self.deliver_change(Captured::Rewritten { table: table.clone(), columns: rewritten, clock });
         }
         Ok(())
     }

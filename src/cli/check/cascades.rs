@@ -1,22 +1,21 @@
 //! Foreign keys whose cascades the binlog does not show (CORRECTNESS rule 11).
 //!
 //! InnoDB runs them below the level at which rows are logged. A captured child then changes without an event, unless
-//! the server logs cascades (MySQL 9.6 and later), the children are read again, or the target does the same by itself.
+//! the server logs cascades (MySQL 9.6 and later), or the target does the same by itself.
 
 use super::{Part, Report, source::Source, target::Target};
-use crate::{capture::mysql::Cascades, config::Config, database::mysql::details::ForeignKey, model::TableName};
+use crate::{database::mysql::details::ForeignKey, model::TableName};
 
 /// Judges every foreign key of a captured table.
-pub(super) fn judge(config: &Config, source: &Source, target: Option<&Target>, report: &mut Report) {
+pub(super) fn judge(source: &Source, target: Option<&Target>, report: &mut Report) {
     if source.facts.logs_cascades() {
         return;
     }
     for details in &source.details {
         for key in &details.foreign_keys {
-            let captured = source.tables.iter().any(|schema| schema.table == key.parent);
             for rule in rules(key) {
                 let same = target.is_some_and(|target| target.has_rule(&details.table, &key.parent, rule));
-                if let Some((what, fix)) = verdict(config.source.cascades, &details.table, key, rule, captured, same) {
+                if let Some((what, fix)) = verdict(&details.table, key, rule, same) {
                     report.blocks_on(Part::Source, what, fix);
                 }
             }
@@ -43,32 +42,18 @@ fn rules(key: &ForeignKey) -> Vec<Rule<'_>> {
 
 /// What is wrong with a rule and what to do about it; none if it is taken care of.
 fn verdict(
-    cascades: Cascades,
     child: &TableName,
     key: &ForeignKey,
     rule: Rule<'_>,
-    parent_captured: bool,
     same_at_target: bool,
 ) -> Option<(String, String)> {
     let what = format!(
         "`{}` changes `{}` ON {} {} of `{}`, and this server does not log such changes",
         key.name, child.table, rule.event, rule.action, key.parent.table
     );
-    match cascades {
-        _ if same_at_target => None,
-        Cascades::Refetch if parent_captured => None,
-        Cascades::Refetch => Some((
-            what,
-            format!("add `{}` to [source] tables: cascades = \"refetch\" works from the parent's changes", key.parent.table),
-        )),
-        Cascades::Block => Some((
-            what,
-            "set [source] cascades = \"refetch\", so that the children are read again; or make the same foreign key at the \
-             target and connect there as a user that may not set session_replication_role; or let the application \
-             change the children"
-                .into(),
-        )),
-    }
+    let fix = "make the same foreign key at the target before the copy and connect there as a user that may not set \
+               session_replication_role; or let the application change the children";
+    (!same_at_target).then(|| (what, fix.into()))
 }
 
 #[cfg(test)]
@@ -99,11 +84,8 @@ mod tests {
         let child = TableName::new("shop", "orders");
         let key = key("CASCADE", "RESTRICT");
         let rule = Rule { event: "DELETE", action: "CASCADE" };
-        let of = |cascades, captured, same| verdict(cascades, &child, &key, rule, captured, same);
-        let (what, fix) = of(Cascades::Block, true, false).expect("blocks");
-        assert!(what.contains("`orders`") && what.contains("`users`") && fix.contains("refetch"));
-        assert_eq!(of(Cascades::Block, true, true), None);
-        assert_eq!(of(Cascades::Refetch, true, false), None);
-        assert!(of(Cascades::Refetch, false, false).expect("blocks").1.contains("`users`"));
+        let (what, fix) = verdict(&child, &key, rule, false).expect("blocks");
+        assert!(what.contains("`orders`") && what.contains("`users`") && fix.contains("at the target"));
+        assert_eq!(verdict(&child, &key, rule, true), None);
     }
 }

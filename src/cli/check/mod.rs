@@ -73,7 +73,7 @@ pub async fn run(config: &Config) -> Report {
     let target = target::examine(config, source.as_ref(), &mut report).await;
     if let Some(source) = &source {
         report.tables = source.tables.len();
-        cascades::judge(config, source, target.as_ref(), &mut report);
+        cascades::judge(source, target.as_ref(), &mut report);
     }
     machine::examine(config, &mut report).await;
     report

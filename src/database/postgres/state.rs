@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS cutover.chunks (
 CREATE TABLE IF NOT EXISTS cutover.tables (
   pipeline text, source_table text, generation bigint NOT NULL DEFAULT 1, state text NOT NULL,
   rows_estimate bigint NOT NULL DEFAULT 0, rows_copied bigint NOT NULL DEFAULT 0,
-  bounds_done boolean NOT NULL DEFAULT false, position bigint NOT NULL DEFAULT 0, requested_at timestamptz,
+  bounds_done boolean NOT NULL DEFAULT false, not_before bigint NOT NULL DEFAULT 0, position bigint NOT NULL DEFAULT 0, requested_at timestamptz,
   started_at timestamptz, finished_at timestamptz, updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, source_table));
 CREATE TABLE IF NOT EXISTS cutover.notes (
   pipeline text, key text, value text NOT NULL, updated_at timestamptz NOT NULL DEFAULT now(),

@@ -37,7 +37,7 @@ impl Mysql {
         Self::at(server.url(sweep).await).await
     }
 
-    /// On a server that is the test's own, whose settings it may change.
+    /// On the server of this administrator's URL.
     pub async fn at(admin_url: &'static str) -> Self {
         let database = server::fresh_database();
         let mut conn = connect(admin_url).await;

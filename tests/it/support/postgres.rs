@@ -23,7 +23,11 @@ impl Postgres {
     }
 
     async fn on(server: Server) -> Self {
-        let admin_url = server.url(sweep).await;
+        Self::at(server.url(sweep).await).await
+    }
+
+    /// On the server of this administrator's URL.
+    pub async fn at(admin_url: &'static str) -> Self {
         let database = server::fresh_database();
         let admin = connect(admin_url).await;
         admin.simple_query(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await.unwrap();
