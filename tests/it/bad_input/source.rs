@@ -3,7 +3,7 @@
 use mysql_async::prelude::Queryable;
 
 use super::{Pipeline, SOURCE_PASSWORD};
-use crate::support::{Mysql, OwnMysql, Postgres};
+use crate::support::{Mysql, Own, Postgres};
 
 #[tokio::test]
 async fn a_wrong_password_ends_the_worker_and_names_the_server_and_the_key() {
@@ -63,10 +63,10 @@ async fn tables_that_are_missing_or_have_no_key_are_all_named_at_once() {
 
 #[tokio::test]
 async fn a_binlog_that_does_not_hold_every_column_of_every_row_is_refused_with_the_setting() {
-    let own = OwnMysql::start();
+    let own = Own::Mysql57.take().await;
     {
         let table = "CREATE TABLE t (id int PRIMARY KEY, v varchar(40)); INSERT INTO t VALUES (1, 'one')";
-        let (source, target) = (Mysql::at(own.url()).await, Postgres::v15().await);
+        let (source, target) = (Mysql::at(own.url).await, Postgres::v15().await);
         let pipeline = Pipeline::between(source, target, table, "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
         pipeline.source.exec("SET GLOBAL binlog_format = 'STATEMENT', GLOBAL binlog_row_image = 'MINIMAL'").await;
         let words = [

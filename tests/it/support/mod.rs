@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 pub use mysql::Mysql;
 pub use own::Own;
 pub use postgres::Postgres;
-pub use server::{OwnMysql, tls_ca};
+pub use server::tls_ca;
 #[allow(unused_imports, reason = "the tests of the command line are the users")]
 pub use worker::{Worker, Workspace};
 

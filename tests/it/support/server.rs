@@ -20,11 +20,6 @@ pub enum Server {
 }
 
 static URLS: [OnceCell<String>; 6] = [const { OnceCell::const_new() }; 6];
-/// MySQL 5.7's place among the ports of an instance of `scripts/services`.
-const MYSQL57_OFFSET: u16 = 306;
-/// The ports of servers that are a test's own, between those of the shared instances.
-const OWN_PORTS: std::ops::Range<u16> = 26_000..26_400;
-
 static DATABASES: AtomicUsize = AtomicUsize::new(0);
 
 impl Server {
@@ -50,81 +45,6 @@ impl Server {
         })
         .await
     }
-}
-
-/// A MySQL 5.7 of a test's own, for settings that hold for a whole server. Wiped when dropped.
-pub struct OwnMysql {
-    instance: String,
-    port_base: String,
-    url: &'static str,
-}
-
-impl OwnMysql {
-    pub fn start() -> Self {
-        sweep_own();
-        let offset = u16::try_from(std::process::id() % 40).unwrap() * 10;
-        let span = OWN_PORTS.end - OWN_PORTS.start;
-        let mut ports = (0..span).map(|step| OWN_PORTS.start + (offset + step) % span);
-        let port = ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
-        let mut own = Self {
-            instance: format!("own-{}-{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed)),
-            port_base: (port - MYSQL57_OFFSET).to_string(),
-            url: "",
-        };
-        // Lives as long as the process, like the URLs of the shared servers.
-        own.url = Box::leak(own.start_with("").into_boxed_str());
-        own
-    }
-
-    pub fn url(&self) -> &'static str {
-        self.url
-    }
-
-    /// Stops the server and starts it with more options.
-    pub fn restart_with(&self, options: &str) {
-        self.services("stop", "");
-        self.start_with(options);
-    }
-
-    fn start_with(&self, options: &str) -> String {
-        let out = self.services("start", options);
-        out.lines().find_map(|line| line.strip_prefix("mysql57 ")).unwrap().trim().to_owned()
-    }
-
-    fn services(&self, command: &str, options: &str) -> String {
-        let own = [("CUTOVER_PORT_BASE", self.port_base.as_str()), ("CUTOVER_MYSQL_OPTIONS", options)];
-        services_with(&["--instance", &self.instance, command, "mysql57"], &own)
-    }
-}
-
-impl Drop for OwnMysql {
-    fn drop(&mut self) {
-        wipe(&self.instance);
-    }
-}
-
-/// Wipes what killed runs left behind.
-fn sweep_own() {
-    let Ok(entries) = std::fs::read_dir(services_folder()) else { return };
-    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        let pid = name.strip_prefix("own-").and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            wipe(&name);
-        }
-    }
-}
-
-fn wipe(instance: &str) {
-    // No port matters for this, but the script wants to be told one.
-    services_with(&["--instance", instance, "wipe", "mysql57"], &[("CUTOVER_PORT_BASE", "26000")]);
-    let root = services_folder();
-    let _gone = std::fs::remove_dir(root.join(instance));
-    let _gone = std::fs::remove_file(root.join("locks").join(format!("{instance}-mysql57")));
-}
-
-fn services_folder() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(".services");
-    std::env::var_os("CUTOVER_SERVICES_DIR").map_or(here, PathBuf::from)
 }
 
 /// The CA that signed the certificates of MySQL 9.7, MariaDB and both PostgreSQL servers.
@@ -165,12 +85,8 @@ pub fn clean_up(work: impl Future<Output = ()> + Send + 'static) {
 }
 
 fn services(arguments: &[&str]) -> String {
-    services_with(arguments, &[])
-}
-
-fn services_with(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-    let out = Command::new(&script).args(arguments).envs(environment.iter().copied()).output().unwrap();
+    let out = Command::new(&script).args(arguments).output().unwrap();
     assert!(out.status.success(), "scripts/services {arguments:?} failed: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
