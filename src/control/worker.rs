@@ -465,7 +465,7 @@ impl From<PgError> for Attempt {
             PgError::Unreachable(_) => Attempt::Later(error.to_string()),
             PgError::Refused(refusal) if refusal.passes() => Attempt::Later(refusal.to_string()),
             PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => {
-                Attempt::Hopeless(WorkerError::Target(error))
+                Attempt::Hopeless(error.into())
             }
         }
     }
