@@ -55,6 +55,15 @@ impl OwnServer {
         start(self.server);
     }
 
+    /// Stops it and starts it with more options, such as `--skip-log-bin`; without any it is as it was.
+    pub fn restart_with(&self, options: &str) {
+        services(&["stop", self.server.name()]);
+        let started =
+            command(port_base()).args(["start", self.server.name()]).env("CUTOVER_MYSQL_OPTIONS", options).output();
+        let started = started.unwrap();
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    }
+
     /// Ends it without letting it finish anything, and waits until it is gone.
     pub fn crash(&self) {
         // PostgreSQL's processes share memory: they end together on SIGQUIT, which writes nothing either.
