@@ -56,11 +56,13 @@ fn render(name: &str, status: &Status) -> String {
         "throughput",
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
-    line("waiting", status.waiting.to_string());
-    line(
-        "dead letters",
-        if status.dead_letters == 0 { "0".into() } else { format!("{}; {}", status.dead_letters, super::DEAD_LETTERS) },
-    );
+    let aged = |count: u64, oldest: Option<f64>| match oldest {
+        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
+        None => count.to_string(),
+    };
+    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
+    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -26,7 +26,9 @@ async fn a_row_that_was_read_before_its_delete_and_arrives_after_it_stays_delete
     let held = rig.hold_copied_rows().await;
     let _worker = rig.work.start(&[]);
     rig.copy_again_into_the_log("t").await;
-    rig.source.exec("DELETE FROM t WHERE id = 1; UPDATE t SET a = 'new' WHERE id = 2; UPDATE t SET id = 9 WHERE id = 3").await;
+    rig.source
+        .exec("DELETE FROM t WHERE id = 1; UPDATE t SET a = 'new' WHERE id = 2; UPDATE t SET id = 9 WHERE id = 3")
+        .await;
     rig.target_has(ROWS, "2 new, 4 four, 9 three").await;
 
     drop(held);
@@ -81,7 +83,8 @@ async fn the_last_event_of_a_key_counts(source: Mysql, target: Postgres) {
     rig.target_has(ROWS, "1 again, 2 second, 3 old+p, 6 last, 7 second, 8 p+q").await;
     // One commit time, and still a version for each row.
     rig.source.exec("INSERT INTO t VALUES (11, 'a'), (12, 'b'), (13, 'c')").await;
-    let versions = "SELECT count(DISTINCT cutover_version), max(cutover_version) - min(cutover_version) FROM t WHERE id > 10";
+    let versions =
+        "SELECT count(DISTINCT cutover_version), max(cutover_version) - min(cutover_version) FROM t WHERE id > 10";
     rig.target_has(versions, "3 2").await;
 }
 
@@ -106,14 +109,16 @@ async fn inserts_and_deletes_of_a_key_in_one_transaction_or_statement_end_with_t
 /// Rule 2.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_table_list_does_not_move_versions() {
-    let at_source = "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE other (id int PRIMARY KEY, n int)";
+    let at_source =
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE other (id int PRIMARY KEY, n int)";
     let at_target = "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE other (id int PRIMARY KEY, n int)";
     let rig = Rig::new(Mysql::v80().await, Postgres::v15().await, &["t"], at_source, at_target).await;
     let (both, work) = rig.beside(Postgres::v18().await, &["t", "other"], at_target).await;
     let _first = rig.following().await;
     let _second = work.start(&[]);
     rig.source.exec("INSERT INTO t VALUES (1, 'a')").await;
-    let there = async || both.query("SELECT to_regclass('cutover.offsets') IS NOT NULL").await[0][0].as_deref() == Some("t");
+    let there =
+        async || both.query("SELECT to_regclass('cutover.offsets') IS NOT NULL").await[0][0].as_deref() == Some("t");
     crate::support::eventually("the other pipeline has begun", Duration::from_secs(20), there).await;
     let row = async || both.query("SELECT id FROM t").await.len() == 1;
     crate::support::eventually("the other pipeline follows", Duration::from_secs(20), row).await;
@@ -156,7 +161,11 @@ async fn rows_that_were_at_the_target_before_give_way_to_copy_and_stream() {
     rig.source.exec("INSERT INTO t VALUES (1, 'source'), (2, 'source')").await;
     rig.target.exec("INSERT INTO t VALUES (1, 'before'), (3, 'before'), (4, 'before')").await;
     let _worker = rig.following().await;
-    rig.target_has("SELECT id, a, cutover_version = 0 FROM t ORDER BY id", "1 source f, 2 source f, 3 before t, 4 before t").await;
+    rig.target_has(
+        "SELECT id, a, cutover_version = 0 FROM t ORDER BY id",
+        "1 source f, 2 source f, 3 before t, 4 before t",
+    )
+    .await;
     rig.source.exec("INSERT INTO t VALUES (3, 'source'), (4, 'source'); DELETE FROM t WHERE id = 4").await;
     rig.target_has(ROWS, "1 source, 2 source, 3 source").await;
     let column = "SELECT is_nullable, column_default FROM information_schema.columns
@@ -222,7 +231,9 @@ async fn a_row_that_leaves_the_filter_is_deleted_at_the_target() {
     rig.target_has(ROWS, "2 BACK").await;
     rig.source.exec("BEGIN; UPDATE t SET a = 'x' WHERE id = 1; UPDATE t SET a = 'hidden' WHERE id = 1; UPDATE t SET a = 'y' WHERE id = 3; COMMIT").await;
     rig.target_has(ROWS, "2 BACK, 3 Y").await;
-    rig.source.exec("DELETE FROM t WHERE id = 3; UPDATE t SET id = 4 WHERE id = 2; INSERT INTO t VALUES (5, 'hidden')").await;
+    rig.source
+        .exec("DELETE FROM t WHERE id = 3; UPDATE t SET id = 4 WHERE id = 2; INSERT INTO t VALUES (5, 'hidden')")
+        .await;
     rig.target_has(ROWS, "4 BACK").await;
 }
 

@@ -108,9 +108,7 @@ impl Rig {
     /// started afterwards, on a pipeline that has run before.
     pub async fn hold_copied_rows(&self) -> Client {
         let holder = self.target.connect().await;
-        let held = holder
-            .batch_execute("BEGIN; SELECT FROM cutover.offsets WHERE topic = 'snapshot' FOR UPDATE")
-            .await;
+        let held = holder.batch_execute("BEGIN; SELECT FROM cutover.offsets WHERE topic = 'snapshot' FOR UPDATE").await;
         held.unwrap();
         holder
     }

@@ -74,7 +74,9 @@ async fn children_follow_the_cascades_of_a_server_that_logs_them() {
         FOREIGN KEY (b) REFERENCES p (id) ON DELETE SET NULL)";
     let at_target = "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, a int, b int)";
     let rig = Rig::new(Mysql::v97().await, Postgres::v15().await, &["p", "t"], at_source, at_target).await;
-    rig.source.exec("INSERT INTO p VALUES (1), (2), (3); INSERT INTO t VALUES (1, 1, 3), (2, 2, 1), (3, 3, 3), (4, 3, 1)").await;
+    rig.source
+        .exec("INSERT INTO p VALUES (1), (2), (3); INSERT INTO t VALUES (1, 1, 3), (2, 2, 1), (3, 3, 3), (4, 3, 1)")
+        .await;
     let _worker = rig.following().await;
     rig.source.exec("DELETE FROM p WHERE id = 1; UPDATE p SET id = 9 WHERE id = 2").await;
     rig.target_has("SELECT id, a, b FROM t ORDER BY id", "2 9 null, 3 3 3, 4 3 null").await;
@@ -112,7 +114,9 @@ async fn rewritten_rows_are_copied_again(source: Mysql, target: Postgres) {
     let at_source = "CREATE TABLE t (id int PRIMARY KEY, a varchar(20), n decimal(10,4) NOT NULL, x int NOT NULL) CHARACTER SET utf8mb4";
     let at_target = "CREATE TABLE t (id int PRIMARY KEY, a text, n numeric(10,4) NOT NULL, x int NOT NULL)";
     let rig = Rig::new(source, target, &["t"], at_source, at_target).await;
-    rig.source.exec("INSERT INTO t VALUES (1, 'caf\u{e9}', 1.2345, 1), (2, '\u{1F600}', 2.5, 2), (3, 'c', 3.1, 3)").await;
+    rig.source
+        .exec("INSERT INTO t VALUES (1, 'caf\u{e9}', 1.2345, 1), (2, '\u{1F600}', 2.5, 2), (3, 'c', 3.1, 3)")
+        .await;
     let _worker = rig.following().await;
     let rows = "SELECT id, a, n, x FROM t ORDER BY id";
     // A row that was changed a moment before its table was is no older than the copy.
@@ -123,7 +127,9 @@ async fn rewritten_rows_are_copied_again(source: Mysql, target: Postgres) {
     rig.eventually("copied again", async |status| status["synced"] == true).await;
     rig.target_has(COPIES, "2 copied").await;
 
-    rig.source.exec("SET sql_mode = ''; UPDATE t SET x = 9 WHERE id = 1; ALTER TABLE t MODIFY n decimal(10,1) NOT NULL").await;
+    rig.source
+        .exec("SET sql_mode = ''; UPDATE t SET x = 9 WHERE id = 1; ALTER TABLE t MODIFY n decimal(10,1) NOT NULL")
+        .await;
     rig.target_has("SELECT id, n FROM t ORDER BY id", "1 1.2000, 2 2.5000, 3 3.1000, 4 4.0000").await;
     rig.eventually("copied again", async |status| status["synced"] == true).await;
     rig.target_has(COPIES, "3 copied").await;
@@ -160,7 +166,10 @@ const UNUSED: [(&str, &str); 4] = [
     ("ALTER TABLE t ADD COLUMN z int NOT NULL DEFAULT 5 FIRST; INSERT INTO t VALUES (3, 3, 'c')", "1 a, 2 b, 3 c"),
     ("ALTER TABLE t MODIFY z varchar(9), ADD INDEX (z); UPDATE t SET a = 'B' WHERE id = 2", "1 a, 2 B, 3 c"),
     ("ALTER TABLE t DROP COLUMN z; INSERT INTO t VALUES (4, 'd')", "1 a, 2 B, 3 c, 4 d"),
-    ("ALTER TABLE t ADD COLUMN y int; INSERT INTO t VALUES (5, 'e', 5); DELETE FROM t WHERE id = 1", "2 B, 3 c, 4 d, 5 e"),
+    (
+        "ALTER TABLE t ADD COLUMN y int; INSERT INTO t VALUES (5, 'e', 5); DELETE FROM t WHERE id = 1",
+        "2 B, 3 c, 4 d, 5 e",
+    ),
 ];
 
 /// Rule 12.
@@ -190,7 +199,9 @@ async fn unused_columns_change_at_once(source: Mysql, target: Postgres) {
     rig.target_has(COPIES, "1 copied").await;
     // A worker that begins with the new schema reads what is left of the old one.
     worker.kill9().await;
-    rig.source.exec("INSERT INTO t VALUES (6, 'f', 6); ALTER TABLE t DROP COLUMN y; INSERT INTO t VALUES (7, 'g')").await;
+    rig.source
+        .exec("INSERT INTO t VALUES (6, 'f', 6); ALTER TABLE t DROP COLUMN y; INSERT INTO t VALUES (7, 'g')")
+        .await;
     rig.sync().await;
     rig.target_has(ROWS, "2 B, 3 c, 4 d, 5 e, 6 f, 7 g").await;
 }
@@ -269,7 +280,9 @@ async fn partitions_that_are_dropped_truncated_or_exchanged_halt() {
         let rig = Rig::new(Mysql::v80().await, Postgres::v15().await, &["t"], at_source, at_target).await;
         rig.source.exec("INSERT INTO t VALUES (1, 1), (11, 11)").await;
         rig.sync().await;
-        rig.source.exec("ALTER TABLE t ADD PARTITION (PARTITION p2 VALUES LESS THAN (30)); INSERT INTO t VALUES (21, 21)").await;
+        rig.source
+            .exec("ALTER TABLE t ADD PARTITION (PARTITION p2 VALUES LESS THAN (30)); INSERT INTO t VALUES (21, 21)")
+            .await;
         rig.sync().await;
         rig.source.exec(change).await;
         let said = rig.halts().await;
@@ -325,7 +338,8 @@ async fn a_row_change_that_is_logged_as_a_statement_halts() {
 /// Rule 12.
 #[tokio::test(flavor = "multi_thread")]
 async fn resnapshot_copies_one_table_again_while_the_stream_goes_on() {
-    let at_source = "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE u (id int PRIMARY KEY, a varchar(20))";
+    let at_source =
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE u (id int PRIMARY KEY, a varchar(20))";
     let at_target = "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE u (id int PRIMARY KEY, a text)";
     let rig = Rig::new(Mysql::v80().await, Postgres::v15().await, &["t", "u"], at_source, at_target).await;
     let values: Vec<String> = (1..=2000).map(|id| format!("({id}, 'row {id}')")).collect();
@@ -333,12 +347,16 @@ async fn resnapshot_copies_one_table_again_while_the_stream_goes_on() {
     rig.work.configure_also("[snapshot]\nchunk_rows = 100\n");
     let _worker = rig.following().await;
     // What somebody spoilt at the target.
-    rig.target.exec("UPDATE t SET a = 'spoilt' WHERE id % 3 = 0; DELETE FROM t WHERE id % 7 = 0; UPDATE u SET a = 'kept'").await;
+    rig.target
+        .exec("UPDATE t SET a = 'spoilt' WHERE id % 3 = 0; DELETE FROM t WHERE id % 7 = 0; UPDATE u SET a = 'kept'")
+        .await;
     let copying = rig.work.run(&["resnapshot", "t"]);
     let changing = async {
         for id in 1..=100 {
             let (moved, gone) = (3000 + id, 2000 - id);
-            rig.source.exec(&format!("UPDATE t SET id = {moved} WHERE id = {id}; DELETE FROM t WHERE id = {gone}")).await;
+            rig.source
+                .exec(&format!("UPDATE t SET id = {moved} WHERE id = {id}; DELETE FROM t WHERE id = {gone}"))
+                .await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -355,7 +373,8 @@ async fn resnapshot_copies_one_table_again_while_the_stream_goes_on() {
 /// Rule 12. A table that is added to the configuration is copied, one that is taken out is left as it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_table_list_may_grow_and_shrink_between_two_starts() {
-    let at_source = "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE u (id int PRIMARY KEY, a varchar(20))";
+    let at_source =
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(20)); CREATE TABLE u (id int PRIMARY KEY, a varchar(20))";
     let at_target = "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE u (id int PRIMARY KEY, a text)";
     let rig = Rig::new(Mysql::mariadb().await, Postgres::v18().await, &["t"], at_source, at_target).await;
     rig.source.exec("INSERT INTO t VALUES (1, 't'); INSERT INTO u VALUES (1, 'u'), (2, 'u')").await;

@@ -238,9 +238,10 @@ impl PostgresSink {
         Ok(statement)
     }
 
-    /// A target table as metrics name it: without the schema that unqualified tables live in.
+    /// A target table as metrics name it: as its transform's file does, without the schema that unqualified names mean.
     fn name(&self, plan: usize) -> String {
-        let Some(name) = self.plans.get(plan).map(|plan| &plan.target.name) else { return String::new() };
+        let Some(plan) = self.plans.get(plan) else { return String::new() };
+        let name = &plan.target.name;
         if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
     }
 }

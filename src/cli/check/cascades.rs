@@ -41,12 +41,7 @@ fn rules(key: &ForeignKey) -> Vec<Rule<'_>> {
 }
 
 /// What is wrong with a rule and what to do about it; none if it is taken care of.
-fn verdict(
-    child: &TableName,
-    key: &ForeignKey,
-    rule: Rule<'_>,
-    same_at_target: bool,
-) -> Option<(String, String)> {
+fn verdict(child: &TableName, key: &ForeignKey, rule: Rule<'_>, same_at_target: bool) -> Option<(String, String)> {
     let what = format!(
         "`{}` changes `{}` ON {} {} of `{}`, and this server does not log such changes",
         key.name, child.table, rule.event, rule.action, key.parent.table
