@@ -39,6 +39,10 @@ pub enum CaptureError {
     /// The source's log no longer holds what is needed, or holds what must not be skipped.
     #[error("{reason}; {remedy}")]
     Halt { reason: String, remedy: String },
+    /// The source cannot go on from where capture was: what lies between is missing. When every table is copied
+    /// again, capture may begin where the source is then.
+    #[error("{reason}; {remedy}")]
+    Lost { reason: String, remedy: String },
 }
 
 impl CaptureError {
@@ -46,7 +50,7 @@ impl CaptureError {
     pub fn disposition(&self) -> Disposition {
         match self {
             CaptureError::Unreachable(_) => Disposition::Retry,
-            CaptureError::Halt { .. } => Disposition::Halt,
+            CaptureError::Halt { .. } | CaptureError::Lost { .. } => Disposition::Halt,
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::{config::Config, control::worker};
 /// How long a worker has to take the request before the command says that none runs.
 const TAKEN_WITHIN: Duration = Duration::from_secs(15);
 const POLL_EVERY: Duration = Duration::from_millis(300);
+/// The answer to a request whose copy begins by itself.
+const QUEUED: &str = "queued";
 
 pub(crate) async fn resnapshot(config: &Config, table: &str) -> Result<(), Failure> {
     let store = worker::store(config)?;
@@ -37,10 +39,15 @@ pub(crate) async fn resnapshot(config: &Config, table: &str) -> Result<(), Failu
                 )));
             }
             "refused" => return Err(Failure::Runtime(anyhow::anyhow!("{answer}"))),
+            "done" if answer != QUEUED => {
+                eprintln!("{table}: {answer}");
+                return Ok(());
+            }
             _ => {}
         }
         let status = store.status().await?;
-        if let Some(halt) = status.halted {
+        // This may be what repairs it: the worker has a while to find out.
+        if let Some(halt) = status.halted.filter(|_| asked.elapsed() > TAKEN_WITHIN) {
             return Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy)));
         }
         let Some(progress) = status.tables.iter().find(|status| status.table == table) else { continue };

@@ -56,8 +56,12 @@ fn render(name: &str, status: &Status) -> String {
         "throughput",
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
-    line("waiting", status.waiting.to_string());
-    line("dead letters", status.dead_letters.to_string());
+    let aged = |count: u64, oldest: Option<f64>| match oldest {
+        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
+        None => count.to_string(),
+    };
+    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    line("dead letters", aged(status.dead_letters, status.dead_letters_oldest_seconds));
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

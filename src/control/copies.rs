@@ -53,6 +53,20 @@ impl Store {
         Ok(queued == 1)
     }
 
+    /// The tables that nobody has asked to copy again, or whose copy has begun already.
+    pub async fn not_to_be_copied_again(&self) -> Result<Vec<String>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT source_table FROM cutover.tables \
+                 WHERE pipeline = $1 AND NOT (state = 'pending' AND generation > 1) ORDER BY position, source_table",
+                &[&self.pipeline],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// How many tables there are and how many are not copied completely.
     pub async fn copies_left(&self) -> Result<Left, PgError> {
         let session = self.session().await?;
@@ -156,6 +170,15 @@ impl Progress for Store {
             .await
             .map_err(PgError::from)?;
         Ok(())
+    }
+
+    async fn began(&self, copy: &TableCopy, clock: Version) -> Result<Version, SnapshotError> {
+        let key = format!("copy {} of {} began", copy.generation, copy.table);
+        if let Some(noted) = self.note(&key).await?.and_then(|noted| noted.parse().ok()) {
+            return Ok(noted);
+        }
+        self.set_note(&key, &clock.to_string()).await?;
+        Ok(clock)
     }
 
     async fn chunks(&self, copy: &TableCopy) -> Result<Vec<Chunk>, SnapshotError> {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use crate::log::Topic;
+
 /// How long a lease lasts without being renewed. A killed worker on a dead host is replaced after this.
 pub const LEASE_SECONDS: i64 = 10;
 /// How often its holder renews it.
@@ -66,6 +68,25 @@ pub async fn acquire(
         )
         .await?;
     Ok(Err(Holder { holder: row.get(0), seconds_left: row.get(1) }))
+}
+
+/// Ends the sink sessions of whoever held the lease before. A worker that was paused or cut off inside a transaction keeps its
+/// locks at the target for as long as the target believes in its connection.
+pub async fn end_predecessor(client: &Client, pipeline: &str) -> Result<(), tokio_postgres::Error> {
+    let names: Vec<String> = [Topic::Changes, Topic::Snapshot].map(|topic| sink_name(pipeline, topic)).into();
+    client
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND usename = current_user AND application_name = ANY($1)",
+            &[&names],
+        )
+        .await?;
+    Ok(())
+}
+
+/// What the sessions that write rows are called at the target.
+pub fn sink_name(pipeline: &str, topic: Topic) -> String {
+    format!("cutover {pipeline} {}", topic.suffix())
 }
 
 /// Renews the lease; false if another worker has taken it.

@@ -13,8 +13,9 @@ use crate::{
     },
     database::mysql::{
         catalog::{self, CatalogError},
-        connect::{ConnectError, Connector},
+        connect::{ConnectError, Connector, QueryError},
         scan::{ScanError, Scanner, Watermark},
+        server::{self, ServerFacts},
     },
     model::{Disposition, Position, TableName, TableSchema, Version},
     observe::{Captured, now_us},
@@ -64,6 +65,22 @@ impl OpenSource for MysqlServer {
         let source = MysqlSource::open(&settings, from, &known, &self.tables).await?;
         Ok(Box::new(source))
     }
+
+    async fn open_anew(&self, clock: Version) -> Result<Box<dyn Source>, CaptureError> {
+        let retried = |error: QueryError| CaptureError::Unreachable(error.to_string());
+        let mut conn = self.connector.connect().await?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(retried)?;
+        let position = server::current_position(&mut conn, &facts).await.map_err(retried)?;
+        drop(conn.disconnect().await);
+        tracing::warn!(
+            file = position.file,
+            offset = position.offset,
+            "capture begins anew: every table is copied again"
+        );
+        let settings = self.config.resolve(&self.pipeline, now_us)?;
+        let from = Some((position, clock.max(facts.now_us)));
+        Ok(Box::new(MysqlSource::open(&settings, from, &[], &self.tables).await?))
+    }
 }
 
 /// Takes note of schemas and of tables to copy again, in the target.
@@ -90,6 +107,11 @@ impl Register for Notes {
         queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
         tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
         Ok(())
+    }
+
+    async fn all_copied_again(&self) -> Result<bool, CaptureError> {
+        let left = self.store.not_to_be_copied_again().await;
+        Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())
     }
 }
 

@@ -25,8 +25,12 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     /// Rows that wait for a parent or a unique value.
     pub waiting: u64,
+    /// How long the oldest of them has waited; null when none waits.
+    pub waiting_oldest_seconds: Option<f64>,
     /// Open dead letters.
     pub dead_letters: u64,
+    /// How long the oldest of them has been open; null when none is.
+    pub dead_letters_oldest_seconds: Option<f64>,
     pub drift_rows: u64,
     pub halted: Option<Halt>,
     /// Whether a worker has reported lately.
@@ -142,7 +146,11 @@ impl Store {
                 "SELECT (SELECT count(*) FROM cutover.waiting WHERE pipeline = $1), \
                         (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'), \
                         (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - min(newest_commit_us) \
-                           FROM cutover.offsets WHERE pipeline = $1 AND topic = 'changes' AND newest_commit_us > 0)",
+                           FROM cutover.offsets WHERE pipeline = $1 AND topic = 'changes' AND newest_commit_us > 0), \
+                        (SELECT extract(epoch FROM clock_timestamp() - min(since))::float8 \
+                           FROM cutover.waiting WHERE pipeline = $1), \
+                        (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
+                           FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open')",
                 &[&self.pipeline],
             )
             .await?;
@@ -156,6 +164,8 @@ impl Store {
             lag_seconds: counts.get::<_, Option<i64>>(2).map(|lag_us| lag_us.max(0) as f64 / 1e6),
             tables,
             waiting,
+            waiting_oldest_seconds: counts.get(3),
+            dead_letters_oldest_seconds: counts.get(4),
             dead_letters: counts.get::<_, i64>(1).cast_unsigned(),
             drift_rows: 0,
             halted: report.halted,

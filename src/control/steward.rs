@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     requests,
     status::{Phase, Report, Status},
-    target::PgTarget,
+    target::{PgTarget, TargetError},
     worker::{Ended, Worker, WorkerError, postgres_options},
 };
 use crate::{
@@ -215,23 +215,45 @@ impl Steward {
         }
         self.stop_applying().await;
         tracing::info!(file = %file.display(), "the copy is complete; running the script after it");
-        match self.execute_script(&file).await {
+        let ran = self.execute_script(&file).await;
+        let done = match ran {
             Ok(()) => {
                 tracing::info!("the script after the copy has run");
-                self.target.reload().await?;
+                true
             }
-            Err(PgError::Unreachable(why)) => self.worker.halts.trouble("after_copy", &why),
-            Err(error) => self.worker.halts.halt(
-                "after_copy",
-                Halt {
-                    reason: format!("{} failed, and nothing of it was kept: {error}", file.display()),
-                    remedy: "correct the script (or what it met) and restart the worker; the stream goes on meanwhile"
-                        .into(),
-                },
-            ),
+            Err(PgError::Unreachable(why)) => {
+                self.worker.halts.trouble("after_copy", &why);
+                false
+            }
+            Err(error) => {
+                let reason = format!("{} failed, and nothing of it was kept: {error}", file.display());
+                let remedy = "correct the script (or what it met) and restart the worker; the stream goes on meanwhile";
+                self.worker.halts.halt("after_copy", Halt { reason, remedy: remedy.into() });
+                false
+            }
+        };
+        // A connection that broke may have committed: whatever was heard, the tables may be other ones now.
+        if let Err(error) = self.plan_again(stop).await {
+            let remedy = "make target tables and transforms fit and restart the worker; the log keeps everything";
+            self.worker.halts.halt("after_copy", Halt { reason: error.to_string(), remedy: remedy.into() });
+            return Ok(());
+        }
+        if done {
+            self.worker.halts.well("after_copy");
         }
         self.start_applying(stop);
         Ok(())
+    }
+
+    /// Plans with the tables as the script has left them. Without that nothing more is applied, so it is tried until it works.
+    async fn plan_again(&self, stop: &CancellationToken) -> Result<(), TargetError> {
+        loop {
+            match self.target.reload().await {
+                Err(TargetError::Postgres(PgError::Unreachable(why))) => self.worker.halts.trouble("after_copy", &why),
+                planned => return planned,
+            }
+            tokio::select! { () = stop.cancelled() => return Ok(()), () = tokio::time::sleep(REPORT_EVERY) => {} }
+        }
     }
 
     /// The script and the note that it has run are one transaction.
@@ -267,7 +289,17 @@ impl Steward {
             match request.command.as_str() {
                 "resnapshot" if store.queue_copy(&request.subject, 0).await? => {
                     tracing::info!(table = %request.subject, "asked to copy the table again");
-                    store.answer(request.id, "done", "queued").await?;
+                    // A capture that lost its place waits for all of them.
+                    let lost =
+                        self.worker.frontier.watch_captured().borrow().is_none() && self.worker.halts.first().is_some();
+                    let left = if lost { store.not_to_be_copied_again().await? } else { Vec::new() };
+                    let answer = match left.join(", ") {
+                        left if left.is_empty() => "queued".to_owned(),
+                        left => {
+                            format!("queued; the copy begins when every table is to be copied again, not yet {left}")
+                        }
+                    };
+                    store.answer(request.id, "done", &answer).await?;
                 }
                 "resnapshot" => {
                     let text = format!("the pipeline has no source table `{}`", request.subject);

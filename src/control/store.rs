@@ -109,6 +109,19 @@ impl Store {
             .collect()
     }
 
+    /// The newest commit or heartbeat that the target has, µs since the Unix epoch, by partition.
+    pub async fn newest_commits(&self) -> Result<Vec<(u32, i64)>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT part, newest_commit_us FROM cutover.offsets WHERE pipeline = $1 AND topic = 'changes'",
+                &[&self.pipeline],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get::<_, i32>(0).cast_unsigned(), row.get(1))).collect())
+    }
+
     /// The newest source position that the target holds, with the clock there: where capture begins
     /// when the log is lost.
     pub async fn position(&self) -> Result<Option<(crate::model::Position, Version)>, PgError> {

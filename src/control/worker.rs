@@ -32,10 +32,14 @@ use crate::{
         },
         postgres::{self, PgError},
     },
-    log::{Log, Topic, embedded::EmbeddedLog},
+    log::{Log, LogError, Topic, embedded::EmbeddedLog},
     model::{Disposition, MysqlPosition, Position, TableSchema},
     observe::{Frontier, Halt, Halts},
-    pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
+    pipeline::{
+        apply::{self, ApplyLoop, Target as _},
+        batches::Bounds,
+        capture::CaptureLoop,
+    },
     snapshot::copier::Copier,
 };
 
@@ -82,7 +86,7 @@ pub enum WorkerError {
     )]
     Listen { address: String, source: std::io::Error },
     #[error(transparent)]
-    Log(#[from] crate::log::LogError),
+    Log(#[from] LogError),
     #[error("another worker has taken the lease of `{0}`; this one has stopped writing")]
     LeaseLost(String),
     #[error("metrics cannot be collected: {0}")]
@@ -170,16 +174,11 @@ impl Worker {
         let Some(opened) = self.patiently("source", || self.open_source()).await? else { return Ok(Ended::Stopped) };
         // The lease's liveness is that of its session, so it has one of its own.
         let leases = store(&self.config)?;
-        let Some(lease) = self.patiently("lease", || self.take_lease(&leases)).await? else {
+        let Some((lease, log)) = self.patiently("lease", || self.take_over(&leases)).await? else {
             return Ok(Ended::Stopped);
         };
-        let ended = self.hold(opened, lease, &leases, until_synced, show).await;
-        if let Ok(session) = leases.session().await
-            && let Ok(client) = session.client()
-            && let Err(error) = lease::release(client, &self.config.name, "worker", lease).await
-        {
-            tracing::warn!(%error, "the lease was not released; it runs out by itself");
-        }
+        let ended = self.hold(opened, lease, log, &leases, until_synced, show).await;
+        self.release_lease(&leases, lease).await;
         ended
     }
 
@@ -247,9 +246,66 @@ impl Worker {
         let holder = format!("{}:{}", hostname(), std::process::id());
         let session = leases.session().await?;
         let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
-        taken
+        let lease = taken
             .map_err(PgError::from)?
-            .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))
+            .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))?;
+        lease::end_predecessor(session.client()?, &self.config.name).await.map_err(PgError::from)?;
+        Ok(lease)
+    }
+
+    async fn release_lease(&self, leases: &Store, lease: Lease) {
+        if let Ok(session) = leases.session().await
+            && let Ok(client) = session.client()
+            && let Err(error) = lease::release(client, &self.config.name, "worker", lease).await
+        {
+            tracing::warn!(%error, "the lease was not released; it runs out by itself");
+        }
+    }
+
+    /// Takes the lease and the log. A worker that lost the lease may still have the log open: it lets go when it notices.
+    async fn take_over(&self, leases: &Store) -> Result<(Lease, Arc<dyn Log>), Attempt> {
+        let lease = self.take_lease(leases).await?;
+        let opened = match self.config.log.folder(&self.config.folder) {
+            // A folder for each pipeline, as for all other state.
+            Some(folder) => EmbeddedLog::open(&folder.join(&self.config.name), (&self.config.log).into()).await,
+            None => {
+                let url = &self.config.log.url;
+                return Err(Attempt::Hopeless(WorkerError::Usage(format!(
+                    "[log] url {url} is not supported; use file:FOLDER"
+                ))));
+            }
+        };
+        let error = match opened {
+            Ok(log) => return Ok((lease, Arc::new(log))),
+            Err(error) => error,
+        };
+        self.release_lease(leases, lease).await;
+        match error {
+            error @ LogError::InUse { .. } => Err(Attempt::Later(error.to_string())),
+            error => Err(Attempt::Hopeless(WorkerError::Log(error))),
+        }
+    }
+
+    /// Whether the log has everything that the target goes on with; halts if it has not.
+    async fn judge_log(&self, log: &Arc<dyn Log>, target: &PgTarget) -> Result<bool, Attempt> {
+        for partition in 0..log.partitions() {
+            for topic in [Topic::Changes, Topic::Snapshot] {
+                let resume = match target.resume(topic, partition, log.epoch()).await {
+                    Ok(resume) => resume,
+                    Err(error) if error.disposition() == Disposition::Retry => {
+                        return Err(Attempt::Later(error.to_string()));
+                    }
+                    // The apply loop meets it too, and says what to do.
+                    Err(_) => return Ok(true),
+                };
+                if let Err(error) = apply::reaches(&**log, topic, partition, resume.from).await {
+                    let remedy = "restart the worker when that is done".into();
+                    self.halts.halt("log", Halt { reason: error.to_string(), remedy });
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Runs the pipeline while this process holds the lease.
@@ -257,21 +313,25 @@ impl Worker {
         &self,
         opened: Opened,
         lease: Lease,
+        log: Arc<dyn Log>,
         leases: &Arc<Store>,
         until_synced: bool,
         show: fn(&Status),
     ) -> Result<Ended, WorkerError> {
-        let folder = self.config.log.folder(&self.config.folder).ok_or_else(|| {
-            WorkerError::Usage(format!("[log] url {} is not supported; use file:FOLDER", self.config.log.url))
-        })?;
-        let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(&folder, (&self.config.log).into()).await?);
         let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
-        self.store.register_tables(&names).await?;
-        let target = Arc::new(PgTarget::prepare(self, lease.epoch, &opened.tables).await?);
         let work = self.stop.child_token();
-        let mut tasks = JoinSet::new();
+        let _ended_with_this = work.clone().drop_guard();
         let renewing = renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone());
         let mut renewing = tokio::spawn(renewing);
+        // A stalled pipeline that is restarted has the lag that it had.
+        for (partition, newest_us) in self.store.newest_commits().await? {
+            self.frontier.applied_changes(partition, 0, None, Some(newest_us));
+        }
+        self.store.register_tables(&names).await?;
+        let prepared =
+            self.patiently("target", || async { Ok(PgTarget::prepare(self, lease.epoch, &opened.tables).await?) });
+        let Some(target) = prepared.await?.map(Arc::new) else { return Ok(Ended::Stopped) };
+        let mut tasks = JoinSet::new();
 
         let fallback = self.store.position().await?;
         // With a stored position the clock is stored as well, and is the highest.
@@ -299,10 +359,13 @@ impl Worker {
             connector: connector.into(),
             fallback,
         };
-        tasks.spawn(capture.run(work.clone()));
+        let Some(sound) = self.patiently("log", || self.judge_log(&log, &target)).await? else {
+            return Ok(Ended::Stopped);
+        };
         let copier = Copier {
             scans: server,
             progress: Arc::clone(&self.store) as _,
+            sweep: Arc::clone(&target) as _,
             log: Arc::clone(&log),
             frontier: Arc::clone(&self.frontier),
             halts: Arc::clone(&self.halts),
@@ -312,7 +375,10 @@ impl Worker {
             parallel: self.config.snapshot.parallel,
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
-        tasks.spawn(copier.run(work.clone()));
+        if sound {
+            tasks.spawn(capture.run(work.clone()));
+            tasks.spawn(copier.run(work.clone()));
+        }
         let end = until_synced.then_some(Position::Mysql(opened.end));
         let mut steward = Steward::new(self.clone(), log, target, end, show);
         let ended = tokio::select! {
@@ -373,9 +439,19 @@ impl From<PgError> for Attempt {
     fn from(error: PgError) -> Self {
         match error {
             PgError::Unreachable(_) => Attempt::Later(error.to_string()),
+            PgError::Refused(refusal) if refusal.passes() => Attempt::Later(refusal.to_string()),
             PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => {
                 Attempt::Hopeless(WorkerError::Target(error))
             }
+        }
+    }
+}
+
+impl From<TargetError> for Attempt {
+    fn from(error: TargetError) -> Self {
+        match error {
+            TargetError::Postgres(error) => Attempt::from(error),
+            TargetError::Transforms(_) | TargetError::Url(_) => Attempt::Hopeless(WorkerError::Transform(error)),
         }
     }
 }

@@ -57,6 +57,11 @@ impl Frontier {
         self.captured.send_replace(Some(captured));
     }
 
+    /// What capture made durable leads nowhere: nothing may be labelled with it until capture has begun anew.
+    pub fn lost(&self) {
+        self.captured.send_replace(None);
+    }
+
     /// Follows what capture makes durable.
     pub fn watch_captured(&self) -> watch::Receiver<Option<Captured>> {
         self.captured.subscribe()

@@ -27,6 +27,13 @@ impl Halts {
         self.lock(&self.halted).insert(part.to_owned(), halt);
     }
 
+    /// Notes that what `part` halted for is repaired.
+    pub fn lift(&self, part: &str) {
+        if self.lock(&self.halted).remove(part).is_some() {
+            tracing::info!(part, "no longer halted");
+        }
+    }
+
     /// The first halt, if any.
     pub fn first(&self) -> Option<Halt> {
         self.lock(&self.halted).values().next().cloned()

@@ -39,6 +39,21 @@ pub struct Resume {
     pub schemas: HashMap<u64, Arc<TableSchema>>,
 }
 
+/// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost its
+/// tail, and must not be written to: other records would come to stand where the target has been (CORRECTNESS rule 17).
+pub async fn reaches(log: &dyn Log, topic: Topic, partition: u32, from: Offset) -> Result<(), LogError> {
+    let (start, end) = log.bounds(topic, partition).await?;
+    let topic = topic.suffix();
+    if start > from {
+        return Err(LogError::Trimmed { topic, partition, wanted: from, start });
+    }
+    if end < from {
+        let reason = format!("the target is at offset {from}, but the log ends at {end}: its tail is lost");
+        return Err(LogError::Corrupt { topic, partition, offset: end, reason });
+    }
+    Ok(())
+}
+
 /// The target, as the loops see it.
 #[async_trait]
 pub trait Target: Send + Sync {
@@ -122,16 +137,7 @@ impl ApplyLoop {
     /// Reads from the stored offset and applies until `stop` or an error.
     async fn session(&self, part: &str, stop: &CancellationToken) -> Result<(), SessionError> {
         let resume = self.target.resume(self.topic, self.partition, self.log.epoch()).await?;
-        let (start, end) = self.log.bounds(self.topic, self.partition).await?;
-        let topic = self.topic.suffix();
-        if start > resume.from {
-            return Err(LogError::Trimmed { topic, partition: self.partition, wanted: resume.from, start }.into());
-        }
-        if end < resume.from {
-            let reason =
-                format!("the target is at offset {}, but the log ends at {end}: its tail is lost", resume.from);
-            return Err(LogError::Corrupt { topic, partition: self.partition, offset: end, reason }.into());
-        }
+        reaches(&*self.log, self.topic, self.partition, resume.from).await?;
         match self.topic {
             Topic::Changes => self.frontier.applied_changes(self.partition, resume.from, None, None),
             Topic::Snapshot => self.frontier.applied_snapshot(self.partition, resume.from),
@@ -210,12 +216,12 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
-        let mut retried = Instant::now();
+        let mut tried = Instant::now();
         loop {
-            // Heartbeats come more often than this, so what waits has a clock of its own.
-            if retries && retried.elapsed() >= WAITING_EVERY {
+            // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
+            if retries && tried.elapsed() >= WAITING_EVERY {
                 self.count(&sink.retry_waiting().await?);
-                retried = Instant::now();
+                tried = Instant::now();
             }
             let next = async { steps.lock().await.recv().await };
             let step = match tokio::time::timeout(WAITING_EVERY, next).await {

@@ -34,12 +34,16 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 const GROUPS_WAITING_MAX: usize = 1;
 /// The longest pause between two attempts at a source or a log that fails.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often a capture that lost its place looks whether it may begin anew.
+const REPAIRED_EVERY: Duration = Duration::from_secs(1);
 
 /// Opens the source of a pipeline.
 #[async_trait]
 pub trait OpenSource: Send + Sync {
     /// Opens at a stored position with the clock's state there, or where the source is now.
     async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError>;
+    /// Opens where the source is now, whatever was captured, with the clock at `clock` or above.
+    async fn open_anew(&self, clock: Version) -> Result<Box<dyn Source>, CaptureError>;
 }
 
 /// Takes note of what must be durable before the log goes on.
@@ -50,6 +54,8 @@ pub trait Register: Send + Sync {
     /// Rows of the table may have changed without events. A copy that shows them must be labelled with `clock` at
     /// least: else a row that was changed before them would seem to be newer.
     async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError>;
+    /// Whether every table has been asked to be copied again and no such copy has begun.
+    async fn all_copied_again(&self) -> Result<bool, CaptureError>;
 }
 
 /// Everything the loop works with.
@@ -92,6 +98,11 @@ impl SessionError {
             SessionError::Envelope(_) => Disposition::Halt,
         }
     }
+
+    /// Whether what follows the captured position is gone.
+    fn is_loss(&self) -> bool {
+        matches!(self, SessionError::Capture(CaptureError::Lost { .. }))
+    }
 }
 
 /// Records gathered for one append.
@@ -113,13 +124,22 @@ struct Complete {
 impl CaptureLoop {
     /// Captures until `stop`, or until something halts it.
     pub async fn run(self, stop: CancellationToken) {
-        let mut pause = Duration::from_millis(100);
+        let (mut pause, mut anew) = (Duration::from_millis(100), false);
         while !stop.is_cancelled() {
             let started = std::time::Instant::now();
-            let Err(error) = self.session(&stop).await else { return };
+            // What has been captured anew is in the log, which is where to go on from then.
+            anew &= self.frontier.watch_captured().borrow().is_none();
+            let Err(error) = self.session(anew, &stop).await else { return };
             metrics::counter!(metric::SYNC_ERRORS, "stage" => "capture").increment(1);
             match error.disposition() {
                 Disposition::Retry => self.halts.trouble("capture", &error.to_string()),
+                Disposition::Halt | Disposition::DeadLetter if error.is_loss() => {
+                    self.frontier.lost();
+                    if !self.repaired(error, &stop).await {
+                        return;
+                    }
+                    anew = true;
+                }
                 Disposition::Halt | Disposition::DeadLetter => {
                     return self.halts.halt("capture", halt_of(error));
                 }
@@ -133,11 +153,32 @@ impl CaptureLoop {
         }
     }
 
-    /// Opens the source where the log ends and captures until `stop` or an error.
-    async fn session(&self, stop: &CancellationToken) -> Result<(), SessionError> {
+    /// Halts until every table is to be copied again, which makes up for what was lost; false if it was stopped before.
+    async fn repaired(&self, lost: SessionError, stop: &CancellationToken) -> bool {
+        let mut lost = Some(lost);
+        loop {
+            match self.register.all_copied_again().await {
+                Ok(true) => break,
+                Ok(false) => self.halts.well("capture"),
+                Err(error) => self.halts.trouble("capture", &error.to_string()),
+            }
+            if let Some(lost) = lost.take() {
+                self.halts.halt("capture", halt_of(lost));
+            }
+            tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(REPAIRED_EVERY) => {} }
+        }
+        self.halts.lift("capture");
+        true
+    }
+
+    /// Opens the source where the log ends, or anew where the source is, and captures until `stop` or an error.
+    async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
         let from = self.resume_point().await?;
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
-        let opening = self.source.open(from);
+        let opening = match from {
+            Some((_, clock)) if anew => self.source.open_anew(clock),
+            from => self.source.open(from),
+        };
         let mut source = tokio::select! { () = stop.cancelled() => return Ok(()), source = opening => source? };
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
         let reader = Reader {
@@ -385,7 +426,9 @@ pub(crate) fn marker(kind: Kind, value: Vec<u8>, version: Version, commit_us: i6
 
 fn halt_of(error: SessionError) -> Halt {
     match error {
-        SessionError::Capture(CaptureError::Halt { reason, remedy }) => Halt { reason, remedy },
+        SessionError::Capture(CaptureError::Halt { reason, remedy } | CaptureError::Lost { reason, remedy }) => {
+            Halt { reason, remedy }
+        }
         SessionError::Capture(error @ CaptureError::Unreachable(_)) => {
             Halt { reason: error.to_string(), remedy: "make the source reachable and restart the worker".into() }
         }

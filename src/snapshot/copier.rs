@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Block, Chunk, OpenScan, Progress, Range, Scan, SnapshotError, TableCopy};
+use super::{Block, Chunk, OpenScan, Progress, Range, Scan, SnapshotError, Sweep, TableCopy};
 use crate::{
     log::{
         Control, EMPTY, Headers, Kind, Log, Record, Topic, TransactionPart,
@@ -38,6 +38,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub struct Copier {
     pub scans: Arc<dyn OpenScan>,
     pub progress: Arc<dyn Progress>,
+    pub sweep: Arc<dyn Sweep>,
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
     pub halts: Arc<Halts>,
@@ -96,12 +97,13 @@ impl Copier {
     /// Makes the first unfinished copy; false if there is none.
     async fn next_copy(&self) -> Result<bool, SnapshotError> {
         let Some(copy) = self.progress.unfinished().await?.into_iter().next() else { return Ok(false) };
-        self.captured(copy.not_before).await;
+        let clock = self.captured(copy.not_before).await;
         let schema = self.scans.schema(&copy.table).await?;
         let mut first = self.scans.open().await?;
         let estimate = first.estimate_rows(&schema).await?;
         self.progress.schema(&copy, &schema, estimate).await?;
         self.announce(&schema).await?;
+        let began = self.progress.began(&copy, clock).await?;
         let queue = self.queue(&copy).await?;
         tracing::info!(table = %copy.table, rows = estimate, chunks_left = queue.known.len(), "copying");
         let queue = Mutex::new(queue);
@@ -109,21 +111,28 @@ impl Copier {
         for _ in 1..self.parallel {
             others.push(self.scans.open().await?);
         }
+        self.halts.well("snapshot");
         let readers = std::iter::once(first).chain(others).map(|scan| self.reader(scan, &copy, &schema, &queue));
         futures::future::try_join_all(readers).await?;
         self.barrier().await?;
+        // A first copy finds no rows of an earlier one.
+        if copy.generation > 1 {
+            self.sweep.sweep(&copy.table, began).await?;
+        }
         if self.progress.finish(&copy).await? {
             tracing::info!(table = %copy.table, "copied");
         }
         Ok(true)
     }
 
-    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with.
-    async fn captured(&self, clock: Version) {
+    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The clock there.
+    async fn captured(&self, not_before: Version) -> Version {
         let mut captured = self.frontier.watch_captured();
-        let reached = |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.clock >= clock);
+        let reached =
+            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.clock >= not_before);
         // The sender lives as long as the frontier that we hold, so this only ends with a position.
-        let _ = captured.wait_for(reached).await;
+        let found = captured.wait_for(reached).await;
+        found.ok().and_then(|found| found.as_ref().map(|captured| captured.clock)).unwrap_or(not_before)
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.

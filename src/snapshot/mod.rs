@@ -96,12 +96,21 @@ pub trait Progress: Send + Sync {
     async fn unfinished(&self) -> Result<Vec<TableCopy>, SnapshotError>;
     /// Registers the schema that the copy's rows will refer to.
     async fn schema(&self, copy: &TableCopy, schema: &TableSchema, rows_estimate: u64) -> Result<(), SnapshotError>;
+    /// The clock at which this copy began: this one, unless an earlier run has noted one. No row of the copy is older.
+    async fn began(&self, copy: &TableCopy, clock: Version) -> Result<Version, SnapshotError>;
     async fn chunks(&self, copy: &TableCopy) -> Result<Vec<Chunk>, SnapshotError>;
     /// Adds a chunk; with `last`, there are no more.
     async fn add_chunk(&self, copy: &TableCopy, chunk: &Chunk, last: bool) -> Result<(), SnapshotError>;
     /// The copy is complete, and the stream has passed everything that it read (its barrier). False if the
     /// table was asked to be copied again in the meantime.
     async fn finish(&self, copy: &TableCopy) -> Result<bool, SnapshotError>;
+}
+
+/// What a copy leaves behind at the target.
+#[async_trait]
+pub trait Sweep: Send + Sync {
+    /// Deletes the rows of a source table that are older than `before`: the copy has not met them, so the source has them no more.
+    async fn sweep(&self, table: &str, before: Version) -> Result<(), SnapshotError>;
 }
 
 /// Why a copy could not go on.

@@ -14,9 +14,10 @@ use super::{
     Place, Problem, Severity,
     file::{OnDelete, Statement, TransformFile},
     shape::Shape,
+    subject::{Subject, VIEW_PREFIX},
 };
 use crate::{
-    database::postgres::{PgError, Refusal, sql},
+    database::postgres::{PgError, sql},
     model::{Coverage, Plan, PlanColumn, TableName, TableSchema, TargetTable},
 };
 
@@ -35,7 +36,6 @@ impl Checked {
 }
 
 const VIEW: &str = "cutover_check";
-const VIEW_PREFIX: &str = "CREATE TEMPORARY VIEW cutover_check AS ";
 
 /// Functions of `pg_catalog` that are only stable, and whose result is not the row's or the
 /// pinned settings' alone.
@@ -105,47 +105,6 @@ struct Checker<'a> {
     /// Source tables by their stub's oid.
     stubs: BTreeMap<u32, Arc<TableSchema>>,
     checked: Checked,
-}
-
-/// A `SELECT` under check.
-struct Subject<'a> {
-    /// None for the default mapping.
-    file: Option<&'a TransformFile>,
-    statement: &'a Statement,
-    target: Arc<TargetTable>,
-}
-
-impl Subject<'_> {
-    /// The place of a character of the statement, from 0.
-    fn place(&self, offset: usize) -> Option<Place> {
-        let file = self.file?;
-        let before: String = self.statement.sql.chars().take(offset).collect();
-        let lines = before.matches('\n').count() as u32;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u32;
-        let indent = if lines == 0 { self.statement.column } else { 1 };
-        Some(Place { file: file.path.clone(), line: self.statement.line + lines, column: column + indent })
-    }
-
-    fn problem(&self, problem: Problem, offset: usize) -> Problem {
-        match self.place(offset) {
-            Some(place) => problem.at(place),
-            None => {
-                let message = format!("the column-by-column copy into {}: {}", self.target.name, problem.message);
-                Problem { message, ..problem }
-            }
-        }
-    }
-
-    /// The server's own words; `prefix` characters come before the statement in what it was sent.
-    fn refused(&self, refusal: &Refusal, prefix: usize) -> Problem {
-        let offset = refusal.position.map_or(0, |position| (position as usize).saturating_sub(prefix + 1));
-        let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
-        let problem = match &refusal.hint {
-            Some(hint) => problem.hint(format!("hint: {hint}")),
-            None => problem,
-        };
-        self.problem(problem, offset)
-    }
 }
 
 /// What the server says of a view's columns beside the target's.
@@ -439,7 +398,7 @@ impl<'a> Checker<'a> {
             };
             if let Some(problem) = problem {
                 sound = false;
-                self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+                self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
             }
         }
         for column in &target.columns {
@@ -489,7 +448,7 @@ impl<'a> Checker<'a> {
                         source.table
                     );
                     let problem = Problem::error(message).hint("a delete must find its row by the source's key alone");
-                    self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+                    self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
                 }
             }
         }
@@ -525,7 +484,7 @@ impl<'a> Checker<'a> {
                 let Some(refusal) = error.refusal() else { return Err((error, 0)) };
                 let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
                 let problem = problem.hint(format!("cast the result, or change the target's column `{name}`"));
-                self.checked.problems.push(subject.problem(problem, location(subject, shape, index)));
+                self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
             }
             let back = "ROLLBACK TO assignable";
             self.client.batch_execute(back).await.map_err(|error| (error.into(), 0))?;
@@ -594,10 +553,4 @@ fn names(target: &TargetTable) -> Vec<String> {
 
 fn casts(target: &TargetTable) -> Vec<String> {
     target.columns.iter().map(|column| column.cast_sql.clone()).collect()
-}
-
-/// Where a result column is written, in characters of the statement.
-fn location(subject: &Subject<'_>, shape: &Shape, column: usize) -> usize {
-    let byte = shape.location_of(column).and_then(|byte| byte.checked_sub(VIEW_PREFIX.len()));
-    byte.and_then(|byte| subject.statement.sql.get(..byte)).map_or(0, |before| before.chars().count())
 }

@@ -9,6 +9,7 @@
 mod check;
 mod file;
 mod shape;
+mod subject;
 mod tree;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! How fast the sink is, beside the floor: COPY into a temporary table and one upsert, of the same rows, in the same
 //! run. Ignored by default, because it measures the machine: `cargo test --test it apply_rate -- --ignored --nocapture`.
 
+#![allow(clippy::print_stdout, reason = "the figures are the result")]
+
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;

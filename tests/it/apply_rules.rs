@@ -118,6 +118,18 @@ async fn rule_5_a_row_blocked_by_a_row_outside_waits_and_comes_in_when_that_goes
 }
 
 #[tokio::test]
+async fn rule_5_waiting_rows_come_in_on_a_busy_lane_too() {
+    let rig = users_rig().await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    lane.apply(vec![insert(&users(), 1, &user(1, "a")), insert(&users(), 2, &user(2, "a"))]).await;
+    lane.apply(vec![delete(&users(), 3, &user(1, "a"))]).await;
+    for id in 10..26 {
+        lane.apply(vec![insert(&users(), id, &user(id, &format!("u{id}")))]).await;
+    }
+    assert_eq!(rig.count("users WHERE id = 2").await, 1);
+}
+
+#[tokio::test]
 async fn rule_5_a_newer_change_of_a_waiting_row_replaces_it() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

@@ -51,8 +51,7 @@ impl From<PgError> for Failure {
         match sqlstate.get(..2).unwrap_or_default() {
             "22" | "23" => Failure::Rows(refusal),
             _ if sqlstate == TWICE => Failure::Clash,
-            "40" | "53" | "57" | "08" => Failure::Stop(transient(&refusal)),
-            _ if matches!(sqlstate, "55P03" | "25P03" | ABORTED) => Failure::Stop(transient(&refusal)),
+            _ if refusal.passes() || sqlstate == ABORTED => Failure::Stop(transient(&refusal)),
             _ => Failure::Stop(ApplyError::Halt {
                 reason: format!("the target refused a statement: {refusal}"),
                 remedy: "run `cutover check`, which compares the transforms with the target's tables and privileges"

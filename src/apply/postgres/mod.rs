@@ -44,6 +44,9 @@ use crate::{
 /// How often a batch starts over because another lane set rows aside meanwhile.
 const RELOADS_MAX: u32 = 5;
 
+/// Rows that wait are tried again after this many batches; more often when nothing else comes.
+const RETRY_BATCHES: u32 = 16;
+
 /// What a sink works with.
 #[derive(Debug, Clone)]
 pub struct SinkOptions {
@@ -75,6 +78,8 @@ pub struct PostgresSink {
     bindings: Bindings,
     schemas: HashMap<u64, Arc<TableSchema>>,
     held: Held,
+    /// Batches since waiting rows were last tried.
+    since_retry: u32,
     /// The open transaction's rows so far.
     open: Option<u64>,
     /// This batch has begun: a transaction, or its part of the open one.
@@ -102,6 +107,7 @@ impl PostgresSink {
             bindings: Bindings::default(),
             schemas,
             held,
+            since_retry: 0,
             open: None,
             begun: false,
             unfinished: false,
@@ -127,6 +133,16 @@ impl PostgresSink {
         }
         self.unfinished = true;
         Ok(())
+    }
+
+    /// Leaves the connection as the next call wants it.
+    async fn finish(&mut self, result: Result<Applied, ApplyError>) -> Result<Applied, ApplyError> {
+        match &result {
+            Ok(_) => self.unfinished = false,
+            Err(_) if self.session.client.is_closed() => self.open = None,
+            Err(_) => self.roll_back().await?,
+        }
+        result
     }
 
     async fn roll_back(&mut self) -> Result<(), ApplyError> {
@@ -222,9 +238,11 @@ impl PostgresSink {
         Ok(statement)
     }
 
-    /// A target table as metrics name it.
+    /// A target table as metrics name it: as its transform's file does, without the schema that unqualified names mean.
     fn name(&self, plan: usize) -> String {
-        self.plans.get(plan).map(|plan| plan.target.name.to_string()).unwrap_or_default()
+        let Some(plan) = self.plans.get(plan) else { return String::new() };
+        let name = &plan.target.name;
+        if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
     }
 }
 
@@ -233,12 +251,15 @@ impl Sink for PostgresSink {
     async fn apply(&mut self, batch: Batch) -> Result<Applied, ApplyError> {
         self.ready().await?;
         let result = self.write_batch(&batch).await;
-        match &result {
-            Ok(_) => self.unfinished = false,
-            Err(_) if self.session.client.is_closed() => self.open = None,
-            Err(_) => self.roll_back().await?,
+        let mut applied = self.finish(result).await?;
+        self.since_retry += 1;
+        if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes {
+            let retried = self.retry_waiting().await?;
+            retried.tables.into_iter().for_each(|(table, counts)| add(&mut applied.tables, table, counts));
+            applied.dead_letters += retried.dead_letters;
+            applied.waiting = retried.waiting;
         }
-        result
+        Ok(applied)
     }
 
     async fn abandon(&mut self) -> Result<(), ApplyError> {
@@ -253,14 +274,10 @@ impl Sink for PostgresSink {
         if self.held.waiting.is_empty() || self.open.is_some() {
             return Ok(Applied { waiting: self.held.waiting.len() as u64, ..Applied::default() });
         }
+        self.since_retry = 0;
         self.ready().await?;
         let result = self.try_waiting().await;
-        match &result {
-            Ok(_) => self.unfinished = false,
-            Err(_) if self.session.client.is_closed() => self.open = None,
-            Err(_) => self.roll_back().await?,
-        }
-        result
+        self.finish(result).await
     }
 }
 

@@ -213,6 +213,11 @@ fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
     CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
 }
 
+/// What was captured and what the source has do not join.
+fn lost(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
+    CaptureError::Lost { reason: reason.into(), remedy: remedy.into() }
+}
+
 fn connect_error(error: ConnectError) -> CaptureError {
     let text = error.to_string();
     match error.disposition() {

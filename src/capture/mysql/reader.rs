@@ -282,7 +282,7 @@ fn at_place(progress: &Progress, error: CaptureError) -> CaptureError {
         CaptureError::Halt { reason, remedy } => {
             CaptureError::Halt { reason: format!("at {}: {reason}", progress.place()), remedy }
         }
-        CaptureError::Unreachable(reason) => CaptureError::Unreachable(reason),
+        error @ (CaptureError::Lost { .. } | CaptureError::Unreachable(_)) => error,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mysql_async::Conn;
 
 use super::{
-    COPY_AGAIN, halt,
+    COPY_AGAIN, halt, lost,
     progress::{parse_mariadb, print_mariadb},
     query_error,
     stream::Start,
@@ -52,7 +52,7 @@ async fn plan_gtids(conn: &mut Conn, facts: &ServerFacts, gtids: &str) -> Result
         }
     }
     if !errant.is_empty() {
-        return Err(halt(
+        return Err(lost(
             format!("the source never executed transactions that were captured: {}", listed(&errant.to_string())),
             "connect to the server that has them; if they are lost for good, their rows differ at the target: copy the tables \
              again with `cutover resnapshot TABLE`",
@@ -60,7 +60,7 @@ async fn plan_gtids(conn: &mut Conn, facts: &ServerFacts, gtids: &str) -> Result
     }
     let purged = parse(facts.purged.as_deref().unwrap_or_default())?.minus(&captured);
     if !purged.is_empty() {
-        return Err(halt(
+        return Err(lost(
             format!(
                 "the source has purged binlogs with transactions that were not captured: {}",
                 listed(&purged.to_string())
@@ -88,7 +88,7 @@ async fn plan_mariadb(conn: &mut Conn, gtids: &str) -> Result<Start, CaptureErro
             return Ok(Start::MariadbGtids(print_mariadb(&captured)));
         }
     }
-    Err(halt(
+    Err(lost(
         format!("the source is behind what was captured: it has not reached {}", listed(&print_mariadb(&ahead))),
         "connect to the server that has these transactions; if they are lost for good, their rows differ at the target: copy the \
          tables again with `cutover resnapshot TABLE`",
@@ -98,7 +98,7 @@ async fn plan_mariadb(conn: &mut Conn, gtids: &str) -> Result<Start, CaptureErro
 /// Without GTIDs a position means something on one server alone.
 async fn plan_file(conn: &mut Conn, facts: &ServerFacts, position: &MysqlPosition) -> Result<Start, CaptureError> {
     if facts.server != position.server {
-        return Err(halt(
+        return Err(lost(
             format!(
                 "the position {}:{} is of server {}, and the source is now server {}",
                 position.file, position.offset, position.server, facts.server
@@ -109,7 +109,7 @@ async fn plan_file(conn: &mut Conn, facts: &ServerFacts, position: &MysqlPositio
     }
     let files = server::binlog_files(conn).await.map_err(query_error)?;
     let Some(index) = files.iter().position(|file| *file == position.file) else {
-        return Err(halt(
+        return Err(lost(
             format!(
                 "the source no longer has the binlog file {}; its oldest is {}",
                 position.file,

@@ -15,7 +15,7 @@ use mysql_async::{
 };
 
 use super::binlog::{DecodeError, Event, Flavor, Header, decode, verify_checksum};
-use super::halt;
+use super::{halt, lost};
 use crate::{
     capture::CaptureError,
     database::mysql::connect::disposition,
@@ -240,15 +240,18 @@ pub(super) fn stream_error(error: mysql_async::Error) -> CaptureError {
 fn cannot_send(message: &str) -> CaptureError {
     let lower = message.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
-    let remedy = if has(&["same server_uuid", "same server_id", "same server-id"]) {
-        "another replica uses this worker's server id: stop it, or set [source] server_id to a free one"
-    } else if has(&["could not find", "purged", "not find gtid state", "missing"]) {
+    let reason = format!("the source cannot continue from the captured position: {message}");
+    if has(&["same server_uuid", "same server_id", "same server-id"]) {
+        let remedy = "another replica uses this worker's server id: stop it, or set [source] server_id to a free one";
+        return halt(reason, remedy);
+    }
+    let remedy = if has(&["could not find", "purged", "not find gtid state", "missing"]) {
         super::COPY_AGAIN
     } else {
         "compare the source with the position that `cutover status` shows; if the source lost its tail or was replaced, copy every \
          table again with `cutover resnapshot TABLE`"
     };
-    halt(format!("the source cannot continue from the captured position: {message}"), remedy)
+    lost(reason, remedy)
 }
 
 #[cfg(test)]

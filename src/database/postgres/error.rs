@@ -32,6 +32,14 @@ pub struct Refusal {
     pub constraint: Option<String>,
 }
 
+impl Refusal {
+    /// Whether the same statement may work later: locks, serialization, resources, an operator's doing.
+    pub fn passes(&self) -> bool {
+        matches!(self.sqlstate.get(..2), Some("40" | "53" | "57" | "08"))
+            || matches!(self.sqlstate.as_str(), "55P03" | "25P03")
+    }
+}
+
 impl PgError {
     /// The server's report, if it made one.
     pub fn refusal(&self) -> Option<&Refusal> {

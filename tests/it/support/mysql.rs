@@ -65,6 +65,13 @@ impl Mysql {
         connect(&self.url()).await
     }
 
+    /// A new session in place of one that was lost with its server.
+    pub async fn reconnect(&mut self) {
+        let conn = self.connect().await;
+        self.session_id = conn.id();
+        self.session = Mutex::new(conn);
+    }
+
     /// Runs statements separated by `;`.
     pub async fn exec(&self, sql: &str) {
         self.try_exec(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));

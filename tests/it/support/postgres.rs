@@ -54,6 +54,11 @@ impl Postgres {
         connect(&self.url()).await
     }
 
+    /// A new session in place of one that was lost with its server.
+    pub async fn reconnect(&mut self) {
+        self.session = self.connect().await;
+    }
+
     /// Runs statements separated by `;`.
     pub async fn exec(&self, sql: &str) {
         self.try_exec(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));

@@ -101,9 +101,14 @@ impl Worker {
 
     /// Asks for a drain; `wait_exit` follows.
     pub async fn terminate(&self) {
+        self.signal("TERM").await;
+    }
+
+    /// Sends a signal by its name: `STOP` and `CONT` pause a worker and let it go on.
+    pub async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("the worker has ended already").to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
-        assert!(status.success(), "no SIGTERM could be sent");
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().await.unwrap();
+        assert!(status.success(), "no SIG{name} could be sent");
     }
 
     pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {

@@ -1,0 +1,60 @@
+//! A `SELECT` under check, and the places of what is wrong with it.
+
+use std::sync::Arc;
+
+use super::{
+    Place, Problem,
+    file::{Statement, TransformFile},
+    shape::Shape,
+};
+use crate::{database::postgres::Refusal, model::TargetTable};
+
+/// What comes before the `SELECT` in the statement that makes the view.
+pub const VIEW_PREFIX: &str = "CREATE TEMPORARY VIEW cutover_check AS ";
+
+/// A `SELECT` under check.
+pub struct Subject<'a> {
+    /// None for the default mapping.
+    pub file: Option<&'a TransformFile>,
+    pub statement: &'a Statement,
+    pub target: Arc<TargetTable>,
+}
+
+impl Subject<'_> {
+    /// The place of a character of the statement, from 0.
+    fn place(&self, offset: usize) -> Option<Place> {
+        let file = self.file?;
+        let before: String = self.statement.sql.chars().take(offset).collect();
+        let lines = before.matches('\n').count() as u32;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u32;
+        let indent = if lines == 0 { self.statement.column } else { 1 };
+        Some(Place { file: file.path.clone(), line: self.statement.line + lines, column: column + indent })
+    }
+
+    pub fn problem(&self, problem: Problem, offset: usize) -> Problem {
+        match self.place(offset) {
+            Some(place) => problem.at(place),
+            None => {
+                let message = format!("the column-by-column copy into {}: {}", self.target.name, problem.message);
+                Problem { message, ..problem }
+            }
+        }
+    }
+
+    /// The server's own words; `prefix` characters come before the statement in what it was sent.
+    pub fn refused(&self, refusal: &Refusal, prefix: usize) -> Problem {
+        let offset = refusal.position.map_or(0, |position| (position as usize).saturating_sub(prefix + 1));
+        let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
+        let problem = match &refusal.hint {
+            Some(hint) => problem.hint(format!("hint: {hint}")),
+            None => problem,
+        };
+        self.problem(problem, offset)
+    }
+
+    /// Where a result column is written, in characters of the statement.
+    pub fn location(&self, shape: &Shape, column: usize) -> usize {
+        let byte = shape.location_of(column).and_then(|byte| byte.checked_sub(VIEW_PREFIX.len()));
+        byte.and_then(|byte| self.statement.sql.get(..byte)).map_or(0, |before| before.chars().count())
+    }
+}

@@ -1,0 +1,292 @@
+//! CORRECTNESS.md rules 13 and 16 to 19, for one source, one worker and the embedded log: what a chunk is labelled with,
+//! where capture goes on, and who may write.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    follow::{Follow, Load, PATIENCE, following, halted, ready, status, stop},
+    support::{Mysql, Postgres, Rows, Workspace, eventually},
+};
+
+/// A worker takes over within this (the contract), with what a busy machine adds.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
+
+/// Updates each row a few times, in order, while the table is copied again and again: a row that is labelled newer than
+/// what the chunk saw keeps its old value, and no later change heals it.
+pub async fn chunks_are_labelled_with_what_they_saw(source: Mysql, target: Postgres) {
+    const ROWS: u64 = 600;
+    const WRITERS: u64 = 4;
+    let pipe = Follow::new(source, target).await;
+    pipe.work.configure_also("[snapshot]\nchunk_rows = 20\nparallel = 3\n");
+    pipe.insert(0..ROWS as u32).await;
+    let load = Load::start(&pipe.source, WRITERS, Duration::ZERO, |writer, round| {
+        format!("UPDATE t SET n = n + 1 WHERE id = {}", (round * WRITERS + writer) % ROWS)
+    });
+    let load = load.await;
+    let worker = pipe.work.start(&[]);
+    following(&worker).await;
+    for _ in 0..3 {
+        let copied = pipe.work.run(&["resnapshot", "t"]).await;
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    }
+    let updates = load.stop().await;
+    pipe.in_step().await;
+    let sum = pipe.target.value("SELECT sum(n) FROM t").await;
+    assert_eq!(sum, Some(updates.to_string()), "every update is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_13_a_chunk_is_labelled_with_what_it_saw_on_mysql_57() {
+    chunks_are_labelled_with_what_they_saw(Mysql::v57().await, Postgres::v15().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_13_a_chunk_is_labelled_with_what_it_saw_on_mysql_80() {
+    chunks_are_labelled_with_what_they_saw(Mysql::v80().await, Postgres::v18().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_13_a_chunk_is_labelled_with_what_it_saw_on_mysql_97() {
+    chunks_are_labelled_with_what_they_saw(Mysql::v97().await, Postgres::v15().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_13_a_chunk_is_labelled_with_what_it_saw_on_mariadb() {
+    chunks_are_labelled_with_what_they_saw(Mysql::mariadb().await, Postgres::v18().await).await;
+}
+
+/// A pipeline in step whose worker is stopped and whose log is lost: the position in the target is all there is.
+async fn without_a_log(source: Mysql, target: Postgres) -> Follow {
+    let (pipe, mut worker) = Follow::running(source, target, 0..20).await;
+    stop(&mut worker).await;
+    pipe.lose_log();
+    pipe
+}
+
+/// As after a failover: the position that was captured says what this server does not have.
+async fn move_position(pipe: &Follow, change: &str) {
+    pipe.target
+        .exec(&format!(
+            "UPDATE cutover.offsets SET position = {change} WHERE pipeline = '{}' AND topic = 'changes'",
+            pipe.name()
+        ))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_16_a_server_that_lacks_captured_transactions_is_refused_and_they_are_listed() {
+    const ERRANT: &str = "11111111-2222-3333-4444-555555555555:1-7";
+    let pipe = without_a_log(Mysql::v57().await, Postgres::v15().await).await;
+    let gtids = format!("jsonb_set(position, '{{gtids}}', to_jsonb((position ->> 'gtids') || ',{ERRANT}'))");
+    move_position(&pipe, &gtids).await;
+    pipe.insert(20..30).await;
+
+    let mut worker = pipe.work.start(&[]);
+    let (reason, remedy) = halted(&worker).await;
+    assert!(reason.contains("never executed") && reason.contains(ERRANT), "{reason}");
+    assert!(remedy.contains("cutover resnapshot"), "{remedy}");
+    assert!(ready(&worker, 503).await.contains(ERRANT));
+    assert_eq!(worker.get("/healthz").await.unwrap().0, 200, "a halted worker lives");
+    assert_eq!(pipe.target.value("SELECT count(*) FROM t").await.as_deref(), Some("20"), "nothing was skipped over");
+    stop(&mut worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_16_a_mariadb_server_that_is_behind_what_was_captured_is_refused() {
+    let pipe = without_a_log(Mysql::mariadb().await, Postgres::v18().await).await;
+    let gtids =
+        pipe.at_target("SELECT position ->> 'gtids' FROM cutover.offsets WHERE topic = 'changes'").await.unwrap();
+    let (domain_and_server, _) = gtids.split(',').next().unwrap().rsplit_once('-').unwrap();
+    let ahead = format!("{domain_and_server}-99999999999");
+    move_position(&pipe, &format!("jsonb_set(position, '{{gtids}}', to_jsonb('{ahead}'::text))")).await;
+
+    let mut worker = pipe.work.start(&["--until-synced"]);
+    let ended = worker.wait_exit(PATIENCE).await;
+    assert_eq!(ended.code(), Some(3), "a halt ends --until-synced with 3");
+    assert!(worker.stderr().contains(&ahead), "{}", worker.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_16_a_file_position_belongs_to_one_server() {
+    let pipe = without_a_log(Mysql::v80().await, Postgres::v15().await).await;
+    move_position(&pipe, "jsonb_set(position - 'gtids', '{server}', '\"another\"')").await;
+    let worker = pipe.work.start(&[]);
+    let (reason, remedy) = halted(&worker).await;
+    assert!(reason.contains("is of server another"), "{reason}");
+    assert!(remedy.contains("old server") && remedy.contains("cutover resnapshot"), "{remedy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_17_a_lost_log_starts_anew_at_the_position_in_the_target() {
+    let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
+    pipe.work.configure_also("[snapshot]\nchunk_rows = 100\nparallel = 1\napply_parallel = 1\n");
+    pipe.insert(0..6000).await;
+    let mut worker = pipe.work.start(&[]);
+    eventually("a part is copied", PATIENCE, async || {
+        pipe.at_target("SELECT count(*) >= 500 FROM t").await.as_deref() == Some("t")
+    })
+    .await;
+    // Changes that are captured and perhaps not applied, then the loss, then changes that nobody has captured.
+    pipe.source.exec("UPDATE t SET n = 1 WHERE id < 300; DELETE FROM t WHERE id BETWEEN 300 AND 320").await;
+    worker.kill9().await;
+    let epoch = "SELECT log_epoch FROM cutover.offsets WHERE topic = 'changes'";
+    let before = pipe.at_target(epoch).await;
+    pipe.lose_log();
+    pipe.source.exec("UPDATE t SET n = 2 WHERE id < 200; DELETE FROM t WHERE id BETWEEN 5000 AND 5100").await;
+
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.in_step().await;
+    assert_ne!(pipe.at_target(epoch).await, before, "a new log has a new epoch");
+    stop(&mut worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_17_a_log_that_ends_before_what_is_applied_halts() {
+    let (pipe, mut worker) = Follow::running(Mysql::v57().await, Postgres::v15().await, 0..10).await;
+    stop(&mut worker).await;
+    let (log, older) = (pipe.log_folder(), pipe.work.path().join("older"));
+    copy_folder(&log, &older);
+    let mut worker = pipe.work.start(&[]);
+    pipe.insert(10..40).await;
+    pipe.in_step().await;
+    stop(&mut worker).await;
+    // A backup of the log is put back. Capture would write other records where the target has been already.
+    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::rename(&older, &log).unwrap();
+    pipe.insert(40..90).await;
+
+    let mut worker = pipe.work.start(&[]);
+    let (reason, remedy) = halted(&worker).await;
+    assert!(reason.contains("its tail is lost"), "{reason}");
+    assert!(format!("{reason}; {remedy}").contains("remove it to start a new epoch"), "{reason}; {remedy}");
+    stop(&mut worker).await;
+
+    // The repair that the message names.
+    pipe.lose_log();
+    let worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.in_step().await;
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_18_capture_resumes_at_a_control_record_and_gives_the_same_versions_again() {
+    let (pipe, mut worker) = Follow::running(Mysql::v80().await, Postgres::v15().await, 0..1500).await;
+    let saved = pipe.target.query("SELECT position::text, clock FROM cutover.offsets WHERE topic = 'changes'").await;
+    let (position, clock) = (saved[0][0].clone().unwrap(), saved[0][1].clone().unwrap());
+    for round in 0..4 {
+        // Killed inside of large transactions and between small ones.
+        pipe.source.exec("UPDATE t SET n = n + 1").await;
+        for id in 0..20 {
+            pipe.source.exec(&format!("UPDATE t SET n = n + 1, note = 'round {round}' WHERE id = {id}")).await;
+        }
+        pipe.source.exec("UPDATE t SET n = n + 1").await;
+        tokio::time::sleep(Duration::from_millis(60 * round)).await;
+        worker.kill9().await;
+        worker = pipe.work.start(&[]);
+    }
+    pipe.in_step().await;
+    let versions = async || -> Rows { pipe.target.query("SELECT id, cutover_version FROM t ORDER BY id").await };
+    let first = versions().await;
+    let reached = pipe.at_target("SELECT clock FROM cutover.offsets WHERE topic = 'changes'").await.unwrap();
+    stop(&mut worker).await;
+
+    pipe.lose_log();
+    move_position(&pipe, &format!("'{}', clock = {clock}", position.replace('\'', "''"))).await;
+    let worker = pipe.work.start(&[]);
+    pipe.eventually_at_target(&format!("SELECT clock >= {reached} FROM cutover.offsets WHERE topic = 'changes'"), "t")
+        .await;
+    pipe.in_step().await;
+    assert_eq!(versions().await, first, "versions depend on the source's log alone");
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_19_a_second_worker_waits_for_the_lease_and_takes_over_from_a_killed_one() {
+    let (pipe, mut first) = Follow::running(Mysql::v57().await, Postgres::v15().await, 0..10).await;
+    let second = pipe.work.start(&[]);
+    let why = ready(&second, 503).await;
+    eventually("the second worker waits", PATIENCE, async || second.stderr().contains("waiting for the lease")).await;
+    assert_eq!(second.get("/healthz").await.unwrap().0, 200, "{why}");
+    assert_eq!(ready(&first, 200).await, "ready\n");
+
+    pipe.insert(10..20).await;
+    first.kill9().await;
+    let killed = Instant::now();
+    pipe.insert(20..30).await;
+    pipe.in_step().await;
+    assert!(killed.elapsed() < TAKEN_OVER_WITHIN, "taken over after {:?}", killed.elapsed());
+    ready(&second, 200).await;
+}
+
+/// A folder of its own, as on another host, for the same pipeline.
+fn elsewhere(pipe: &Follow) -> Workspace {
+    let other = Workspace::new(pipe.name(), &pipe.source.url(), &pipe.target.url(), &["t"]);
+    other.configure(&pipe.work.configuration());
+    other
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_19_a_paused_worker_that_lost_its_lease_cannot_write() {
+    let (pipe, mut first) = Follow::running(Mysql::v80().await, Postgres::v15().await, 0..10).await;
+    // Paused in the middle of a transaction at the target, which holds its locks there.
+    let mut blocker = pipe.target.connect().await;
+    let blocking = blocker.transaction().await.unwrap();
+    blocking.batch_execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pipe.source.exec("UPDATE t SET n = 1").await;
+    eventually("the first worker waits inside its transaction", PATIENCE, async || {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        pipe.at_target(waiting).await.is_some_and(|count| count != "0")
+    })
+    .await;
+    first.signal("STOP").await;
+    blocking.rollback().await.unwrap();
+    let paused = Instant::now();
+
+    let other = elsewhere(&pipe);
+    let second = other.start(&[]);
+    pipe.source.exec("UPDATE t SET n = 2; INSERT INTO t VALUES (100, 1, 'new')").await;
+    pipe.in_step().await;
+    assert!(paused.elapsed() < TAKEN_OVER_WITHIN + Duration::from_secs(5), "taken over after {:?}", paused.elapsed());
+    pipe.source.exec("UPDATE t SET n = 3").await;
+    pipe.in_step().await;
+
+    first.signal("CONT").await;
+    let ended = first.wait_exit(PATIENCE).await;
+    assert_eq!(ended.code(), Some(3), "{}", first.stderr());
+    assert!(first.stderr().contains("another worker has taken the lease"), "{}", first.stderr());
+    let (source, target) = pipe.contents().await;
+    assert_eq!(source, target, "the first worker changed nothing any more");
+    pipe.source.exec("UPDATE t SET n = 4").await;
+    pipe.in_step().await;
+    assert!(status(&second).await.is_some_and(|status| status["halted"].is_null()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_19_a_worker_on_the_same_log_waits_until_the_paused_one_lets_go() {
+    let (pipe, mut first) = Follow::running(Mysql::v57().await, Postgres::v18().await, 0..10).await;
+    first.signal("STOP").await;
+    let mut second = pipe.work.start(&[]);
+    pipe.source.exec("UPDATE t SET n = 1").await;
+    eventually("the second worker meets the open log", PATIENCE, async || {
+        second.stderr().contains("already open in another process")
+    })
+    .await;
+    first.signal("CONT").await;
+    assert_eq!(first.wait_exit(PATIENCE).await.code(), Some(3), "its lease is gone");
+    pipe.in_step().await;
+    assert!(second.is_running(), "{}", second.stderr());
+}
