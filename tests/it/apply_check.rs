@@ -176,7 +176,7 @@ async fn a_filters_key_is_told_without_its_select_where_it_is_the_sources_whole_
         // Line 2 of an order says nothing about the row that line 1 makes.
         ("orders.sql", "SELECT id, no FROM lines WHERE no = 1", None),
     ] {
-        let checked = checked(&pg, &[source.clone()], &[(file, sql)]).await;
+        let checked = checked(&pg, std::slice::from_ref(&source), &[(file, sql)]).await;
         assert!(checked.passed(), "{sql}: {:#?}", checked.problems);
         assert_eq!(checked.plans[0].coverage, Coverage::Filter, "{sql}");
         assert_eq!(checked.plans[0].key_reads, key_reads, "{sql}");

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::{
     apply::{ApplyError, Event, RowEvent},
     log::envelope,
-    model::{ColumnType, Coverage, Op, Plan, TableSchema, Version},
+    model::{ColumnType, Coverage, Plan, TableSchema, Version},
 };
 
 /// Which source row: the table and the record's key.
@@ -213,7 +213,7 @@ impl<'a> Input<'a> {
             if places.is_empty() {
                 continue;
             }
-            let (before, after, op) = decode(newest)?;
+            let (before, after, _) = decode(newest)?;
             if let Some(after) = &after
                 && places
                     .iter()
@@ -227,8 +227,7 @@ impl<'a> Input<'a> {
             let held = item.held.iter().take(shown).map(|event| (*event, newest.version));
             let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
             let after = after.map(|row| input.keep(row));
-            // A copied row that a filter leaves out must not stay at the target from before (CORRECTNESS rule 6).
-            let before = if op == Op::Read { after } else { before.map(|row| input.keep_dead(row)) };
+            let before = before.map(|row| input.keep_dead(row));
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
             // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
             for (event, version) in older.chain(held) {
