@@ -55,6 +55,15 @@ impl Rig {
         said.lines().filter(|line| line.starts_with("cutover:")).collect::<Vec<_>>().join("\n")
     }
 
+    /// Follows the remedy of most halts: copies the only table again while the worker waits for that.
+    pub async fn copied_again(&self, table: &str) -> Worker {
+        let worker = self.work.start(&[]);
+        self.eventually("halted", async |status| status["worker_running"] == true && !status["halted"].is_null()).await;
+        let copied = self.work.run(&["resnapshot", table]).await;
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        worker
+    }
+
     /// A worker that has copied everything and goes on.
     pub async fn following(&self) -> Worker {
         let worker = self.work.start(&[]);
