@@ -19,7 +19,7 @@ demo:
 test:
 	$(SERVICES) install build
 	$(SERVICES) start all
-	cargo test --locked
+	RUST_TEST_THREADS=4 cargo test --locked
 
 bench-smoke:
 	scripts/bench-smoke

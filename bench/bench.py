@@ -50,7 +50,7 @@ class Bench:
         self.worker.wait_for(what, until)
         seconds = time.monotonic() - started
         after = self.cpu()
-        self.costs.append((name, rows, seconds, {n: after[n] - before[n] for n in after}))
+        self.costs.append((name, rows, seconds, {n: after[n] - before[n] for n in after}, os.getloadavg()[0]))
         return rows / seconds
 
     # The parts.
@@ -156,13 +156,13 @@ class Bench:
         row(f"commit to visible at {self.rate:,.0f}/s, p99", f"{self.p99:.1f} ms", f"worst {self.worst:.1f} ms",
             f"< {MARK_P99_MS} ms: {judged(self.p99 < MARK_P99_MS)}")
         row("worker, peak memory", f"{peak:.0f} MiB", "", f"< {MARK_PEAK_MIB} MiB: {judged(peak < MARK_PEAK_MIB)}")
-        for name, rows, _, costs in self.costs:
+        for name, rows, _, costs, _ in self.costs:
             row(f"worker, CPU per million rows, {name}", f"{costs['worker'] / rows * 1e6:.1f} s", "", "")
         self.lines.append("")
         self.lines.append("where the time goes (CPU seconds; the machine has " f"{os.cpu_count()} cores)")
-        for name, _, seconds, costs in self.costs:
+        for name, _, seconds, costs, load in self.costs:
             parts = ", ".join(f"{process} {spent:.1f}" for process, spent in costs.items())
-            self.lines.append(f"  {name:<10} {seconds:6.1f} s elapsed: {parts}")
+            self.lines.append(f"  {name:<10} {seconds:6.1f} s elapsed: {parts} (load average {load:.1f})")
 
     def run(self):
         load = os.getloadavg()[0]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, log::LogConfig};
+use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, database::postgres, log::LogConfig};
 
 /// A whole configuration, valid in itself.
 #[derive(Debug, Clone)]
@@ -143,8 +143,7 @@ impl Config {
         folder: PathBuf,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Config, Vec<Mistake>> {
-        let mut table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| vec![Mistake::new("", format!("is no TOML: {error}"))])?;
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![syntax(text, &error)])?;
         let mut mistakes = Vec::new();
         for (key, value) in &mut table {
             interpolate(key, value, environment, &mut mistakes);
@@ -194,7 +193,12 @@ impl Config {
 
     /// What the types alone cannot tell.
     fn judge(&self, mistakes: &mut Vec<Mistake>) {
-        let mut wrong = |key: &str, message: String| mistakes.push(Mistake::new(key, message));
+        // One mistake shows in several ways: the first is the nearest to its cause.
+        let mut wrong = |key: &str, message: String| {
+            if mistakes.iter().all(|known| known.key != key) {
+                mistakes.push(Mistake::new(key, message));
+            }
+        };
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
         if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(plain) {
             wrong("name", "must be 1 to 40 of a-z, 0-9, _ and -".into());
@@ -204,6 +208,9 @@ impl Config {
             wrong(key, message);
         }
         scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
+        if let Err(error) = postgres::Target::parse(&self.target.url) {
+            wrong("target.url", error.to_string());
+        }
         if self.http.listen.parse::<std::net::SocketAddr>().is_err() {
             wrong("http.listen", format!("`{}` is no address; for example 127.0.0.1:7070", self.http.listen));
         }
@@ -224,11 +231,8 @@ impl Config {
                 wrong(key, format!("must be 1 to {max}"));
             }
         }
-        for message in self.log.problems() {
-            wrong("log", message);
-        }
-        for message in self.apply.problems() {
-            wrong("apply", message);
+        for (key, message) in self.log.problems().into_iter().chain(self.apply.problems()) {
+            wrong(key, message);
         }
     }
 
@@ -264,24 +268,64 @@ fn section<T: DeserializeOwned>(table: &mut toml::Table, name: &str, mistakes: &
         };
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
-        let message = message.lines().next().unwrap_or_default().trim().to_owned();
-        let unknown =
-            message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
-        let offender = unknown.unwrap_or_else(|| path.split(['.', '[']).next().unwrap_or_default().to_owned());
-        let removed = value.as_table_mut().and_then(|section| section.remove(&offender)).is_some();
-        let key = if removed { format!("{name}.{offender}") } else { name.to_owned() };
-        // A key that was removed above for another mistake is not missing as well.
-        let already = message.starts_with("missing field")
-            && mistakes
-                .iter()
-                .any(|m| message.contains(&format!("`{}`", m.key.trim_start_matches(&format!("{name}.")))));
-        if !already {
-            mistakes.push(Mistake::new(key, message));
+        let message = message.lines().next().unwrap_or_default().trim();
+        let named = |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.split('`').next());
+        if let Some(missing) = named("missing field `") {
+            let key = format!("{name}.{missing}");
+            // A key that was removed below for another mistake is not missing as well.
+            if mistakes.iter().all(|mistake| mistake.key != key) {
+                mistakes.push(Mistake::new(key, "is missing"));
+            }
+            return None;
         }
+        let offender = named("unknown field `").unwrap_or_else(|| path.split(['.', '[']).next().unwrap_or_default());
+        let removed = value.as_table_mut().and_then(|section| section.remove(offender)).is_some();
+        let key = if removed { format!("{name}.{offender}") } else { name.to_owned() };
+        mistakes.push(Mistake::new(key, plain(message)));
         if !removed {
             return None;
         }
     }
+}
+
+/// What the file's syntax lacks and where. The parser's own report quotes the line, which may hold a password.
+fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
+    let at = error.span().map_or(0, |span| span.start);
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    Mistake::new("", format!("line {line}, column {column} is no TOML: {}", error.message().trim().replace('\n', ", ")))
+}
+
+/// A type mismatch in the words of the file instead of this program's, and without the value: it may be a secret.
+fn plain(message: &str) -> String {
+    if let Some((_, allowed)) = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, ")) {
+        let allowed = allowed.trim_start_matches("expected one of ").trim_start_matches("expected ");
+        return format!("unknown key; allowed are {}", allowed.replace('`', ""));
+    }
+    if let Some((value, allowed)) = message.strip_prefix("unknown variant `").and_then(|rest| rest.split_once("`, ")) {
+        let allowed = allowed.trim_start_matches("expected one of ").trim_start_matches("expected ");
+        return format!("`{value}` is none of {}", allowed.replace('`', "\""));
+    }
+    let found = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = found.and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let found = found.split(['"', '`']).next().unwrap_or_default().trim();
+    let found = match found {
+        "sequence" => "list",
+        "map" => "section",
+        other => other,
+    };
+    let expected = match expected {
+        "a string" | "path string" | "string" => "text in quotes",
+        "a sequence" => "a list, such as [\"a\", \"b\"]",
+        "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or more",
+        "f64" => "a number",
+        _ if expected.starts_with("struct ") => "a section of its own, with its keys below",
+        other => other,
+    };
+    format!("must be {expected}, and is of the type {found}")
 }
 
 /// Replaces `${NAME}` in every string below `value`.
@@ -403,13 +447,12 @@ mod tests {
             "nmae: unknown key",
             "name: is missing",
             "NOT_SET is not set",
-            "source.tabels: unknown field",
-            "expected one of",
-            "source.tables: invalid type",
-            "target.after_copy: invalid type",
-            "missing field `url`",
-            "http.listen: invalid type",
-            "snapshot.chunk_size: unknown field",
+            "source.tabels: unknown key; allowed are url, tables, zero_dates",
+            "source.tables: must be a list, such as [\"a\", \"b\"], and is of the type string",
+            "target.after_copy: must be text in quotes, and is of the type integer",
+            "target.url: is missing",
+            "http.listen: must be text in quotes",
+            "snapshot.chunk_size: unknown key; allowed are chunk_rows",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
@@ -427,5 +470,35 @@ mod tests {
         let text = SMALLEST.replace("postgresql://u:p@", "oracle://u:hunter2@");
         let mistakes = parse(&text).expect_err("wrong scheme");
         assert!(mistakes[0].message.contains("postgresql://") && !format!("{mistakes:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_mistake_is_told_once_and_without_the_value() {
+        for (text, key, part) in [
+            ("name = 'a'\nsource = 'mysql://u:hunter2@h/b'\ntarget.url = 'postgresql://u@h/b'", "source", "a section"),
+            (
+                "name = 'a'\nsource.url = 'mysql://u@h/b'\nsource.tables = 'hunter2'\ntarget.url = 'postgresql://u@h/b'",
+                "source.tables",
+                "a list",
+            ),
+            (
+                "name = 'a'\nsource.url = 'mysql://u@h/b'\ntarget.url = 'postgresql://u:hunter2@h'",
+                "target.url",
+                "names no database",
+            ),
+            (
+                "name = 'a'\nsource.url = 'mysql://u:hunter2@h'\ntarget.url = 'postgresql://u@h/b'",
+                "source.url",
+                "names no database",
+            ),
+            ("name = 'a'\nsource.url = '${NONE}'\ntarget.url = 'postgresql://u@h/b'", "source.url", "NONE is not set"),
+            ("name = 'a'\n[source]\nurl = 'mysql://u:hunter2@h/b\n[target]\n", "", "line 3, column"),
+        ] {
+            let mistakes = parse(text).expect_err(text);
+            assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+            assert_eq!(mistakes[0].key, key);
+            assert!(mistakes[0].message.contains(part), "{mistakes:?}");
+            assert!(!format!("{mistakes:?}").contains("hunter2"), "{mistakes:?}");
+        }
     }
 }

@@ -62,6 +62,11 @@ enum Command {
     },
 }
 
+/// What to do about dead letters.
+pub(crate) const DEAD_LETTERS: &str = "see SELECT source_table, key_text, error FROM cutover.dead_letters WHERE state = 'open' in the \
+     target; correct the rows at the source, which clears them, or the transform or the target's column, \
+     and then `cutover resnapshot TABLE`";
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum RoleArgument {
     Capture,

@@ -25,9 +25,7 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
     match ended {
         Ok(Ended::Stopped | Ended::Synced) => Ok(()),
         Ok(Ended::SyncedWithDeadLetters(count)) => {
-            eprintln!(
-                "cutover: synced, but {count} dead letter(s) are open; look at cutover.dead_letters in the target"
-            );
+            eprintln!("cutover: synced, but {count} dead letter(s) are open; {}", super::DEAD_LETTERS);
             Err(Failure::No)
         }
         Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy))),

@@ -61,7 +61,8 @@ fn render(name: &str, status: &Status) -> String {
         None => count.to_string(),
     };
     line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
-    line("dead letters", aged(status.dead_letters, status.dead_letters_oldest_seconds));
+    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
+    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -81,6 +81,9 @@ pub struct Report {
     pub changes_per_second: f64,
     /// Changes applied, by source table.
     pub applied: BTreeMap<String, u64>,
+    /// The lease under which the worker reports.
+    #[serde(default)]
+    pub lease_epoch: i64,
 }
 
 impl Status {
@@ -117,10 +120,29 @@ impl Store {
         Ok(row.and_then(|row| Some((serde_json::from_str(row.get(0)).ok()?, row.get(1)))))
     }
 
+    /// The lease's epoch, and whether a worker holds it.
+    async fn lease(&self) -> Result<(i64, bool), PgError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_opt(
+                "SELECT epoch, expires_at > clock_timestamp() FROM cutover.lease WHERE pipeline = $1 AND role = 'worker'",
+                &[&self.pipeline],
+            )
+            .await?;
+        Ok(row.map_or((0, false), |row| (row.get(0), row.get(1))))
+    }
+
     /// The pipeline's status, as the target knows it.
     pub async fn status(&self) -> Result<Status, PgError> {
-        let (report, age) = self.last_report().await?.unwrap_or((Report::default(), f64::INFINITY));
-        let worker_running = age < REPORT_SECONDS_MAX;
+        let (mut report, age) = self.last_report().await?.unwrap_or((Report::default(), f64::INFINITY));
+        let (lease_epoch, held) = self.lease().await?;
+        // What another worker said last, halts too, is not true of one that has just taken over.
+        let reported = report.lease_epoch == lease_epoch;
+        if !reported {
+            report = Report { applied: report.applied, ..Report::default() };
+        }
+        let worker_running = held && (!reported || age < REPORT_SECONDS_MAX);
         let after_copy_done = self.note("after_copy").await?.as_deref() != Some("pending");
         let session = self.session().await?;
         let client = session.client()?;

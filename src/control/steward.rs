@@ -21,7 +21,7 @@ use super::{
 use crate::{
     database::postgres::{self, PgError},
     log::Log,
-    model::{GtidSet, Position},
+    model::Position,
     observe::{Halt, metric, now_us},
 };
 
@@ -146,6 +146,7 @@ impl Steward {
             halted,
             retrying: self.worker.halts.troubles(),
             applied: changes,
+            lease_epoch: self.target.lease_epoch,
             ..Report::default()
         };
         let before = self.worker.store.status().await?;
@@ -179,7 +180,7 @@ impl Steward {
     fn note_end(&mut self) {
         let (Some(end), None) = (&self.end, &self.end_offsets) else { return };
         let captured = self.worker.frontier.watch_captured().borrow().clone();
-        if let Some(captured) = captured.filter(|captured| reached(&captured.position, end)) {
+        if let Some(captured) = captured.filter(|captured| captured.position.covers(end)) {
             self.end_offsets = Some(captured.ends);
         }
     }
@@ -201,16 +202,13 @@ impl Steward {
         }
     }
 
-    /// Runs `[target] after_copy`, once, when the stream has reached the copy's end.
+    /// Runs `[target] after_copy`, once, when every table is copied and the stream has passed what the copies saw
+    /// (their barriers): each end of a batch is then a state that the source was in.
     ///
     /// The apply loops rest meanwhile: what the script makes (indexes, foreign keys) changes how they write.
     async fn run_script(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
         let Some(file) = self.worker.config.target.after_copy.clone() else { return Ok(()) };
-        let captured = self.worker.frontier.watch_captured().borrow().clone();
-        let Some(captured) = captured else { return Ok(()) };
-        let halted = self.worker.halts.first().is_some();
-        // A target between two transactions of the source is consistent only once the stream has caught up.
-        if halted || !self.worker.frontier.reached(&captured.ends) {
+        if self.worker.halts.first().is_some() {
             return Ok(());
         }
         self.stop_applying().await;
@@ -226,7 +224,7 @@ impl Steward {
                 false
             }
             Err(error) => {
-                let reason = format!("{} failed, and nothing of it was kept: {error}", file.display());
+                let reason = format!("the script after the copy failed, and nothing of it was kept: {error}");
                 let remedy = "correct the script (or what it met) and restart the worker; the stream goes on meanwhile";
                 self.worker.halts.halt("after_copy", Halt { reason, remedy: remedy.into() });
                 false
@@ -272,7 +270,7 @@ impl Steward {
                 "SET statement_timeout = 0; SET lock_timeout = '1min'; SET search_path = {schema}, pg_catalog; BEGIN"
             ))
             .await?;
-        client.batch_execute(&script).await?;
+        client.batch_execute(&script).await.map_err(|error| located(error.into(), &path, &script))?;
         client
             .execute(
                 "UPDATE cutover.notes SET value = 'done' WHERE pipeline = $1 AND key = 'after_copy'",
@@ -331,12 +329,15 @@ impl Steward {
     }
 }
 
-/// Whether a captured position is at or after `end`, on the same server or by GTID.
-fn reached(captured: &Position, end: &Position) -> bool {
-    let (Position::Mysql(captured), Position::Mysql(end)) = (captured, end);
-    let sets = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<GtidSet>().ok());
-    match (sets(&captured.gtids), sets(&end.gtids)) {
-        (Some(captured), Some(end)) => captured.contains(&end),
-        (None, _) | (_, None) => captured.server == end.server && captured.file_order(end).is_ge(),
-    }
+/// What a script met, with the place in it where the server can tell.
+fn located(error: PgError, file: &std::path::Path, script: &str) -> PgError {
+    let PgError::Refused(mut refusal) = error else { return error };
+    let place = refusal.position.map(|position| {
+        let before: String = script.chars().take((position as usize).saturating_sub(1)).collect();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!(":{line}:{column}")
+    });
+    refusal.message = format!("{}{}: {}", file.display(), place.unwrap_or_default(), refusal.message);
+    PgError::Refused(refusal)
 }

@@ -17,22 +17,28 @@ use crate::{
         postgres::{PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target},
     },
     config::Config,
-    database::postgres::{
-        self, PgError, Session,
-        catalog::{self, VERSION_COLUMN},
+    database::{
+        Problem,
+        postgres::{
+            self, PgError, Session,
+            catalog::{self, VERSION_COLUMN},
+            privileges,
+        },
     },
     log::{Offset, Topic, record::ChunkEnd},
     model::{Plan, TableSchema, Version},
     pipeline::apply::{Resume, Target},
     snapshot::{SnapshotError, Sweep},
-    transform::{self, Problem, Severity},
+    transform::{self, Severity},
 };
 
 /// Why the target cannot be written to as the transforms say.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     #[error("the transforms do not fit the target:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
-    Transforms(Vec<Problem>),
+    Transforms(Vec<transform::Problem>),
+    #[error("the target cannot be written to:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Refused(Vec<Problem>),
     #[error("the target url: {0}")]
     Url(#[from] postgres::UrlError),
     #[error(transparent)]
@@ -45,7 +51,7 @@ pub struct PgTarget {
     config: Arc<Config>,
     address: postgres::Target,
     store: Arc<Store>,
-    lease_epoch: i64,
+    pub(super) lease_epoch: i64,
     sources: Vec<Arc<TableSchema>>,
     plans: RwLock<Arc<[Plan]>>,
 }
@@ -67,6 +73,13 @@ impl PgTarget {
         };
         let session = target.session("prepare").await?;
         let plans = target.plan(&session).await?;
+        let mut missing = Vec::new();
+        for plan in plans.iter() {
+            missing.extend(privileges::on_table(&session.client, &plan.target.name).await?);
+        }
+        if !missing.is_empty() {
+            return Err(TargetError::Refused(missing));
+        }
         for plan in plans.iter() {
             prepare_target(&session, &plan.target).await?;
         }

@@ -25,18 +25,19 @@ use super::{
 use crate::{
     config::Config,
     database::{
+        Problem,
         mysql::{
             catalog,
             connect::{ConnectError, Connector},
-            server::{self, Flavor, ServerFacts},
+            server::{self, Flavor, Grants, ServerFacts},
         },
-        postgres::{self, PgError},
+        postgres::{self, PgError, privileges},
     },
     log::{Log, LogError, Topic, embedded::EmbeddedLog},
     model::{Disposition, MysqlPosition, Position, TableSchema},
     observe::{Frontier, Halt, Halts},
     pipeline::{
-        apply::{self, ApplyLoop, Target as _},
+        apply::{self, ApplyLoop},
         batches::Bounds,
         capture::CaptureLoop,
     },
@@ -75,14 +76,19 @@ pub enum WorkerError {
     Usage(String),
     #[error(transparent)]
     Source(#[from] ConnectError),
-    #[error("{0}")]
-    SourceSettings(String),
+    #[error("the source cannot be captured:{}", listed(.0))]
+    SourceRefused(Vec<Problem>),
     #[error(transparent)]
-    Target(#[from] PgError),
+    TargetLogin(Problem),
+    #[error("the target cannot be written to:{}", listed(.0))]
+    TargetRefused(Vec<Problem>),
+    #[error("the target: {0}")]
+    Target(PgError),
     #[error(transparent)]
     Transform(#[from] TargetError),
     #[error(
-        "cannot listen on {address}: {source}; another process holds it: choose another with --listen or [http] listen"
+        "cannot listen on {address} for metrics and health ({source}); stop what holds it (another worker?), or choose another \
+         address with --listen or [http] listen"
     )]
     Listen { address: String, source: std::io::Error },
     #[error(transparent)]
@@ -91,6 +97,27 @@ pub enum WorkerError {
     LeaseLost(String),
     #[error("metrics cannot be collected: {0}")]
     Metrics(String),
+}
+
+/// One problem on the line, several on lines of their own.
+fn listed(problems: &[Problem]) -> String {
+    match problems {
+        [problem] => format!(" {problem}"),
+        problems => problems.iter().map(|problem| format!("\n  {problem}")).collect(),
+    }
+}
+
+impl From<PgError> for WorkerError {
+    fn from(error: PgError) -> Self {
+        match error {
+            PgError::Login(reason) => {
+                let (what, fix) =
+                    reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
+                WorkerError::TargetLogin(Problem { what: what.into(), fix: fix.into() })
+            }
+            PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_) => WorkerError::Target(error),
+        }
+    }
 }
 
 /// A session of its own on the pipeline's state in the target.
@@ -203,6 +230,10 @@ impl Worker {
     async fn prepare_store(&self) -> Result<(), Attempt> {
         let session = self.store.session().await?;
         let client = session.client()?;
+        let missing = privileges::on_database(client, &self.config.target.schema).await?;
+        if !missing.is_empty() {
+            return Err(Attempt::Hopeless(WorkerError::TargetRefused(missing)));
+        }
         postgres::state::ensure(client).await.map_err(|error| match error {
             postgres::state::StateError::Postgres(error) => Attempt::from(error),
             error @ postgres::state::StateError::NewerFormat { .. } => {
@@ -214,28 +245,21 @@ impl Worker {
     async fn open_source(&self) -> Result<Opened, Attempt> {
         let connector = Connector::new(&self.config.source.url)?;
         let mut conn = connector.connect().await?;
-        let later = |error: &dyn std::fmt::Display| Attempt::Later(error.to_string());
-        let facts = ServerFacts::load(&mut conn).await.map_err(|error| match error.disposition() {
-            Disposition::Retry => later(&error),
-            Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
-        })?;
-        let problems = server::problems(&facts);
-        if !problems.is_empty() {
-            let list: Vec<String> =
-                problems.iter().map(|problem| format!("{}; {}", problem.what, problem.fix)).collect();
-            return Err(settings(format!("the source cannot be captured: {}", list.join(". "))));
-        }
-        let database = connector.database().ok_or_else(|| {
-            settings("the source URL names no database; add it: mysql://user@host:3306/database".into())
-        })?;
+        let database = connector.database().unwrap_or_default();
+        let grants = Grants::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
+        // What a role gives is not in the list: then the server itself says what is missing.
+        let told = |missing: Vec<Problem>| if grants.roles { Vec::new() } else { missing };
+        refuse(told(grants.missing_everywhere()))?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
         let only = self.config.source.tables.as_deref();
-        let tables =
-            catalog::load_tables(&mut conn, database, only).await.map_err(|error| match error.disposition() {
-                Disposition::Retry => later(&error),
-                Disposition::DeadLetter | Disposition::Halt => settings(error.to_string()),
-            })?;
-        let end = server::current_position(&mut conn, &facts).await.map_err(|error| later(&error))?;
-        judge_tables(&tables, only.unwrap_or_default(), database)?;
+        let tables = catalog::load_tables(&mut conn, database, only).await;
+        let tables = tables.map_err(|error| source_attempt(&error, error.disposition()))?;
+        let mut problems = server::problems(&facts);
+        problems.extend(judge_tables(&tables, only.unwrap_or_default(), database));
+        problems.extend(told(grants.missing_on(&tables, &facts)));
+        refuse(problems)?;
+        let end = server::current_position(&mut conn, &facts).await;
+        let end = end.map_err(|error| Attempt::Later(error.to_string()))?;
         if let Err(error) = conn.disconnect().await {
             tracing::debug!(%error, "the connection for the catalog did not close well");
         }
@@ -282,27 +306,18 @@ impl Worker {
         self.release_lease(leases, lease).await;
         match error {
             error @ LogError::InUse { .. } => Err(Attempt::Later(error.to_string())),
+            error if error.disposition() == Disposition::Retry => Err(Attempt::Later(error.to_string())),
             error => Err(Attempt::Hopeless(WorkerError::Log(error))),
         }
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.
-    async fn judge_log(&self, log: &Arc<dyn Log>, target: &PgTarget) -> Result<bool, Attempt> {
-        for partition in 0..log.partitions() {
-            for topic in [Topic::Changes, Topic::Snapshot] {
-                let resume = match target.resume(topic, partition, log.epoch()).await {
-                    Ok(resume) => resume,
-                    Err(error) if error.disposition() == Disposition::Retry => {
-                        return Err(Attempt::Later(error.to_string()));
-                    }
-                    // The apply loop meets it too, and says what to do.
-                    Err(_) => return Ok(true),
-                };
-                if let Err(error) = apply::reaches(&**log, topic, partition, resume.from).await {
-                    let remedy = "restart the worker when that is done".into();
-                    self.halts.halt("log", Halt { reason: error.to_string(), remedy });
-                    return Ok(false);
-                }
+    async fn judge_log(&self, log: &Arc<dyn Log>) -> Result<bool, Attempt> {
+        for (topic, partition, next) in self.store.next_offsets(log.epoch()).await? {
+            if let Err(error) = apply::reaches(&**log, topic, partition, next).await {
+                let remedy = "restart the worker when that is done".into();
+                self.halts.halt("log", Halt { reason: error.to_string(), remedy });
+                return Ok(false);
             }
         }
         Ok(true)
@@ -359,7 +374,7 @@ impl Worker {
             connector: connector.into(),
             fallback,
         };
-        let Some(sound) = self.patiently("log", || self.judge_log(&log, &target)).await? else {
+        let Some(sound) = self.patiently("log", || self.judge_log(&log)).await? else {
             return Ok(Ended::Stopped);
         };
         let copier = Copier {
@@ -391,7 +406,6 @@ impl Worker {
         work.cancel();
         steward.stop_applying().await;
         while tasks.join_next().await.is_some() {}
-        renewing.abort();
         ended
     }
 
@@ -440,9 +454,7 @@ impl From<PgError> for Attempt {
         match error {
             PgError::Unreachable(_) => Attempt::Later(error.to_string()),
             PgError::Refused(refusal) if refusal.passes() => Attempt::Later(refusal.to_string()),
-            PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => {
-                Attempt::Hopeless(WorkerError::Target(error))
-            }
+            PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => Attempt::Hopeless(error.into()),
         }
     }
 }
@@ -451,7 +463,9 @@ impl From<TargetError> for Attempt {
     fn from(error: TargetError) -> Self {
         match error {
             TargetError::Postgres(error) => Attempt::from(error),
-            TargetError::Transforms(_) | TargetError::Url(_) => Attempt::Hopeless(WorkerError::Transform(error)),
+            TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_) => {
+                Attempt::Hopeless(WorkerError::Transform(error))
+            }
         }
     }
 }
@@ -465,36 +479,43 @@ impl From<ConnectError> for Attempt {
     }
 }
 
-fn settings(message: String) -> Attempt {
-    Attempt::Hopeless(WorkerError::SourceSettings(message))
+/// An error of the source: worth another attempt, or told with what our messages hold after a semicolon.
+fn source_attempt(error: &dyn std::fmt::Display, disposition: Disposition) -> Attempt {
+    let text = error.to_string();
+    match disposition {
+        Disposition::Retry => Attempt::Later(text),
+        Disposition::DeadLetter | Disposition::Halt => {
+            let (what, fix) =
+                text.split_once("; ").unwrap_or((&text, "run `cutover check`, which names what is missing"));
+            Attempt::Hopeless(WorkerError::SourceRefused(vec![Problem { what: what.into(), fix: fix.into() }]))
+        }
+    }
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), Attempt> {
+    if problems.is_empty() { Ok(()) } else { Err(Attempt::Hopeless(WorkerError::SourceRefused(problems))) }
 }
 
 /// Every configured table exists and has a key.
-fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Result<(), Attempt> {
-    let missing: Vec<&str> = wanted
-        .iter()
-        .filter(|name| !tables.iter().any(|schema| schema.table.table == **name))
-        .map(String::as_str)
-        .collect();
-    if !missing.is_empty() {
-        return Err(settings(format!(
-            "the source database {database} has no table {}; correct [source] tables, or grant SELECT on it",
-            missing.join(", ")
-        )));
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
+    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
+        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
+        add(what, "correct [source] tables, or GRANT SELECT on it");
     }
-    if tables.is_empty() {
-        return Err(settings(format!(
-            "the source database {database} has no tables that this user can read; grant SELECT"
-        )));
+    if tables.is_empty() && wanted.is_empty() {
+        let what = format!("`{database}` has no table that the source user may see");
+        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
     }
-    match tables.iter().find(|schema| schema.key.is_empty()) {
-        Some(schema) => Err(settings(format!(
-            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart; add one, \
-             or leave the table out of [source] tables",
+    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
+        let what = format!(
+            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
             schema.table
-        ))),
-        None => Ok(()),
+        );
+        add(what, "add one at the source, or leave the table out of [source] tables");
     }
+    problems
 }
 
 /// Renews the lease until `stop`; true if it was lost.

@@ -215,7 +215,10 @@ fn identity(
             let identity = Identity { format: FORMAT, epoch, partitions, salt };
             let json = serde_json::to_vec(&identity).map_err(|error| invalid_identity(error.to_string()))?;
             segment::write_whole(&path, &json).map_err(&unusable)?;
-            folder.parent().map_or(Ok(()), segment::sync_folder).map_err(&unusable)?;
+            // The parent of a plain name is the folder that we are in.
+            let parent =
+                folder.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+            parent.map_or(Ok(()), segment::sync_folder).map_err(&unusable)?;
             return Ok(identity);
         }
         Err(error) => return Err(unusable(error)),

@@ -57,7 +57,8 @@ pub enum LogError {
     )]
     Full { used: u64, limit: u64 },
     #[error(
-        "the disk of the log at {path} refused a write ({source}); free space there, and capture goes on by itself"
+        "the disk of the log at {path} refused a write ({source}); free space there, and it goes on by itself; for good, give \
+         it a larger disk or set [log] bytes_max below the disk's size, so that what is applied makes room"
     )]
     Disk { path: String, source: std::io::Error },
     #[error(
@@ -77,7 +78,9 @@ pub enum LogError {
         "the log at {path} has {found} partitions, not {wanted}; set [log] partitions back to {found}, or remove the folder once everything in it is applied"
     )]
     Partitions { path: String, found: u32, wanted: u32 },
-    #[error("the log's folder {path} cannot be used ({source}); give this user the right to read and write it")]
+    #[error(
+        "the log's folder {path} cannot be used ({source}); give this user the right to read and write it, or choose another with [log] url"
+    )]
     Folder { path: String, source: std::io::Error },
     #[error("the log failed: {0}")]
     Other(String),

@@ -383,10 +383,15 @@ impl<'a> Checker<'a> {
             let explicit: bool = row.try_get(1)?;
             let problem = match target.column(&name) {
                 None if name == "?column?" => Some(Problem::error("a result column has no name").hint("add AS column")),
-                None => Some(
-                    Problem::error(format!("the target table {} has no column `{name}`", target.name))
-                        .hint(format!("its columns are {}; name the result with AS", names(target).join(", "))),
-                ),
+                None => Some(Problem::error(format!("the target table {} has no column `{name}`", target.name)).hint(
+                    match subject.file {
+                        Some(_) => format!("its columns are {}; name the result with AS", names(target).join(", ")),
+                        None => format!(
+                            "its columns are {}; add it there, or write a transform that fills those",
+                            names(target).join(", ")
+                        ),
+                    },
+                )),
                 Some(column) if column.generated => {
                     Some(Problem::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
                 }

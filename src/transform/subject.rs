@@ -46,7 +46,7 @@ impl Subject<'_> {
         let offset = refusal.position.map_or(0, |position| (position as usize).saturating_sub(prefix + 1));
         let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
         let problem = match &refusal.hint {
-            Some(hint) => problem.hint(format!("hint: {hint}")),
+            Some(hint) => problem.hint(hint.clone()),
             None => problem,
         };
         self.problem(problem, offset)

@@ -29,7 +29,7 @@ impl Pipeline {
     /// `source` and `target` are more keys of these sections.
     async fn check_with(&self, source: &str, target: &str) -> Report {
         let text = format!(
-            "name = 'check'\n[source]\nurl = '{}'\n{source}\n[target]\nurl = '{}'\n{target}\n",
+            "name = 'check'\n[source]\nurl = '{}'\n{source}\n[target]\nurl = '{}'\n{target}\n[http]\nlisten = '127.0.0.1:0'\n",
             self.source, self.target
         );
         let folder = Path::to_owned(self.folder.path());

@@ -13,6 +13,7 @@ mod apply_history;
 mod apply_rate;
 mod apply_rig;
 mod apply_rules;
+mod bad_input;
 mod capture_mysql;
 mod check;
 mod connect_mysql;

@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("apply", &["model", "observe", "database", "log"]),
     ("snapshot", &["model", "observe", "database", "log"]),
     ("pipeline", &["model", "observe", "log", "capture", "apply", "snapshot"]),
-    ("config", &["model", "log", "capture", "apply"]),
+    ("config", &["model", "database", "log", "capture", "apply"]),
     (
         "control",
         &["model", "observe", "database", "log", "transform", "capture", "apply", "snapshot", "pipeline", "config"],

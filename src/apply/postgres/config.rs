@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 
+/// An array of one statement may not reach PostgreSQL's limit of 1 GB for a value.
+const BATCH_BYTES_MAX: usize = 256 << 20;
+
 /// Bounds of the apply stage.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,24 +32,23 @@ impl Default for ApplyConfig {
 }
 
 impl ApplyConfig {
-    /// Every setting that cannot work, by its path.
-    pub fn problems(&self) -> Vec<String> {
+    /// Every setting that cannot work, as (key, problem).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        for (name, value) in [("batch_rows_max", self.batch_rows_max), ("batch_bytes_max", self.batch_bytes_max)] {
+        let at_least_1 = || "is 0; it must be at least 1".to_owned();
+        for (key, value) in
+            [("apply.batch_rows_max", self.batch_rows_max), ("apply.batch_bytes_max", self.batch_bytes_max)]
+        {
             if value == 0 {
-                problems.push(format!("apply.{name} is 0; it must be at least 1"));
+                problems.push((key, at_least_1()));
             }
         }
-        // An array of one statement may not reach PostgreSQL's limit of 1 GB for a value.
-        if self.batch_bytes_max > 256 << 20 {
-            problems.push(format!(
-                "apply.batch_bytes_max is {}; it may be at most {}",
-                self.batch_bytes_max,
-                256 << 20
-            ));
+        if self.batch_bytes_max > BATCH_BYTES_MAX {
+            let problem = format!("is {}; it may be at most {BATCH_BYTES_MAX}", self.batch_bytes_max);
+            problems.push(("apply.batch_bytes_max", problem));
         }
         if self.transaction_rows_max == 0 {
-            problems.push("apply.transaction_rows_max is 0; it must be at least 1".into());
+            problems.push(("apply.transaction_rows_max", at_least_1()));
         }
         problems
     }

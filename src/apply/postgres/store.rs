@@ -195,7 +195,9 @@ impl PostgresSink {
                      {} and fails with SQLSTATE {}",
                     first.event.schema.table, first.sqlstate
                 ),
-                remedy: "see `cutover dlq list`, correct the transform or the target table, and start again".into(),
+                remedy: "see cutover.dead_letters in the target, correct the rows at the source, the transform or the target's \
+                         column, and start again; or raise the bound"
+                    .into(),
             }));
         }
         self.held.stale = true;
@@ -216,6 +218,18 @@ impl PostgresSink {
             Box::new(texts(dead, |aside| json(&aside.event.value))),
         ];
         self.execute(&statement, params).await?;
+        let mut counts: BTreeMap<(String, &str), u64> = BTreeMap::new();
+        for aside in dead {
+            *counts.entry((aside.event.schema.table.to_string(), &aside.sqlstate)).or_default() += 1;
+        }
+        for ((table, sqlstate), rows) in counts {
+            tracing::error!(
+                table,
+                sqlstate,
+                rows,
+                "rows cannot be stored at the target and are set aside; see cutover.dead_letters there"
+            );
+        }
         Ok(())
     }
 

@@ -67,8 +67,11 @@ impl SourceConfig {
     /// Every mistake that can be found without a connection, as (key, problem).
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        if let Err(error) = Connector::new(&self.url) {
-            problems.push(("source.url", error.to_string()));
+        match Connector::new(&self.url) {
+            Ok(connector) if connector.database().is_some() => {}
+            Ok(_) => problems
+                .push(("source.url", "names no database; write mysql://user:password@host:3306/database".into())),
+            Err(error) => problems.push(("source.url", error.to_string())),
         }
         if self.zero_dates().is_none() {
             let problem =

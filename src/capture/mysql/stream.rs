@@ -206,7 +206,10 @@ fn sids(set: &GtidSet) -> Result<Vec<Sid<'static>>, CaptureError> {
     let text = set.to_string();
     let parse = |sid: &str| {
         sid.parse::<Sid<'_>>().map_err(|_| {
-            halt("the stored GTID set cannot be sent to the source", "report the set, which `cutover status` shows")
+            halt(
+                "the stored GTID set cannot be sent to the source",
+                "report it: SELECT position FROM cutover.offsets in the target",
+            )
         })
     };
     text.split(',').filter(|sid| !sid.is_empty()).map(parse).collect()
@@ -255,6 +258,8 @@ pub(super) fn stream_error(error: mysql_async::Error) -> CaptureError {
 fn cannot_send(message: &str) -> CaptureError {
     let lower = message.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+    // The server adds places in its files and a full stop, and we add a remedy.
+    let message = message.split("; the first event").next().unwrap_or(message).trim_end_matches('.');
     let reason = format!("the source cannot continue from the captured position: {message}");
     if has(&["same server_uuid", "same server_id", "same server-id"]) {
         let remedy = "another replica uses this worker's server id: stop it, or set [source] server_id to a free one";
@@ -263,8 +268,8 @@ fn cannot_send(message: &str) -> CaptureError {
     let remedy = if has(&["could not find", "purged", "not find gtid state", "missing"]) {
         super::COPY_AGAIN
     } else {
-        "compare the source with the position that `cutover status` shows; if the source lost its tail or was replaced, copy every \
-         table again with `cutover resnapshot TABLE`"
+        "compare the source with SELECT position FROM cutover.offsets in the target; if the source lost its tail or was \
+         replaced, copy every table again with `cutover resnapshot TABLE`"
     };
     lost(reason, remedy)
 }

@@ -5,6 +5,7 @@
 //! on either side. Absent on purpose: waiting. A server that does not answer is a finding.
 
 mod cascades;
+mod machine;
 mod source;
 mod target;
 
@@ -18,6 +19,8 @@ pub enum Part {
     Source,
     Target,
     Transforms,
+    /// The machine that the worker runs on.
+    Worker,
 }
 
 /// Whether the pipeline can run all the same.
@@ -72,6 +75,7 @@ pub async fn run(config: &Config) -> Report {
         report.tables = source.tables.len();
         cascades::judge(source, target.as_ref(), &mut report);
     }
+    machine::examine(config, &mut report).await;
     report
 }
 
@@ -89,6 +93,7 @@ impl fmt::Display for Part {
             Part::Source => "source",
             Part::Target => "target",
             Part::Transforms => "transforms",
+            Part::Worker => "worker",
         })
     }
 }

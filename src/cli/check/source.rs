@@ -6,11 +6,14 @@ use super::{Part, Report, in_two};
 use crate::{
     cli::movable::obstacle,
     config::Config,
-    database::mysql::{
-        catalog::{CatalogError, load_tables},
-        connect::{ConnectError, Connector},
-        details::{TableDetails, load_details},
-        server::{self, Flavor, Grants, ServerFacts},
+    database::{
+        Problem,
+        mysql::{
+            catalog::{CatalogError, load_tables},
+            connect::{ConnectError, Connector},
+            details::{TableDetails, load_details},
+            server::{self, Grants, ServerFacts},
+        },
     },
     model::TableSchema,
     observe::now_us,
@@ -74,7 +77,7 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
         }
     };
     if let Some(grants) = &grants {
-        judge_server_grants(grants, report);
+        judge_grants(grants, grants.missing_everywhere(), report);
     }
     let facts = match ServerFacts::load(conn).await {
         Ok(facts) => facts,
@@ -109,40 +112,15 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
     };
     judge_tables(&tables, only.unwrap_or_default(), database, &facts, report);
     if let Some(grants) = &grants {
-        judge_table_grants(grants, &facts, &tables, report);
+        judge_grants(grants, grants.missing_on(&tables, &facts), report);
     }
     judge_movable(&tables, report);
     Some(Source { facts, tables, details })
 }
 
-const GRANT: &str = "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO the source user";
-
-fn judge_server_grants(grants: &Grants, report: &mut Report) {
-    for (privilege, purpose) in
-        [("REPLICATION SLAVE", "to read the binlog"), ("REPLICATION CLIENT", "to ask for the binlog's position")]
-    {
-        if grants.everywhere(privilege) {
-            continue;
-        }
-        let what = format!("the source user has no {privilege}, which cutover needs {purpose}");
-        if grants.roles {
-            report.warns_of(Part::Source, format!("{what}, unless one of its roles has"), GRANT);
-        } else {
-            report.blocks_on(Part::Source, what, GRANT);
-        }
-    }
-}
-
-fn judge_table_grants(grants: &Grants, facts: &ServerFacts, tables: &[TableSchema], report: &mut Report) {
-    // Without GTIDs a chunk's place in the log is found under a short read lock (CORRECTNESS rule 13).
-    let locks = facts.flavor == Flavor::Mysql && !facts.gtids;
-    let needed = [("SELECT", true), ("LOCK TABLES", locks)];
-    for (privilege, _) in needed.into_iter().filter(|(_, needed)| *needed) {
-        let lacks = |schema: &&TableSchema| !grants.on(privilege, &schema.table.schema, &schema.table.table);
-        let missing: Vec<&str> = tables.iter().filter(lacks).map(|schema| schema.table.table.as_str()).collect();
-        let Some(first) = tables.first().filter(|_| !missing.is_empty()) else { continue };
-        let what = format!("the source user has no {privilege} on {}", missing.join(", "));
-        let fix = format!("GRANT {privilege} ON `{}`.* TO the source user", first.table.schema);
+/// Missing privileges block; they only warn where a role, whose own grants are not listed, may give them.
+fn judge_grants(grants: &Grants, missing: Vec<Problem>, report: &mut Report) {
+    for Problem { what, fix } in missing {
         if grants.roles {
             report.warns_of(Part::Source, format!("{what}, unless one of its roles has"), fix);
         } else {
@@ -209,6 +187,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::check::Weight,
+        database::mysql::server::Flavor,
         model::{Column, ColumnType, TableName},
     };
 

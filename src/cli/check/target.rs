@@ -7,9 +7,12 @@ use tokio_postgres::Client;
 use super::{Part, Report, Weight, cascades::Rule, in_two, source::Source};
 use crate::{
     config::Config,
-    database::postgres::{self, PgError, Session, catalog, catalog::VERSION_COLUMN, state},
+    database::{
+        Problem,
+        postgres::{self, PgError, Session, catalog, privileges, state},
+    },
     model::{Plan, TableName},
-    transform::{self, Problem, Severity},
+    transform::{self, Severity},
 };
 
 /// What is known of the target.
@@ -66,7 +69,9 @@ pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &m
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
         Err(PgError::Login(reason)) => {
-            blocked(report, format!("{reason}; correct user, password, database or TLS in [target] url"));
+            let (what, fix) =
+                reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
+            report.blocks_on(Part::Target, what, fix);
             return None;
         }
         Err(PgError::Unreachable(reason)) => {
@@ -118,7 +123,9 @@ async fn look(
     checked.problems.iter().for_each(|problem| add(problem, report));
     let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();
     for table in &targets {
-        judge_privileges(client, table, report).await?;
+        for Problem { what, fix } in privileges::on_table(client, table).await? {
+            report.blocks_on(Part::Target, what, fix);
+        }
         judge_triggers(client, table, session.replica, report).await?;
     }
     if !session.replica {
@@ -129,7 +136,7 @@ async fn look(
 }
 
 /// A problem of the transforms, as a finding.
-fn add(problem: &Problem, report: &mut Report) {
+fn add(problem: &transform::Problem, report: &mut Report) {
     let place = problem.place.as_ref();
     let at = place.map(|place| format!("{}:{}:{}: ", shown(&place.file), place.line, place.column)).unwrap_or_default();
     let what = format!("{at}{}", problem.message);
@@ -148,17 +155,11 @@ fn shown(file: &Path) -> String {
 async fn judge_database(client: &Client, schema: &str, report: &mut Report) -> Result<(), PgError> {
     let row = client
         .query_one(
-            "SELECT current_setting('server_encoding'), current_database()::text, current_user::text, \
-             has_database_privilege(current_database(), 'TEMPORARY'), \
-             CASE WHEN to_regnamespace('cutover') IS NULL THEN has_database_privilege(current_database(), 'CREATE') \
-                  ELSE has_schema_privilege('cutover', 'USAGE, CREATE') END, \
-             CASE WHEN to_regnamespace(quote_ident($1)) IS NULL THEN NULL \
-                  ELSE has_schema_privilege(to_regnamespace(quote_ident($1)), 'USAGE') END, \
-             to_regclass('cutover.format') IS NOT NULL",
-            &[&schema],
+            "SELECT current_setting('server_encoding'), current_database()::text, to_regclass('cutover.format') IS NOT NULL",
+            &[],
         )
         .await?;
-    let (encoding, database, user): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (encoding, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     if encoding != "UTF8" {
         report.blocks_on(
             Part::Target,
@@ -166,32 +167,9 @@ async fn judge_database(client: &Client, schema: &str, report: &mut Report) -> R
             "create the target database with ENCODING 'UTF8' TEMPLATE template0",
         );
     }
-    for (held, privilege, purpose) in [
-        (row.try_get::<_, bool>(3)?, "TEMPORARY", "to check transforms"),
-        (row.try_get::<_, bool>(4)?, "CREATE", "to keep its state in the schema `cutover`"),
-    ] {
-        if !held {
-            report.blocks_on(
-                Part::Target,
-                format!("`{user}` has no {privilege} on the database `{database}`, which cutover needs {purpose}"),
-                format!("GRANT {privilege} ON DATABASE \"{database}\" TO \"{user}\""),
-            );
-        }
-    }
-    match row.try_get::<_, Option<bool>>(5)? {
-        None => report.blocks_on(
-            Part::Target,
-            format!("the target has no schema `{schema}`"),
-            "create it, or correct [target] schema",
-        ),
-        Some(false) => report.blocks_on(
-            Part::Target,
-            format!("`{user}` may not use the schema `{schema}`"),
-            format!("GRANT USAGE ON SCHEMA \"{schema}\" TO \"{user}\""),
-        ),
-        Some(true) => {}
-    }
-    if row.try_get::<_, bool>(6)?
+    let missing = privileges::on_database(client, schema).await?;
+    if missing.is_empty()
+        && row.try_get::<_, bool>(2)?
         && let Some(found) = state::format(client).await?
         && found > state::FORMAT
     {
@@ -201,39 +179,8 @@ async fn judge_database(client: &Client, schema: &str, report: &mut Report) -> R
             "run the newer cutover that wrote it",
         );
     }
-    Ok(())
-}
-
-async fn judge_privileges(client: &Client, table: &TableName, report: &mut Report) -> Result<(), PgError> {
-    let row = client
-        .query_one(
-            "SELECT ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p \
-                    WHERE NOT has_table_privilege(c.oid, p)), \
-             pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text, current_user::text, \
-             EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $3 AND NOT a.attisdropped) \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
-            &[&table.schema, &table.table, &VERSION_COLUMN],
-        )
-        .await?;
-    let missing: Vec<String> = row.try_get(0)?;
-    let (owns, owner, user): (bool, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        report.blocks_on(
-            Part::Target,
-            format!("`{user}` has no {missing} on {table}"),
-            format!("GRANT {missing} ON \"{}\".\"{}\" TO \"{user}\"", table.schema, table.table),
-        );
-    }
-    if !owns && !row.try_get::<_, bool>(4)? {
-        report.blocks_on(
-            Part::Target,
-            format!("{table} has no column {VERSION_COLUMN} yet, and only its owner `{owner}` may add one"),
-            format!(
-                "as `{owner}`: ALTER TABLE \"{}\".\"{}\" ADD {VERSION_COLUMN} bigint NOT NULL DEFAULT 0; or GRANT \"{owner}\" TO \"{user}\"",
-                table.schema, table.table
-            ),
-        );
+    for Problem { what, fix } in missing {
+        report.blocks_on(Part::Target, what, fix);
     }
     Ok(())
 }

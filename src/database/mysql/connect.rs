@@ -42,7 +42,9 @@ pub enum ConnectError {
     #[error("the CA file {path} cannot be read: {source}; correct `ca=` in the source URL")]
     CaFile { path: String, source: std::io::Error },
     /// Wrong password, no such user, no such database, no right to it.
-    #[error("{server} refuses the login: {message} (error {code}); correct user, password or grants, and start again")]
+    #[error(
+        "{server} refuses the login: {message} (error {code}); correct user, password or database in [source] url, or grant what is missing"
+    )]
     Denied { server: String, code: u16, message: String },
     #[error("{server} is unreachable: {reason}")]
     Unreachable { server: String, reason: String },
@@ -174,7 +176,12 @@ impl Connector {
                 ConnectError::AuthPlugin { server, plugin: "mysql_clear_password".into() }
             }
             mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer) => ConnectError::NoTls { server },
-            other => ConnectError::Unreachable { server, reason: other.to_string() },
+            other => {
+                // The driver's own words say twice that it is an IO error.
+                let text = other.to_string();
+                let reason = text.trim_start_matches("Input/output error: ").to_owned();
+                ConnectError::Unreachable { server, reason }
+            }
         }
     }
 }

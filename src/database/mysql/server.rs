@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use mysql_async::{Conn, Row, prelude::Queryable};
 
 use super::connect::{QueryError, quoted};
-use crate::model::MysqlPosition;
+use crate::{
+    database::Problem,
+    model::{MysqlPosition, TableSchema},
+};
 
 /// Whose dialect of replication the server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,13 +198,6 @@ fn parse_version(text: &str) -> (u16, u16, u16) {
     (next(), next(), next())
 }
 
-/// A setting that makes correct capture impossible, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    pub what: String,
-    pub fix: String,
-}
-
 /// The settings that capture cannot live with.
 pub fn problems(facts: &ServerFacts) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -251,6 +247,8 @@ pub fn problems(facts: &ServerFacts) -> Vec<Problem> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     by_scope: BTreeMap<String, BTreeSet<String>>,
+    /// Whose they are, as GRANT spells it: `'cutover'@'%'`.
+    user: String,
     /// Roles are granted, whose privileges this list may not show.
     pub roles: bool,
 }
@@ -267,6 +265,10 @@ impl Grants {
         let mut grants = Grants::default();
         for line in lines {
             let Some(rest) = line.strip_prefix("GRANT ") else { continue };
+            // What may follow the user (a password's digest, options) begins with a space.
+            if let Some((user, host)) = rest.rsplit_once(" TO ").and_then(|(_, to)| to.split_once('@')) {
+                grants.user = format!("{user}@{}", host.split([' ', ';']).next().unwrap_or_default());
+            }
             let Some((privileges, rest)) = rest.split_once(" ON ") else {
                 grants.roles = true;
                 continue;
@@ -280,6 +282,35 @@ impl Grants {
             set.extend(whole.map(|privilege| privilege.trim().to_ascii_uppercase()));
         }
         grants
+    }
+
+    /// What capture needs on the whole server and the user lacks.
+    pub fn missing_everywhere(&self) -> Vec<Problem> {
+        let needed =
+            [("REPLICATION SLAVE", "to read the binlog"), ("REPLICATION CLIENT", "to ask for the binlog's position")];
+        let missing = needed.into_iter().filter(|(privilege, _)| !self.everywhere(privilege));
+        let problem = |(privilege, purpose)| Problem {
+            what: format!("the source user has no {privilege}, which cutover needs {purpose}"),
+            fix: format!("GRANT {privilege} ON *.* TO {}", self.user),
+        };
+        missing.map(problem).collect()
+    }
+
+    /// What the copy needs on these tables and the user lacks.
+    pub fn missing_on(&self, tables: &[TableSchema], facts: &ServerFacts) -> Vec<Problem> {
+        // Without GTIDs a chunk's place in the log is found under a short read lock (CORRECTNESS rule 13).
+        let locks = facts.flavor == Flavor::Mysql && !facts.gtids;
+        let mut problems = Vec::new();
+        for (privilege, _) in [("SELECT", true), ("LOCK TABLES", locks)].into_iter().filter(|(_, needed)| *needed) {
+            let lacks = |schema: &&TableSchema| !self.on(privilege, &schema.table.schema, &schema.table.table);
+            let missing: Vec<&str> = tables.iter().filter(lacks).map(|schema| schema.table.table.as_str()).collect();
+            let Some(first) = tables.first().filter(|_| !missing.is_empty()) else { continue };
+            problems.push(Problem {
+                what: format!("the source user has no {privilege} on {}", missing.join(", ")),
+                fix: format!("GRANT {privilege} ON {}.* TO {}", quoted(&first.table.schema), self.user),
+            });
+        }
+        problems
     }
 
     /// Whether `privilege` holds for everything on the server.

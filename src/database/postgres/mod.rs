@@ -7,6 +7,7 @@
 pub mod catalog;
 mod connect;
 mod error;
+pub mod privileges;
 pub mod sql;
 pub mod state;
 mod tls;

@@ -60,6 +60,17 @@ impl Mysql {
         server::url_with(self.admin_url, Some((user, password)), &self.database)
     }
 
+    /// A user of this test's own, with these grants (`SELECT ON db.*`); its name is the database's, and it goes with it.
+    /// Granting again adds to what it has.
+    pub async fn user(&self, password: &str, grants: &[&str]) -> String {
+        let user = &self.database;
+        self.exec(&format!("CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '{password}'")).await;
+        for grant in grants {
+            self.exec(&format!("GRANT {grant} TO {user}")).await;
+        }
+        user.clone()
+    }
+
     /// One more session, for writers that run beside each other.
     pub async fn connect(&self) -> Conn {
         connect(&self.url()).await
@@ -102,6 +113,7 @@ impl Drop for Mysql {
             let mut conn = connect(url).await;
             // A test that failed inside a transaction still holds its tables.
             let _already_gone = conn.query_drop(format!("KILL {session}")).await;
+            let _none = conn.query_drop(format!("DROP USER IF EXISTS {database}")).await;
             // What another session of the test still locks, the sweep of a later run gets.
             let _kept = conn.query_drop(format!("SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {database}")).await;
             let _closed = conn.disconnect().await;
@@ -119,6 +131,10 @@ async fn sweep(url: &str) {
     let databases: Vec<String> = conn.query("SHOW DATABASES").await.unwrap();
     for database in databases.iter().filter(|database| server::is_left_behind(database)) {
         conn.query_drop(format!("DROP DATABASE IF EXISTS {database}")).await.unwrap();
+    }
+    let users: Vec<String> = conn.query("SELECT user FROM mysql.user").await.unwrap();
+    for user in users.iter().filter(|user| server::is_left_behind(user)) {
+        conn.query_drop(format!("DROP USER IF EXISTS {user}")).await.unwrap();
     }
     conn.disconnect().await.unwrap();
 }

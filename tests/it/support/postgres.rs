@@ -49,6 +49,12 @@ impl Postgres {
         server::url_with(self.admin_url, Some((user, password)), &self.database)
     }
 
+    /// A role of this test's own that may log in and nothing else; its name is the database's, and it goes with it.
+    pub async fn role(&self, password: &str) -> String {
+        self.exec(&format!("CREATE ROLE {} LOGIN PASSWORD '{password}'", self.database)).await;
+        self.database.clone()
+    }
+
     /// One more session.
     pub async fn connect(&self) -> Client {
         connect(&self.url()).await
@@ -91,6 +97,7 @@ impl Drop for Postgres {
         server::clean_up(async move {
             let admin = connect(url).await;
             let _kept = admin.simple_query(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await;
+            let _none = admin.simple_query(&format!("DROP ROLE IF EXISTS {database}")).await;
         });
     }
 }
@@ -107,5 +114,9 @@ async fn sweep(url: &str) {
     let rows = admin.query("SELECT datname::text FROM pg_database", &[]).await.unwrap();
     for database in rows.iter().map(|row| row.get::<_, String>(0)).filter(|name| server::is_left_behind(name)) {
         admin.simple_query(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await.unwrap();
+    }
+    let rows = admin.query("SELECT rolname::text FROM pg_roles", &[]).await.unwrap();
+    for role in rows.iter().map(|row| row.get::<_, String>(0)).filter(|name| server::is_left_behind(name)) {
+        admin.simple_query(&format!("DROP ROLE IF EXISTS {role}")).await.unwrap();
     }
 }

@@ -28,12 +28,13 @@ static NEXT_LOG: AtomicU16 = AtomicU16::new(0);
 /// The folder of one pipeline. It outlives its workers.
 pub struct Workspace {
     folder: TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Workspace {
     /// The smallest configuration; `name` keys all state, so tests that share a target need different ones.
     pub fn new(name: &str, source_url: &str, target_url: &str, tables: &[&str]) -> Self {
-        let workspace = Self { folder: tempfile::tempdir().unwrap() };
+        let workspace = Self { folder: tempfile::tempdir().unwrap(), environment: Vec::new() };
         fs::create_dir(workspace.path().join("transforms")).unwrap();
         workspace.configure(&format!(
             "name = {name:?}\n\n[source]\nurl = {source_url:?}\ntables = {tables:?}\n\n[target]\nurl = {target_url:?}\n"
@@ -43,6 +44,11 @@ impl Workspace {
 
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Sets a variable in the environment of every later command.
+    pub fn set_env(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
     }
 
     /// Replaces the whole configuration.
@@ -66,6 +72,7 @@ impl Workspace {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null()).kill_on_drop(true);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,0 +1,67 @@
+//! Where the worker is to run: the port for metrics and health, and the disk of the embedded log.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+};
+
+use super::{Part, Report};
+use crate::{config::Config, control::worker};
+
+/// What is written to see whether the log's disk takes it.
+const PROBE_BYTES: usize = 64 << 10;
+
+/// Examines this machine.
+pub(super) async fn examine(config: &Config, report: &mut Report) {
+    if let Err(error) = tokio::net::TcpListener::bind(&config.http.listen).await
+        && !is_running(config).await
+    {
+        report.blocks_on(
+            Part::Worker,
+            format!("cannot listen on {} for metrics and health ({error})", config.http.listen),
+            "stop what holds it (another pipeline's worker?), or choose another address with [http] listen or `run --listen`",
+        );
+    }
+    let Some(folder) = config.log.folder(&config.folder) else { return };
+    if let Err(error) = probe(&folder) {
+        let fix = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space there, or choose a folder on a larger disk with [log] url before the first run"
+            }
+            _ => "give this user the right to read and write it, or choose another folder with [log] url",
+        };
+        report.blocks_on(Part::Worker, format!("the log's folder {} cannot be used ({error})", folder.display()), fix);
+    }
+}
+
+/// Whether the port is held by a worker of this very pipeline, as far as the target knows.
+async fn is_running(config: &Config) -> bool {
+    let Ok(store) = worker::store(config) else { return false };
+    store.status().await.is_ok_and(|status| status.worker_running)
+}
+
+/// Writes to the folder, or where it is going to be made, and leaves nothing behind.
+fn probe(folder: &Path) -> io::Result<()> {
+    let mut there = folder;
+    while !there.exists() {
+        there = match there.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            Some(_) | None => Path::new("."),
+        };
+    }
+    let file = there.join(format!(".cutover-check-{}", std::process::id()));
+    let written = File::create_new(&file).and_then(|mut probe| {
+        probe.write_all(&[0; PROBE_BYTES])?;
+        probe.sync_all()
+    });
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => {
+            // The probe may not have come into being.
+            drop(fs::remove_file(&file));
+            Err(error)
+        }
+        Ok(()) => fs::remove_file(&file),
+    }
+}
