@@ -293,7 +293,7 @@ impl Reader<'_> {
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Ok(()),
-                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX => break event?,
+                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX => break event,
                         permit = groups.reserve(), if ready => match permit {
                             Ok(permit) => permit.send(std::mem::take(&mut self.group)),
                             Err(_) => return Ok(()),
@@ -301,7 +301,17 @@ impl Reader<'_> {
                     }
                 }
             };
-            self.take(event).await?;
+            match event {
+                Ok(event) => self.take(event).await?,
+                Err(error) => {
+                    // The transactions before what failed are whole; a halt at the same place would keep them back for ever.
+                    if self.group.complete.is_some() {
+                        // A writer that has given up has an error of its own to tell.
+                        let _ = groups.send(std::mem::take(&mut self.group)).await;
+                    }
+                    return Err(error.into());
+                }
+            }
         }
     }
 

@@ -22,9 +22,8 @@ async fn plain(source: Mysql, target: Postgres) -> Rig {
 async fn a_row_that_was_read_before_its_delete_and_arrives_after_it_stays_deleted() {
     let rig = plain(Mysql::v80().await, Postgres::v15().await).await;
     rig.source.exec("INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three'), (4, 'four')").await;
-    rig.sync().await;
+    let _worker = rig.following().await;
     let held = rig.hold_copied_rows().await;
-    let _worker = rig.work.start(&[]);
     rig.copy_again_into_the_log("t").await;
     rig.source
         .exec("DELETE FROM t WHERE id = 1; UPDATE t SET a = 'new' WHERE id = 2; UPDATE t SET id = 9 WHERE id = 3")
@@ -256,9 +255,8 @@ async fn two_source_rows_that_claim_one_target_key_go_to_the_dead_letters() {
 async fn a_truncate_is_final(source: Mysql, target: Postgres) {
     let rig = plain(source, target).await;
     rig.source.exec("INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three')").await;
-    rig.sync().await;
+    let mut worker = rig.following().await;
     let held = rig.hold_copied_rows().await;
-    let mut worker = rig.work.start(&[]);
     rig.copy_again_into_the_log("t").await;
     rig.source.exec("TRUNCATE TABLE t; INSERT INTO t VALUES (3, 'after'), (4, 'after')").await;
     rig.target_has(ROWS, "3 after, 4 after").await;

@@ -1,10 +1,9 @@
 //! What the tests of the rules stand on: one pipeline from a MySQL or MariaDB database to a PostgreSQL one, run by the
 //! built binary, and ways to hold a part of it still while something else happens.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
-use tokio_postgres::Client;
 
 use crate::support::{Mysql, Postgres, Worker, Workspace, eventually};
 
@@ -53,6 +52,15 @@ impl Rig {
         let (code, said) = self.until_synced().await;
         assert_eq!(code, Some(3), "{said}");
         said.lines().filter(|line| line.starts_with("cutover:")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Follows the remedy of most halts: copies the only table again while the worker waits for that.
+    pub async fn copied_again(&self, table: &str) -> Worker {
+        let worker = self.work.start(&[]);
+        self.eventually("halted", async |status| status["worker_running"] == true && !status["halted"].is_null()).await;
+        let copied = self.work.run(&["resnapshot", table]).await;
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        worker
     }
 
     /// A worker that has copied everything and goes on.
@@ -104,13 +112,19 @@ impl Rig {
         .unwrap_or_else(|()| panic!("{query}: {found:?} instead of {wanted:?}"));
     }
 
-    /// Holds the lane of copied rows still until the client is dropped: no session can claim it. For a worker that is
-    /// started afterwards, on a pipeline that has run before.
-    pub async fn hold_copied_rows(&self) -> Client {
-        let holder = self.target.connect().await;
-        let held = holder.batch_execute("BEGIN; SELECT FROM cutover.offsets WHERE topic = 'snapshot' FOR UPDATE").await;
-        held.unwrap();
-        holder
+    /// Holds the writers of copied rows still until this is dropped: their sessions are stopped, between two transactions.
+    pub async fn hold_copied_rows(&self) -> HeldWriters {
+        let sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+            AND application_name LIKE 'cutover % snapshot'";
+        let mut pids = Vec::new();
+        eventually("both writers are there", SOON, async || {
+            pids = self.target.query(sessions).await.into_iter().flatten().flatten().collect();
+            pids.len() == 2
+        })
+        .await;
+        let held = HeldWriters { pids };
+        held.signal("-STOP");
+        held
     }
 
     /// Asks for a new copy of a table, and waits until its rows are in the log.
@@ -126,6 +140,28 @@ impl Rig {
         eventually("the copied rows are in the log", SOON, async || bytes_below(&log, "snapshot") > before).await;
         // The chunk's rows are one append; the record that ends it is in the same or the next.
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Sessions of a target that do nothing.
+pub struct HeldWriters {
+    pids: Vec<String>,
+}
+
+impl HeldWriters {
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(signal).args(&self.pids).status().unwrap();
+        assert!(
+            status.success(),
+            "kill {signal} {:?}: the tests need the right to signal the target's sessions",
+            self.pids
+        );
+    }
+}
+
+impl Drop for HeldWriters {
+    fn drop(&mut self) {
+        self.signal("-CONT");
     }
 }
 

@@ -259,8 +259,8 @@ async fn a_column_that_a_transform_reads_and_that_is_dropped_halts_with_its_name
 async fn tables_that_are_dropped_or_renamed_halt_and_the_others_stay() {
     for (change, words) in [
         ("DROP TABLE t", ["dropped", "[source] tables"]),
-        ("RENAME TABLE t TO old", ["renamed", "rename it back"]),
-        ("ALTER TABLE t RENAME TO old", ["renamed", "rename it back"]),
+        ("RENAME TABLE t TO old", ["renamed", "cutover resnapshot"]),
+        ("ALTER TABLE t RENAME TO old", ["renamed", "cutover resnapshot"]),
     ] {
         let at_source = "CREATE TABLE t (id int PRIMARY KEY, a int); CREATE TABLE u (id int PRIMARY KEY)";
         let rig = Rig::new(Mysql::v57().await, Postgres::v18().await, &["t", "u"], at_source, at_source).await;
@@ -306,6 +306,9 @@ async fn partitions_that_are_dropped_truncated_or_exchanged_halt() {
         let said = rig.halts().await;
         assert!(said.contains("partition") && said.contains("cutover resnapshot"), "{change}: {said}");
         rig.target_has(ROWS, "1 1, 11 11, 21 21").await;
+        let _worker = rig.copied_again("t").await;
+        rig.source.exec("INSERT INTO t VALUES (22, 22)").await;
+        rig.target_has(ROWS, "11 11, 21 21, 22 22").await;
     }
 }
 
@@ -322,6 +325,9 @@ async fn row_images_that_are_not_full_halt() {
         let said = rig.halts().await;
         assert!(said.contains("binlog_row_image"), "{image}: {said}");
         rig.target_has("SELECT id, a, b FROM t ORDER BY id", "1 a b, 2 a b").await;
+        let _worker = rig.copied_again("t").await;
+        rig.source.exec("SET binlog_row_image = 'FULL'; UPDATE t SET b = 'y' WHERE id = 1").await;
+        rig.target_has("SELECT id, a, b FROM t ORDER BY id", "1 x y, 2 a b").await;
     }
 }
 
@@ -338,6 +344,8 @@ async fn partial_json_halts() {
     let said = rig.halts().await;
     assert!(said.contains("binlog_row_value_options"), "{said}");
     rig.target_has("SELECT a ->> 'n' FROM t", "1").await;
+    let _worker = rig.copied_again("t").await;
+    rig.target_has("SELECT a ->> 'n' FROM t", "2").await;
 }
 
 /// Rule 12.
@@ -347,10 +355,18 @@ async fn a_row_change_that_is_logged_as_a_statement_halts() {
     let rig = plain(Mysql::at(own.url).await, Postgres::v15().await).await;
     rig.source.exec("INSERT INTO t VALUES (1, 'a')").await;
     rig.sync().await;
-    rig.source.exec("SET binlog_format = 'STATEMENT'; UPDATE t SET a = 'unseen'; SET binlog_format = 'ROW'").await;
+    rig.source
+        .exec(
+            "INSERT INTO t VALUES (2, 'b'); SET binlog_format = 'STATEMENT'; UPDATE t SET a = 'unseen' WHERE id = 1;
+             DELETE FROM t WHERE id = 2; SET binlog_format = 'ROW'",
+        )
+        .await;
     let said = rig.halts().await;
     assert!(said.contains("logged as a statement") && said.contains("binlog_format = ROW"), "{said}");
-    rig.target_has(ROWS, "1 a").await;
+    rig.target_has(ROWS, "1 a, 2 b").await;
+    let _worker = rig.copied_again("t").await;
+    rig.source.exec("INSERT INTO t VALUES (3, 'c')").await;
+    rig.target_has(ROWS, "1 unseen, 3 c").await;
 }
 
 /// Rule 12.

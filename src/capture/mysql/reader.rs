@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use super::{
     binlog::{CommitInfo, Event, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows, decode},
-    halt,
+    halt, lost,
     progress::{GroupId, Progress},
     stream::decode_error,
     tables::{Mapping, PendingMap, Tables},
@@ -103,8 +103,9 @@ impl LogReader {
     pub(super) fn bind(&mut self, pending: PendingMap, catalog: Option<TableSchema>) -> Result<(), CaptureError> {
         let changed = self.tables.bind(pending, catalog).map_err(|error| {
             let remedy = "the table was changed again since, and its columns at this point of the log are no longer known: leave it out of \
-                          [source] tables, or copy it again with `cutover resnapshot TABLE`";
-            self.at_place(halt(error.to_string(), remedy))
+                          [source] tables, start, put it back and start again, which copies it anew; or copy every table again with \
+                          `cutover resnapshot TABLE`";
+            self.at_place(lost(error.to_string(), remedy))
         })?;
         if let Some(schema) = changed {
             self.deliver(Captured::Schema(schema));
@@ -189,9 +190,9 @@ impl LogReader {
     }
 
     fn xa_refused(&self) -> CaptureError {
-        self.at_place(halt(
+        self.at_place(lost(
             "an XA transaction was prepared that changes a watched table: whether it commits is decided later",
-            "move the application off XA transactions on these tables, and copy them again with `cutover resnapshot TABLE`",
+            "move the application off XA transactions on these tables, and copy every table again with `cutover resnapshot TABLE`",
         ))
     }
 
@@ -282,7 +283,10 @@ fn at_place(progress: &Progress, error: CaptureError) -> CaptureError {
         CaptureError::Halt { reason, remedy } => {
             CaptureError::Halt { reason: format!("at {}: {reason}", progress.place()), remedy }
         }
-        error @ (CaptureError::Lost { .. } | CaptureError::Unreachable(_)) => error,
+        CaptureError::Lost { reason, remedy } => {
+            CaptureError::Lost { reason: format!("at {}: {reason}", progress.place()), remedy }
+        }
+        error @ CaptureError::Unreachable(_) => error,
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
         Flavor, Query,
         ddl::{AlterKind, Statement, XaVerb, classify},
     },
-    halt,
+    halt, lost,
     reader::LogReader,
 };
 use crate::{
@@ -35,10 +35,10 @@ impl LogReader {
             (Flow::Part, _) => Ok(()),
             (Flow::Whole, Some(group)) if group.explicit => Ok(()),
             (Flow::Whole, Some(_)) => self.commit(),
-            (Flow::Whole, None) => {
-                Err(self
-                    .refused("a statement outside of any transaction", "check the source's binlog with mysqlbinlog"))
-            }
+            (Flow::Whole, None) => Err(self.at_place(halt(
+                "a statement outside of any transaction",
+                "check the source's binlog with mysqlbinlog",
+            ))),
         }
     }
 
@@ -61,12 +61,12 @@ impl LogReader {
             Statement::Truncate(table) => self.truncate(&table)?,
             Statement::DropTable(tables) => {
                 if let Some(table) = tables.iter().find(|table| self.tables.watches(table)) {
-                    return Err(self.refused(&format!("{table} was dropped"), DROPPED));
+                    return Err(self.at_place(halt(format!("{table} was dropped"), DROPPED)));
                 }
             }
             Statement::DropDatabase(database) => {
                 if self.tables.watches_database(&database) {
-                    return Err(self.refused(&format!("the database {database} was dropped"), DROPPED));
+                    return Err(self.at_place(halt(format!("the database {database} was dropped"), DROPPED)));
                 }
             }
             Statement::RenameTable(renames) => {
@@ -104,10 +104,10 @@ impl LogReader {
                 group.explicit = true;
                 Ok(Flow::Part)
             }
-            None => Err(self.refused(
+            None => Err(self.at_place(halt(
                 "a transaction begins without a GTID event",
                 "capture from MySQL 5.7 or later, or MariaDB 10.5 or later",
-            )),
+            ))),
         }
     }
 
@@ -181,25 +181,26 @@ impl LogReader {
             return Err(self.refused(
                 what,
                 "this happens when tables of InnoDB and of an engine without transactions are changed together: convert the latter to \
-                 InnoDB, and copy the watched tables again with `cutover resnapshot TABLE`",
+                 InnoDB, and copy every table again with `cutover resnapshot TABLE`",
             ));
         }
         Ok(())
     }
 
+    /// What happened here cannot be followed, and will not go away: beyond it only a new copy leads.
     fn refused(&self, reason: &str, remedy: &str) -> CaptureError {
-        self.at_place(halt(reason, remedy))
+        self.at_place(lost(reason, remedy))
     }
 }
 
-const ROW_FORMAT: &str = "set binlog_format = ROW at the source, globally and in the sessions that change it, and copy the tables again with \
+const ROW_FORMAT: &str = "set binlog_format = ROW at the source, globally and in the sessions that change it, and copy every table again with \
      `cutover resnapshot TABLE`";
 const DROPPED: &str =
     "remove the table from [source] tables and restart; to follow a new table of that name, add it again afterwards";
-const RENAMED: &str = "rename it back, or change [source] tables and the transforms to the new name and copy the table again with `cutover \
-     resnapshot TABLE`";
+const RENAMED: &str = "change [source] tables and the transforms if it is to be followed under its new name, start again, and copy every table \
+     again with `cutover resnapshot TABLE`";
 const UNLOGGED: &str =
-    "rows changed that the binlog does not show: copy the table again with `cutover resnapshot TABLE`";
+    "rows changed that the binlog does not show: copy every table again with `cutover resnapshot TABLE`";
 
 /// Managed services write their heartbeat into the system's database as a statement
 /// (`INSERT INTO mysql.rds_heartbeat2 …`), which touches no table of anybody's.

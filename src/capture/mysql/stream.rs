@@ -219,7 +219,22 @@ fn sids(set: &GtidSet) -> Result<Vec<Sid<'static>>, CaptureError> {
 pub(super) fn decode_error(error: DecodeError) -> CaptureError {
     let text = error.to_string();
     let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "check the source's binlog with mysqlbinlog"));
-    halt(reason, remedy)
+    match error {
+        // Whole and well understood, but not what can be followed: beyond it only a new copy leads.
+        DecodeError::Refused { .. }
+        | DecodeError::Incident { .. }
+        | DecodeError::PartialImage { .. }
+        | DecodeError::Value { .. } => {
+            lost(reason, format!("{remedy}, and copy every table again with `cutover resnapshot TABLE`"))
+        }
+        DecodeError::Truncated { .. }
+        | DecodeError::Malformed { .. }
+        | DecodeError::Checksum { .. }
+        | DecodeError::UnknownEvent { .. }
+        | DecodeError::TooLarge { .. }
+        | DecodeError::TableId { .. }
+        | DecodeError::ColumnCount { .. } => halt(reason, remedy),
+    }
 }
 
 /// ER_MASTER_FATAL_ERROR_READING_BINLOG: everything that keeps a server from sending its log.

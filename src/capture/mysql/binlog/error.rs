@@ -25,7 +25,7 @@ pub enum DecodeError {
     UnknownEvent { event_type: u8 },
     #[error("the source wrote {what}, which cannot be followed; {remedy}")]
     Refused { what: &'static str, remedy: &'static str },
-    #[error("the source reports a binlog incident ({message}): events may be missing; copy the tables again")]
+    #[error("the source reports a binlog incident ({message}): events may be missing; find out why in its error log")]
     Incident { message: String },
     #[error(
         "the binlog event's {what} has {bytes} bytes, more than the {bytes_max} that are accepted; raise the issue with the server's version"
@@ -35,9 +35,7 @@ pub enum DecodeError {
     TableId { rows: u64, map: u64 },
     #[error("the rows event has {rows} columns and its table map {map}; the events do not belong together")]
     ColumnCount { rows: u64, map: usize },
-    #[error(
-        "the row image lacks column {column} (counted from 1); set binlog_row_image=FULL on the source and copy the table again"
-    )]
+    #[error("the row image lacks column {column} (counted from 1); set binlog_row_image=FULL on the source")]
     PartialImage { column: usize },
     #[error("column {column} `{name}`: {error}")]
     Value { column: usize, name: String, error: ValueError },
@@ -50,9 +48,7 @@ pub enum ValueError {
     Truncated,
     #[error("the {0} is malformed; the binlog is corrupt or the table map is not this table's")]
     Malformed(&'static str),
-    #[error(
-        "the bytes are no {0} text; correct the row at the source (CONVERT the column through BINARY) and copy the table again"
-    )]
+    #[error("the bytes are no {0} text; correct the row at the source (CONVERT the column through BINARY)")]
     Undecodable(&'static str),
     #[error("a zero or partial date, and zero_dates is `error`; correct the row or choose another zero_dates")]
     ZeroDate,

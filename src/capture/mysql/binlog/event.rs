@@ -139,12 +139,12 @@ pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Eve
         INCIDENT => Err(incident(body)),
         PARTIAL_UPDATE_ROWS => Err(DecodeError::Refused {
             what: "partial JSON updates",
-            remedy: "set binlog_row_value_options='' on the source and copy the tables again",
+            remedy: "set binlog_row_value_options='' on the source",
         }),
         INTVAR | RAND | USER_VAR | LOAD | CREATE_FILE | NEW_LOAD | BEGIN_LOAD_QUERY | EXECUTE_LOAD_QUERY => {
             Err(DecodeError::Refused {
                 what: "changes as statements",
-                remedy: "set binlog_format=ROW on the source, for every session, and copy the tables again",
+                remedy: "set binlog_format=ROW on the source, for every session",
             })
         }
         other => match flavor {
