@@ -131,6 +131,14 @@ impl OpenScan for MysqlServer {
             remedy: "take it out of [source] tables and start again".into(),
         })
     }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(ScanError::from)?;
+        let end = server::current_position(&mut conn, &facts).await.map_err(ScanError::from)?;
+        drop(conn.disconnect().await);
+        Ok(Position::Mysql(end))
+    }
 }
 
 struct MysqlScan {

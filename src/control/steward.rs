@@ -21,7 +21,7 @@ use super::{
 use crate::{
     database::postgres::{self, PgError},
     log::Log,
-    model::{GtidSet, Position},
+    model::Position,
     observe::{Halt, metric, now_us},
 };
 
@@ -180,7 +180,7 @@ impl Steward {
     fn note_end(&mut self) {
         let (Some(end), None) = (&self.end, &self.end_offsets) else { return };
         let captured = self.worker.frontier.watch_captured().borrow().clone();
-        if let Some(captured) = captured.filter(|captured| reached(&captured.position, end)) {
+        if let Some(captured) = captured.filter(|captured| captured.position.covers(end)) {
             self.end_offsets = Some(captured.ends);
         }
     }
@@ -202,16 +202,13 @@ impl Steward {
         }
     }
 
-    /// Runs `[target] after_copy`, once, when the stream has reached the copy's end.
+    /// Runs `[target] after_copy`, once, when every table is copied and the stream has passed what the copies saw
+    /// (their barriers): each end of a batch is then a state that the source was in.
     ///
     /// The apply loops rest meanwhile: what the script makes (indexes, foreign keys) changes how they write.
     async fn run_script(&mut self, stop: &CancellationToken) -> Result<(), WorkerError> {
         let Some(file) = self.worker.config.target.after_copy.clone() else { return Ok(()) };
-        let captured = self.worker.frontier.watch_captured().borrow().clone();
-        let Some(captured) = captured else { return Ok(()) };
-        let halted = self.worker.halts.first().is_some();
-        // A target between two transactions of the source is consistent only once the stream has caught up.
-        if halted || !self.worker.frontier.reached(&captured.ends) {
+        if self.worker.halts.first().is_some() {
             return Ok(());
         }
         self.stop_applying().await;
@@ -343,14 +340,4 @@ fn located(error: PgError, file: &std::path::Path, script: &str) -> PgError {
     });
     refusal.message = format!("{}{}: {}", file.display(), place.unwrap_or_default(), refusal.message);
     PgError::Refused(refusal)
-}
-
-/// Whether a captured position is at or after `end`, on the same server or by GTID.
-fn reached(captured: &Position, end: &Position) -> bool {
-    let (Position::Mysql(captured), Position::Mysql(end)) = (captured, end);
-    let sets = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<GtidSet>().ok());
-    match (sets(&captured.gtids), sets(&end.gtids)) {
-        (Some(captured), Some(end)) => captured.contains(&end),
-        (None, _) | (_, None) => captured.server == end.server && captured.file_order(end).is_ge(),
-    }
 }

@@ -4,6 +4,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     database::postgres::{Options, PgError, Session, Target},
+    log::{Offset, Topic},
     model::{TableSchema, Version},
 };
 
@@ -120,6 +121,23 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(|row| (row.get::<_, i32>(0).cast_unsigned(), row.get(1))).collect())
+    }
+
+    /// Where each partition of each topic goes on in the log of this epoch.
+    pub async fn next_offsets(&self, log_epoch: &str) -> Result<Vec<(Topic, u32, Offset)>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT topic = 'changes', part, next_offset FROM cutover.offsets WHERE pipeline = $1 AND log_epoch = $2",
+                &[&self.pipeline, &log_epoch],
+            )
+            .await?;
+        let topic = |changes| if changes { Topic::Changes } else { Topic::Snapshot };
+        let read = |row: &tokio_postgres::Row| {
+            (topic(row.get(0)), row.get::<_, i32>(1).cast_unsigned(), row.get::<_, i64>(2).cast_unsigned())
+        };
+        Ok(rows.iter().map(read).collect())
     }
 
     /// The newest source position that the target holds, with the clock there: where capture begins

@@ -37,7 +37,7 @@ use crate::{
     model::{Disposition, MysqlPosition, Position, TableSchema},
     observe::{Frontier, Halt, Halts},
     pipeline::{
-        apply::{self, ApplyLoop, Target as _},
+        apply::{self, ApplyLoop},
         batches::Bounds,
         capture::CaptureLoop,
     },
@@ -312,22 +312,12 @@ impl Worker {
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.
-    async fn judge_log(&self, log: &Arc<dyn Log>, target: &PgTarget) -> Result<bool, Attempt> {
-        for partition in 0..log.partitions() {
-            for topic in [Topic::Changes, Topic::Snapshot] {
-                let resume = match target.resume(topic, partition, log.epoch()).await {
-                    Ok(resume) => resume,
-                    Err(error) if error.disposition() == Disposition::Retry => {
-                        return Err(Attempt::Later(error.to_string()));
-                    }
-                    // The apply loop meets it too, and says what to do.
-                    Err(_) => return Ok(true),
-                };
-                if let Err(error) = apply::reaches(&**log, topic, partition, resume.from).await {
-                    let remedy = "restart the worker when that is done".into();
-                    self.halts.halt("log", Halt { reason: error.to_string(), remedy });
-                    return Ok(false);
-                }
+    async fn judge_log(&self, log: &Arc<dyn Log>) -> Result<bool, Attempt> {
+        for (topic, partition, next) in self.store.next_offsets(log.epoch()).await? {
+            if let Err(error) = apply::reaches(&**log, topic, partition, next).await {
+                let remedy = "restart the worker when that is done".into();
+                self.halts.halt("log", Halt { reason: error.to_string(), remedy });
+                return Ok(false);
             }
         }
         Ok(true)
@@ -384,7 +374,7 @@ impl Worker {
             connector: connector.into(),
             fallback,
         };
-        let Some(sound) = self.patiently("log", || self.judge_log(&log, &target)).await? else {
+        let Some(sound) = self.patiently("log", || self.judge_log(&log)).await? else {
             return Ok(Ended::Stopped);
         };
         let copier = Copier {

@@ -11,6 +11,21 @@ pub enum Position {
     Mysql(MysqlPosition),
 }
 
+impl Position {
+    /// Whether everything that the source's log held at `end` is before this position.
+    ///
+    /// On the same server the files decide: an executed GTID set that is read after a row was seen may lack the
+    /// row's transaction, but the log was written first. Only after a failover is it the GTIDs.
+    pub fn covers(&self, end: &Position) -> bool {
+        let (Position::Mysql(this), Position::Mysql(end)) = (self, end);
+        if this.server == end.server {
+            return this.file_order(end).is_ge();
+        }
+        let set = |position: &MysqlPosition| position.gtids.as_deref()?.parse::<GtidSet>().ok();
+        set(this).zip(set(end)).is_some_and(|(this, end)| this.contains(&end))
+    }
+}
+
 /// A position in a MySQL or MariaDB binlog: the end of a transaction.
 ///
 /// File and offset are always known. With GTIDs on, `gtids` is what a resume is asked by, and it
@@ -217,6 +232,24 @@ mod tests {
         {
             assert!(text.parse::<GtidSet>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn files_decide_on_one_server_and_gtids_after_a_failover() {
+        let at = |server: &str, offset, gtids: &str| {
+            Position::Mysql(MysqlPosition {
+                file: "bin.000001".into(),
+                offset,
+                server: server.into(),
+                gtids: Some(gtids.into()),
+            })
+        };
+        let uuid = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+        let (few, many) = (format!("{uuid}:1-5"), format!("{uuid}:1-6"));
+        assert!(at("a", 9, &few).covers(&at("a", 9, &many)), "the set was read before the last commit was in it");
+        assert!(!at("a", 8, &many).covers(&at("a", 9, &few)), "a change before the end of the file is still to come");
+        assert!(at("b", 1, &many).covers(&at("a", 9, &few)));
+        assert!(!at("b", 99, &few).covers(&at("a", 9, &many)));
     }
 
     #[test]

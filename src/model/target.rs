@@ -89,6 +89,9 @@ pub struct Plan {
     /// The result columns, which are target columns, in the `SELECT`'s order.
     pub columns: Vec<PlanColumn>,
     pub coverage: Coverage,
+    /// Of each column of the target's key, the place in `reads` of the source column that it is, cast or not; none if
+    /// one of them is computed in another way, or if they are not the whole key of the source.
+    pub key_reads: Option<Vec<usize>>,
 }
 
 /// One result column of a transform.

@@ -314,14 +314,21 @@ impl Copier {
         Ok(backlog)
     }
 
-    /// Waits until everything copied is in the target, and the stream has passed what capture had
-    /// when the last chunk was read.
+    /// Waits until everything copied is in the target, and the stream has passed what the last chunk may have seen.
+    ///
+    /// A read may see changes that capture, when it lags, gets to much later: from the barrier on the target is as
+    /// consistent as the source was, at each end of a transaction.
     async fn barrier(&self) -> Result<(), SnapshotError> {
+        let end = self.scans.end().await?;
         while self.backlog().await? > 0 {
             tokio::time::sleep(POLL_EVERY).await;
         }
-        let captured: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
-        let ends = captured.borrow().as_ref().map(|captured| captured.ends.clone()).unwrap_or_default();
+        let mut captured: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
+        let covers =
+            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.position.covers(&end));
+        // The sender lives as long as the frontier that we hold, so this only ends with the position.
+        let reached = captured.wait_for(covers).await.ok().and_then(|captured| captured.clone());
+        let ends = reached.map(|captured| captured.ends).unwrap_or_default();
         while !self.frontier.reached(&ends) {
             tokio::time::sleep(POLL_EVERY).await;
         }

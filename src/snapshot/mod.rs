@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    model::{Disposition, TableSchema, Value, Version},
+    model::{Disposition, Position, TableSchema, Value, Version},
     observe::Captured,
 };
 
@@ -65,6 +65,8 @@ pub trait OpenScan: Send + Sync {
     async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError>;
     /// The table's schema in the catalog.
     async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError>;
+    /// Where the source's log ends now: at or after every change that a read has seen so far.
+    async fn end(&self) -> Result<Position, SnapshotError>;
 }
 
 /// One copy of one table.

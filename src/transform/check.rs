@@ -272,6 +272,7 @@ impl<'a> Checker<'a> {
         let coverage = self.key(subject, &shape, &source, &results.names);
         self.assignable(subject, &shape, &results).await?;
         let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
+        let key_reads = key_reads(subject, &shape, &source, &results.names, &reads);
         let columns = results.names.into_iter().zip(results.casts).map(|(name, cast)| PlanColumn { name, cast });
         Ok(Some(Plan {
             source,
@@ -281,6 +282,7 @@ impl<'a> Checker<'a> {
             reads,
             columns: columns.collect(),
             coverage,
+            key_reads,
         }))
     }
 
@@ -517,6 +519,25 @@ impl<'a> Checker<'a> {
         let columns = (1i32..).zip(&source.columns).filter(|(number, _)| all || used.contains(number));
         Ok(columns.map(|(_, column)| column.name.clone()).collect())
     }
+}
+
+/// The places in `reads` of the source columns that the target's key is. They must be the whole key of the source: of two
+/// source rows with one target key, the one that a filter leaves out says nothing about the other.
+fn key_reads(
+    subject: &Subject<'_>,
+    shape: &Shape,
+    source: &TableSchema,
+    names: &[String],
+    reads: &[String],
+) -> Option<Vec<usize>> {
+    let place = |key: &String| {
+        let column = shape.column_of(names.iter().position(|name| name == key)?)?;
+        let name = &source.columns.get(column)?.name;
+        reads.iter().position(|read| read == name)
+    };
+    let places: Vec<usize> = subject.target.key.iter().map(place).collect::<Option<_>>()?;
+    let whole = source.key_columns().all(|key| places.iter().any(|place| reads.get(*place) == Some(&key.name)));
+    whole.then_some(places)
 }
 
 /// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be

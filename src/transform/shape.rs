@@ -11,6 +11,9 @@ pub struct Shape {
     view: u32,
 }
 
+/// How a function call that is a cast was written.
+const CAST_EXPLICIT: u32 = 1;
+const CAST_IMPLICIT: u32 = 2;
 /// A range table entry's kind for a relation.
 const RELATION: u32 = 0;
 
@@ -117,6 +120,25 @@ impl Shape {
             }
         }
         Some(sources)
+    }
+
+    /// The source column (from 0) that a result column (from 0) is, as it is or cast once.
+    pub fn column_of(&self, column: usize) -> Option<usize> {
+        let source = self.only_entry()?;
+        let expression = self.entry(column)?.get("expr")?;
+        let uncast = match expression.kind() {
+            "FUNCEXPR" if matches!(expression.number("funcformat"), Some(CAST_EXPLICIT | CAST_IMPLICIT)) => {
+                match expression.list("args") {
+                    [only] => only,
+                    _ => return None,
+                }
+            }
+            "RELABELTYPE" | "COERCEVIAIO" => expression.get("arg")?,
+            _ => expression,
+        };
+        let own =
+            uncast.kind() == "VAR" && uncast.number("varlevelsup") == Some(0) && uncast.number("varno") == Some(source);
+        if own { Some(uncast.number("varattno")?.checked_sub(1)? as usize) } else { None }
     }
 
     /// Where a result column's expression is in the text that made the view, in bytes.

@@ -8,7 +8,7 @@ use cutover::{
 };
 
 use crate::{
-    apply_rig::{checked, table},
+    apply_rig::{checked, keyed, table},
     support::Postgres,
 };
 
@@ -160,6 +160,26 @@ async fn rows_made_of_one_are_told_from_filters_and_sets() {
         assert!(checked.passed(), "{sql}: {:#?}", checked.problems);
         assert_eq!(checked.plans[0].coverage, coverage, "{sql}");
         assert_eq!(checked.problems.iter().filter(|p| p.severity == Severity::Warning).count(), warnings, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_filters_key_is_told_without_its_select_where_it_is_the_sources_whole_key() {
+    let pg = Postgres::v18().await;
+    pg.exec("CREATE TABLE orders (id bigint PRIMARY KEY, no int); CREATE TABLE items (id int, no text, PRIMARY KEY (no, id))").await;
+    let columns = [("id", ColumnType::Integer), ("no", ColumnType::Integer), ("a", ColumnType::Text)];
+    let source = keyed("lines", &columns, 2);
+    for (file, sql, key_reads) in [
+        ("items.sql", "SELECT id, no::text AS no FROM lines WHERE a > ''", Some(vec![1, 0])),
+        ("items.sql", "SELECT id + 1 AS id, no::text AS no FROM lines WHERE a > ''", None),
+        ("items.sql", "SELECT id, no::bigint::text AS no FROM lines WHERE a > ''", None),
+        // Line 2 of an order says nothing about the row that line 1 makes.
+        ("orders.sql", "SELECT id, no FROM lines WHERE no = 1", None),
+    ] {
+        let checked = checked(&pg, &[source.clone()], &[(file, sql)]).await;
+        assert!(checked.passed(), "{sql}: {:#?}", checked.problems);
+        assert_eq!(checked.plans[0].coverage, Coverage::Filter, "{sql}");
+        assert_eq!(checked.plans[0].key_reads, key_reads, "{sql}");
     }
 }
 

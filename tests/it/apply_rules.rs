@@ -44,7 +44,7 @@ async fn rule_1_a_late_snapshot_row_never_brings_a_deleted_row_back() {
     let row = user(1, "a");
     changes.apply(vec![delete(&users(), 6, &row)]).await;
     let late = snapshot.apply(vec![read(&users(), 5, &row)]).await;
-    assert_eq!(late.tables["public.users"].stale, 1);
+    assert_eq!(late.tables["users"].stale, 1);
     assert_eq!(rig.count("users").await, 0);
     // At the same version the live fact wins: the row was deleted and inserted before it was read.
     snapshot.apply(vec![read(&users(), 6, &row)]).await;
@@ -71,7 +71,7 @@ async fn rule_4_rows_that_were_there_before_give_way() {
     rig.pg.exec("INSERT INTO users (id, email, age, seen) VALUES (1, 'old', 3, 9)").await;
     let mut lane = rig.lane(Topic::Snapshot).await;
     let applied = lane.apply(vec![read(&users(), 5, &user(1, "new"))]).await;
-    assert_eq!(applied.tables["public.users"].updated, 1);
+    assert_eq!(applied.tables["users"].updated, 1);
     assert_eq!(rig.rows("ROW(id, email, seen)", "users").await, ["(1,new,9)"]);
 }
 
@@ -113,7 +113,7 @@ async fn rule_5_a_row_blocked_by_a_row_outside_waits_and_comes_in_when_that_goes
     let mut lane = rig.lane_at(Topic::Changes, 2).await;
     lane.apply(vec![update(&users(), 2, &user(1, "a"), &user(1, "z"))]).await;
     let retried = lane.sink.retry_waiting().await.unwrap();
-    assert_eq!((retried.waiting, retried.tables["public.users"].inserted), (0, 1));
+    assert_eq!((retried.waiting, retried.tables["users"].inserted), (0, 1));
     assert_eq!(rig.rows(EMAILS, "users").await, ["(1,z)", "(2,a)", "(3,c)"]);
 }
 
@@ -173,7 +173,7 @@ async fn rule_10_a_truncate_removes_what_is_older_for_good() {
         ])
         .await;
     let late = snapshot.apply(vec![read(&users(), 3, &user(1, "a")), read(&users(), 7, &user(5, "e"))]).await;
-    assert_eq!(late.tables["public.users"].stale, 1);
+    assert_eq!(late.tables["users"].stale, 1);
     assert_eq!(rig.rows(EMAILS, "users").await, ["(2,b)", "(4,d)", "(5,e)"]);
 }
 
@@ -237,7 +237,7 @@ async fn rule_23_a_dead_letter_keeps_older_events_out_and_a_newer_one_clears_it(
     let mut bad = user(1, "a");
     bad["age"] = json!("not a number");
     let applied = changes.apply(vec![insert(&users(), 6, &bad), insert(&users(), 7, &user(2, "b"))]).await;
-    assert_eq!((applied.dead_letters, applied.tables["public.users"].inserted), (1, 1));
+    assert_eq!((applied.dead_letters, applied.tables["users"].inserted), (1, 1));
     // The other lane's sink was opened before: it finds out inside its transaction.
     snapshot.apply(vec![read(&users(), 5, &user(1, "old")), read(&users(), 5, &user(3, "c"))]).await;
     assert_eq!(rig.rows(EMAILS, "users").await, ["(2,b)", "(3,c)"]);
@@ -286,7 +286,7 @@ async fn rule_24_every_bad_row_is_found_and_all_others_are_in() {
         insert(&users(), id, &row)
     });
     let applied = lane.apply(rows.collect()).await;
-    assert_eq!((applied.dead_letters, applied.tables["public.users"].inserted), (4, 296));
+    assert_eq!((applied.dead_letters, applied.tables["users"].inserted), (4, 296));
     let found = rig.rows("ROW(key->>'id', sqlstate)", "cutover.dead_letters").await;
     assert_eq!(found, ["(100,23514)", "(17,22P02)", "(250,22021)", "(99,22003)"]);
 }
@@ -368,7 +368,7 @@ async fn a_child_waits_for_its_parent_however_many_there_are() {
     assert_eq!(rig.count("children").await, 100);
     lane.apply(vec![insert(&parents, 501, &parent(1)), insert(&parents, 502, &parent(2))]).await;
     let retried = lane.sink.retry_waiting().await.unwrap();
-    assert_eq!((retried.waiting, retried.tables["public.children"].inserted), (100, 200));
+    assert_eq!((retried.waiting, retried.tables["children"].inserted), (100, 200));
     // A child that goes before its parent comes waits no more.
     lane.apply((0..400).filter(|n| n % 4 == 3).map(|n| delete(&children, 1000 + n, &child(3, n))).collect()).await;
     assert_eq!(rig.count("cutover.waiting").await, 0);
@@ -377,7 +377,7 @@ async fn a_child_waits_for_its_parent_however_many_there_are() {
     let mut events: Vec<Event> = vec![delete(&parents, 2000, &parent(0))];
     events.extend((0..400).filter(|n| n % 4 == 0).map(|n| delete(&children, 2001 + n, &child(0, n))));
     let applied = lane.apply(events).await;
-    assert_eq!((applied.waiting, applied.tables["public.children"].deleted), (0, 100));
+    assert_eq!((applied.waiting, applied.tables["children"].deleted), (0, 100));
 }
 
 #[tokio::test]
@@ -426,7 +426,7 @@ async fn identity_generated_enum_domain_array_and_mixed_case_columns_are_written
     let row = |n: i64, mood: &str| json!({ "Id": 5, "Mood": mood, "n": n, "body": "cats" });
     lane.apply(vec![insert(&odd, 1, &row(1, "fine"))]).await;
     let applied = lane.apply(vec![update(&odd, 2, &row(1, "fine"), &row(2, "sad"))]).await;
-    assert_eq!(applied.tables["public.Odd Names"].updated, 1);
+    assert_eq!(applied.tables["Odd Names"].updated, 1);
     let found = rig.rows(r#"ROW("Id", "select", n, tags, words)"#, r#""Odd Names""#).await;
     assert_eq!(found, [r#"(5,sad,2,"{a,2}",'cat':1)"#]);
     let applied =
@@ -449,7 +449,7 @@ async fn a_partitioned_target_is_written_and_counted() {
             delete(&users(), 5, &user(11, "b")),
         ])
         .await;
-    let counts = applied.tables["public.users"];
+    let counts = applied.tables["users"];
     assert_eq!((counts.inserted, counts.updated, counts.deleted, counts.stale), (1, 1, 1, 0));
     assert_eq!(rig.rows(EMAILS, "users").await, ["(1,c)", "(2,d)"]);
 }

@@ -157,9 +157,8 @@ impl PostgresSink {
             }
             input = Input::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
         }
-        let parts: &[Part] =
-            if set.replace { &[Part::Dead, Part::Replace, Part::Live] } else { &[Part::Dead, Part::Live] };
-        self.prepare_writes(&input, parts).await?;
+        let replace: &[Part] = if set.replace { &[Part::Replace] } else { &[] };
+        self.prepare_writes(&input, &[&[Part::Dead, Part::Live, Part::Unmatched], replace].concat()).await?;
         let mut steps = Steps::new(&self.session.client);
         steps.simple(Mark::Done, "SAVEPOINT cutover_set; SET CONSTRAINTS ALL DEFERRED");
         self.queue_writes(&mut steps, &input, set.replace);

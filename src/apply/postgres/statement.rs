@@ -34,9 +34,9 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The rows `o` that the `SELECT` makes of the images `i`, with `i.v`, `i.n` (the image's place, from 1) and, where
+    /// The images `i`: `i.v`, `i.n` (the image's place, from 1), a column `c0`, `c1`, … for each that is read and, where
     /// this part is told, `i.dead`. Images older than the table's TRUNCATE fence are left out.
-    fn rows(&self, part: Part) -> String {
+    fn images(&self, part: Part) -> String {
         let marked = is_marked(self.plan.coverage, part);
         let first = if marked { 3 } else { 2 };
         let mut arrays = vec!["$1::bigint[]".to_owned()];
@@ -52,14 +52,6 @@ impl Builder<'_> {
             values.push(format!(", {} AS c{index}", cast(&format!("x.c{index}"), column_type)));
         }
         aliases.push("n".into());
-        let source = &self.plan.source.table;
-        let names = sql::list("", self.plan.reads.iter().map(String::as_str));
-        let columns: Vec<String> = (0..self.types.len()).map(|index| format!("i.c{index}")).collect();
-        let (names, columns) = if columns.is_empty() {
-            ("cutover_row".to_owned(), "true".to_owned())
-        } else {
-            (names, columns.join(", "))
-        };
         // A value that is dear to parse is parsed once, however often the SELECT names it.
         let dear = self.types.iter().any(|column_type| match column_type {
             ColumnType::Json | ColumnType::Bytes | ColumnType::Named(_) => true,
@@ -78,18 +70,55 @@ impl Builder<'_> {
         format!(
             "(SELECT x.v, x.n{dead}{values}\n  FROM unnest({arrays}) WITH ORDINALITY x({aliases})\n  \
              WHERE x.v >= coalesce((SELECT z.version FROM cutover.fences z WHERE z.pipeline = {pipeline} \
-             AND z.source_table = {name}), x.v){fence}) i,\n\
-             LATERAL (WITH {table} ({names}) AS (SELECT {columns}) SELECT * FROM (\n{select}\n) q) o",
+             AND z.source_table = {name}), x.v){fence}) i",
             dead = if marked { ", x.dead" } else { "" },
             values = values.concat(),
             arrays = arrays.join(", "),
             aliases = aliases.join(", "),
             pipeline = sql::literal(self.pipeline),
-            name = sql::literal(&source.to_string()),
+            name = sql::literal(&self.plan.source.table.to_string()),
             fence = if dear { " OFFSET 0" } else { "" },
-            table = sql::ident(&source.table),
+        )
+    }
+
+    /// The rows `o` that the `SELECT` makes of the images `i`.
+    fn rows(&self, part: Part) -> String {
+        let names = sql::list("", self.plan.reads.iter().map(String::as_str));
+        let columns: Vec<String> = (0..self.types.len()).map(|index| format!("i.c{index}")).collect();
+        let (names, columns) = if columns.is_empty() {
+            ("cutover_row".to_owned(), "true".to_owned())
+        } else {
+            (names, columns.join(", "))
+        };
+        format!(
+            "{images},\nLATERAL (WITH {table} ({names}) AS (SELECT {columns}) SELECT * FROM (\n{select}\n) q) o",
+            images = self.images(part),
+            table = sql::ident(&self.plan.source.table.table),
             select = self.plan.select,
         )
+    }
+
+    /// Removes what the target has of copied rows that the filter leaves out; after the live facts, which leave nothing that
+    /// is older than its image. No tombstone is needed: the stream brings every change from before in its order. Answers how
+    /// many rows went. None for a plan that is no filter, or whose keys cannot be told without its `SELECT`.
+    pub fn unmatched(&self) -> Option<String> {
+        let places = match self.plan.coverage {
+            Coverage::Filter => self.plan.key_reads.as_ref()?,
+            Coverage::Total | Coverage::Partial => return None,
+        };
+        let named = |(key, place): (&String, &usize)| {
+            let target = self.plan.target.column(key)?;
+            Some(format!("i.c{place}::{} AS {}", key_type(target), sql::ident(key)))
+        };
+        let keys: Option<Vec<String>> = self.plan.target.key.iter().zip(places).map(named).collect();
+        Some(format!(
+            "WITH d AS (DELETE FROM {target} g USING (SELECT {keys}, i.v FROM {images}) f\n\
+             WHERE {same} AND g.{VERSION_COLUMN} < f.v RETURNING 1)\nSELECT count(*) FROM d",
+            target = self.target(),
+            keys = keys?.join(", "),
+            images = self.images(Part::Unmatched),
+            same = self.same_key("g", "f"),
+        ))
     }
 
     /// A result column as it goes into the target.

@@ -25,6 +25,8 @@ pub enum Part {
     Dead,
     Replace,
     Live,
+    /// Rows that a filter leaves out, of a copy.
+    Unmatched,
     Clashes,
     /// Rows without the parent that the plan's foreign key of this number asks for.
     Orphans(usize),
@@ -88,6 +90,7 @@ impl PostgresSink {
             Part::Dead => Some(builder.dead()),
             Part::Replace => Some(builder.replace()),
             Part::Live => Some(builder.live()),
+            Part::Unmatched => builder.unmatched(),
             Part::Clashes => Some(builder.clashes()),
             Part::Orphans(key) => plan.target.foreign_keys.get(key).and_then(|key| builder.orphans(key)),
         };
@@ -126,7 +129,8 @@ impl PostgresSink {
         params
     }
 
-    /// Queues the writes of all bindings: dead facts, children first, then live facts, parents first.
+    /// Queues the writes of all bindings: dead facts, children first, then live facts, parents first, then, of a copy, what
+    /// filters leave out.
     pub(super) fn queue_writes<'b>(&'b self, steps: &mut Steps<'b, Mark>, input: &'b Input<'_>, replace: bool) {
         let places = self.parents_first(input);
         let mut queue = |place: usize, part: Part, images: Option<&'b Images>| {
@@ -143,6 +147,9 @@ impl PostgresSink {
             for place in &places {
                 queue(*place, *part, input.groups.get(place).and_then(Group::for_live));
             }
+        }
+        for place in places.iter().rev().filter(|_| self.options.topic == Topic::Snapshot) {
+            queue(*place, Part::Unmatched, input.groups.get(place).and_then(Group::for_live));
         }
     }
 
@@ -174,6 +181,10 @@ impl PostgresSink {
                     let stale = facts.saturating_sub(inserted + updated);
                     add(&mut tables, self.target_of(*place), Counts { inserted, updated, stale, ..Counts::default() });
                 }
+                Mark::Write(Part::Unmatched, place, _) => {
+                    let counts = Counts { deleted: number(rows, 0)?, ..Counts::default() };
+                    add(&mut tables, self.target_of(*place), counts);
+                }
                 Mark::Write(Part::Replace | Part::Clashes | Part::Orphans(_), _, _) => {}
             }
         }
@@ -198,7 +209,7 @@ impl PostgresSink {
             return Err(Failure::Clash);
         }
         let prelude = self.prelude(batch, &input).await?;
-        self.prepare_writes(&input, &[Part::Dead, Part::Live]).await?;
+        self.prepare_writes(&input, &[Part::Dead, Part::Live, Part::Unmatched]).await?;
         let side = self.side_work(batch, touched, items).await?;
         let continues = prelude.continues;
         self.begun = true;

@@ -4,7 +4,7 @@
 //! table, for `init` to write the target's schema from and for `check` to judge. The pipeline itself never needs it.
 //! Absent on purpose: CHECK constraints, triggers, views and routines, which speak MySQL's own SQL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use mysql_async::{Conn, prelude::Queryable};
 
@@ -111,12 +111,13 @@ const COLUMNS: &str = "SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.COLUMN
      FROM information_schema.COLUMNS c WHERE c.TABLE_SCHEMA = ?{tables} ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION";
 
 const FOREIGN_KEYS: &str = "SELECT c.TABLE_NAME, c.CONSTRAINT_NAME, c.COLUMN_NAME, c.REFERENCED_TABLE_SCHEMA, \
-     c.REFERENCED_TABLE_NAME, c.REFERENCED_COLUMN_NAME, r.DELETE_RULE, r.UPDATE_RULE \
-     FROM information_schema.KEY_COLUMN_USAGE c JOIN information_schema.REFERENTIAL_CONSTRAINTS r \
-     ON r.CONSTRAINT_SCHEMA = c.CONSTRAINT_SCHEMA AND r.CONSTRAINT_NAME = c.CONSTRAINT_NAME \
-     AND r.TABLE_NAME = c.TABLE_NAME \
-     WHERE c.TABLE_SCHEMA = ? AND c.CONSTRAINT_SCHEMA = ? AND c.REFERENCED_TABLE_NAME IS NOT NULL{tables} \
+     c.REFERENCED_TABLE_NAME, c.REFERENCED_COLUMN_NAME \
+     FROM information_schema.KEY_COLUMN_USAGE c \
+     WHERE c.TABLE_SCHEMA = ? AND c.REFERENCED_TABLE_NAME IS NOT NULL{tables} \
      ORDER BY c.TABLE_NAME, c.CONSTRAINT_NAME, c.ORDINAL_POSITION";
+
+const FOREIGN_KEY_RULES: &str = "SELECT c.TABLE_NAME, c.CONSTRAINT_NAME, c.DELETE_RULE, c.UPDATE_RULE \
+     FROM information_schema.REFERENTIAL_CONSTRAINTS c WHERE c.CONSTRAINT_SCHEMA = ?{tables}";
 
 /// A row of [`TABLES`].
 type TableRow = (String, Option<u64>, Option<String>, Option<u64>, Option<String>);
@@ -130,7 +131,7 @@ pub async fn load_details(
     if only.is_some_and(<[String]>::is_empty) {
         return Ok(Vec::new());
     }
-    let rows: Vec<TableRow> = query(conn, TABLES, database, 1, only, "tables").await?;
+    let rows: Vec<TableRow> = query(conn, TABLES, database, only, "tables").await?;
     let mut tables: BTreeMap<String, TableDetails> = BTreeMap::new();
     for (table, auto_increment, comment, rows_estimate, engine) in rows {
         if wanted(&table, only) {
@@ -163,7 +164,7 @@ async fn load_columns(
     tables: &mut BTreeMap<String, TableDetails>,
 ) -> Result<(), CatalogError> {
     let mariadb = is_mariadb(conn).await?;
-    let rows: Vec<ColumnRow> = query(conn, COLUMNS, database, 1, only, "columns").await?;
+    let rows: Vec<ColumnRow> = query(conn, COLUMNS, database, only, "columns").await?;
     for (table, name, data_type, default, extra, generation, comment) in rows {
         let Some(details) = tables.get_mut(&table) else { continue };
         let extra = extra.to_ascii_lowercase();
@@ -257,7 +258,7 @@ async fn load_indexes(
          FROM information_schema.STATISTICS c WHERE c.TABLE_SCHEMA = ?{{tables}} \
          ORDER BY c.TABLE_NAME, c.INDEX_NAME, c.SEQ_IN_INDEX"
     );
-    let rows: Vec<IndexRow> = query(conn, &sql, database, 1, only, "indexes").await?;
+    let rows: Vec<IndexRow> = query(conn, &sql, database, only, "indexes").await?;
     for (table, name, unique, kind, column, prefix, descending, expression, visible) in rows {
         let Some(details) = tables.get_mut(&table) else { continue };
         // The catalog gives SPATIAL indexes the length of their bounding box as a prefix.
@@ -277,7 +278,7 @@ async fn load_indexes(
 }
 
 /// A row of [`FOREIGN_KEYS`].
-type ForeignKeyRow = (String, String, String, String, String, String, String, String);
+type ForeignKeyRow = (String, String, String, String, String, String);
 
 async fn load_foreign_keys(
     conn: &mut Conn,
@@ -285,9 +286,15 @@ async fn load_foreign_keys(
     only: Option<&[String]>,
     tables: &mut BTreeMap<String, TableDetails>,
 ) -> Result<(), CatalogError> {
-    let rows: Vec<ForeignKeyRow> = query(conn, FOREIGN_KEYS, database, 2, only, "foreign keys").await?;
-    for (table, name, column, parent_schema, parent, parent_column, on_delete, on_update) in rows {
+    let rules: Vec<(String, String, String, String)> =
+        query(conn, FOREIGN_KEY_RULES, database, only, "foreign keys").await?;
+    let rules: HashMap<(String, String), (String, String)> =
+        rules.into_iter().map(|(table, name, on_delete, on_update)| ((table, name), (on_delete, on_update))).collect();
+    let rows: Vec<ForeignKeyRow> = query(conn, FOREIGN_KEYS, database, only, "foreign keys").await?;
+    for (table, name, column, parent_schema, parent, parent_column) in rows {
         let Some(details) = tables.get_mut(&table) else { continue };
+        // Dropped between the two queries.
+        let Some((on_delete, on_update)) = rules.get(&(table, name.clone())) else { continue };
         match details.foreign_keys.last_mut() {
             Some(last) if last.name == name => {
                 last.columns.push(column);

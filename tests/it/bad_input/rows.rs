@@ -32,7 +32,10 @@ async fn set_aside(pipeline: &Pipeline, bad: &str, sqlstate: &str, error: &str) 
     })
     .await;
     assert_eq!(worker.metric("cutover_dead_letters_total").await, Some(1.0), "counted since this worker's start");
-    pipeline.command(&["status"]).await.expect(0, &["2, the oldest for", "see SELECT", "cutover resnapshot TABLE"]);
+    pipeline
+        .command(&["status"])
+        .await
+        .expect(0, &["dead letters  2, the oldest for", "; see SELECT", "cutover resnapshot TABLE"]);
     stop(worker).await.expect(0, &["set aside"]);
 
     let letters = "SELECT source_table, key_text, sqlstate, error FROM cutover.dead_letters WHERE state = 'open' ORDER BY key_text";

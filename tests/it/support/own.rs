@@ -105,8 +105,16 @@ fn command(base: u16) -> Command {
 }
 
 /// Wipes the instance when this process has ended.
+#[expect(clippy::zombie_processes, reason = "the guard outlives this process")]
 fn guard(base: u16) {
-    let wait = format!("while [ -d /proc/{} ]; do sleep 0.5; done; exec \"$@\"", std::process::id());
+    let folder = std::env::var_os("CUTOVER_SERVICES_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".services"), Into::into);
+    let wait = format!(
+        "while [ -d /proc/{} ]; do sleep 0.5; done; \"$@\"; cd '{}' && rmdir {instance}; rm -f locks/{instance}-*",
+        std::process::id(),
+        folder.display(),
+        instance = instance(),
+    );
     let wipe = command(base);
     let mut guard = Command::new("setsid");
     guard.args(["bash", "-c", &wait, "guard"]).arg(wipe.get_program()).args(wipe.get_args()).arg("wipe");
