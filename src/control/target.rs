@@ -26,7 +26,7 @@ use crate::{
         },
     },
     log::{Offset, Topic, record::ChunkEnd},
-    model::{Plan, TableSchema, Version},
+    model::{Plan, TableName, TableSchema, TargetTable, Version},
     pipeline::apply::{Resume, Target},
     snapshot::{SnapshotError, Sweep},
     transform::{self, Severity},
@@ -43,6 +43,11 @@ pub enum TargetError {
     Url(#[from] postgres::UrlError),
     #[error(transparent)]
     Postgres(#[from] PgError),
+}
+
+/// Under what the columns of a copy without a transform are noted.
+fn columns_note(source: &TableName) -> String {
+    format!("columns of {source}")
 }
 
 /// The target of a running worker.
@@ -108,11 +113,74 @@ impl PgTarget {
         schemas.sort();
         schemas.dedup();
         let tables = catalog::tables(&session.client, &schemas).await?;
-        let checked = transform::check(&session.client, &self.sources, &files, &tables, schema).await?;
+        let mut checked = transform::check(&session.client, &self.sources, &files, &tables, schema).await?;
+        if !checked.passed() {
+            // A column added at the source since is harmless to a copy column by column that runs without it.
+            let settled = self.without_added_columns(&tables).await?;
+            if settled != self.sources {
+                let again = transform::check(&session.client, &settled, &files, &tables, schema).await?;
+                if again.passed() {
+                    checked = again;
+                }
+            }
+        }
+        if checked.passed() {
+            self.remember_columns(&checked.plans).await?;
+        }
         for problem in checked.problems.iter().filter(|problem| problem.severity == Severity::Warning) {
             tracing::warn!("{problem}");
         }
         if checked.passed() { Ok(checked.plans.into()) } else { Err(TargetError::Transforms(checked.problems)) }
+    }
+
+    /// Notes which columns the copies without a transform have. A table that has got another one since, at both sides, is
+    /// copied again: its rows from before have a value there too.
+    async fn remember_columns(&self, plans: &[Plan]) -> Result<(), PgError> {
+        for plan in plans.iter().filter(|plan| plan.file.is_none()) {
+            let table = &plan.source.table;
+            let columns = serde_json::to_string(&plan.reads).map_err(|error| PgError::Protocol(error.to_string()))?;
+            let noted: Option<Vec<String>> = self.noted_columns(table).await?;
+            if noted.is_some_and(|noted| plan.reads.iter().any(|name| !noted.contains(name))) {
+                tracing::warn!(%table, "the target has a new column of the source; the table is copied again");
+                self.store.queue_copy(&table.table, 0).await?;
+            }
+            self.store.set_note(&columns_note(table), &columns).await?;
+        }
+        Ok(())
+    }
+
+    async fn noted_columns(&self, source: &TableName) -> Result<Option<Vec<String>>, PgError> {
+        let noted = self.store.note(&columns_note(source)).await?;
+        Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
+    }
+
+    /// The source tables, less the columns that came after their copies were first planned and that the target lacks.
+    async fn without_added_columns(&self, tables: &[TargetTable]) -> Result<Vec<Arc<TableSchema>>, PgError> {
+        let mut settled = Vec::new();
+        for source in &self.sources {
+            let noted = self.noted_columns(&source.table).await?;
+            let name = TableName::new(&self.config.target.schema, &source.table.table);
+            let table = tables.iter().find(|table| table.name == name);
+            let (Some(noted), Some(table)) = (noted, table) else {
+                settled.push(Arc::clone(source));
+                continue;
+            };
+            let added = |name: &String| !noted.contains(name) && table.column(name).is_none();
+            let mut reduced = TableSchema::clone(source);
+            let key: Vec<String> = source.key_columns().map(|column| column.name.clone()).collect();
+            for column in source.columns.iter().filter(|column| added(&column.name) && !key.contains(&column.name)) {
+                tracing::warn!(
+                    table = %source.table,
+                    column = %column.name,
+                    "the source has a new column that the target lacks; it is not copied: add it to the target and restart"
+                );
+                reduced.columns.retain(|other| other.name != column.name);
+            }
+            reduced.key =
+                key.iter().filter_map(|name| reduced.columns.iter().position(|column| column.name == *name)).collect();
+            settled.push(if reduced == **source { Arc::clone(source) } else { Arc::new(reduced) });
+        }
+        Ok(settled)
     }
 
     fn plans(&self) -> Arc<[Plan]> {

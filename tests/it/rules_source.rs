@@ -198,6 +198,23 @@ async fn unused_columns_change(source: Mysql, target: Postgres) {
 
 /// Rule 12.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_a_transform_outlives_a_new_column_and_takes_it_in_when_the_target_has_it() {
+    let rig = plain(Mysql::v57().await, Postgres::v15().await).await;
+    rig.source.exec("INSERT INTO t VALUES (1, 'a')").await;
+    rig.sync().await;
+    rig.source.exec("ALTER TABLE t ADD COLUMN n int DEFAULT 7; INSERT INTO t VALUES (2, 'b', 8)").await;
+    // The worker that meets the column, and the one that starts with it, go on without it.
+    rig.sync().await;
+    rig.source.exec("INSERT INTO t VALUES (3, 'c', 9)").await;
+    rig.sync().await;
+    rig.target_has(ROWS, "1 a, 2 b, 3 c").await;
+    rig.target.exec("ALTER TABLE t ADD COLUMN n int").await;
+    rig.sync().await;
+    rig.target_has("SELECT id || ' ' || n FROM t ORDER BY id", "1 7, 2 8, 3 9").await;
+}
+
+/// Rule 12.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_came_and_went_unseen_halts_and_the_table_can_be_copied_anew() {
     let rig = plain(Mysql::v57().await, Postgres::v18().await).await;
     rig.source.exec("CREATE TABLE u (id int PRIMARY KEY)").await;
