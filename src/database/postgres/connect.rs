@@ -1,8 +1,12 @@
 //! Opening a session with its settings pinned.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
+};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -21,6 +25,18 @@ pub struct Target {
     host: String,
     port: u16,
     database: String,
+    dial: Option<Arc<dyn Dial>>,
+}
+
+/// A connection's bytes, both ways.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// Opens connections by other means than TCP: to a server that lives in this process.
+#[async_trait]
+pub trait Dial: Send + Sync {
+    async fn dial(&self) -> std::io::Result<Box<dyn Wire>>;
 }
 
 /// A URL that is no PostgreSQL address. The URL itself is not quoted: it holds a password.
@@ -77,7 +93,13 @@ impl Target {
             tls::Mode::Verify | tls::Mode::Require => tokio_postgres::config::SslMode::Require,
             tls::Mode::Disable => tokio_postgres::config::SslMode::Disable,
         });
-        Ok(Target { config, mode, host, port, database })
+        Ok(Target { config, mode, host, port, database, dial: None })
+    }
+
+    /// The same address, reached by `dial` and without TLS.
+    pub fn through(mut self, dial: Arc<dyn Dial>) -> Self {
+        self.dial = Some(dial);
+        self
     }
 
     /// The database's name.
@@ -140,12 +162,19 @@ impl Session {
     pub async fn open(target: &Target, options: &Options) -> Result<Self, PgError> {
         let mut config = target.config.clone();
         config.application_name(&options.application_name);
-        let (client, connection) = match target.mode {
-            tls::Mode::Disable => {
+        let (client, connection) = match (&target.dial, target.mode) {
+            (Some(dial), _) => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+                let wire = dial.dial().await.map_err(|error| PgError::Unreachable(error.to_string()))?;
+                let (client, connection) =
+                    config.connect_raw(wire, NoTls).await.map_err(|error| named(target, error))?;
+                (client, tokio::spawn(drive(connection)))
+            }
+            (None, tls::Mode::Disable) => {
                 let (client, connection) = config.connect(NoTls).await.map_err(|error| named(target, error))?;
                 (client, tokio::spawn(drive(connection)))
             }
-            tls::Mode::Verify | tls::Mode::Require => {
+            (None, tls::Mode::Verify | tls::Mode::Require) => {
                 let settings = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
                 let connector = MakeRustlsConnect::new(settings);
                 let (client, connection) = config.connect(connector).await.map_err(|error| named(target, error))?;
@@ -188,8 +217,8 @@ fn named(target: &Target, error: tokio_postgres::Error) -> PgError {
 
 async fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
 {
     // The client's next call reports why the connection ended.
     if let Err(error) = connection.await {

@@ -12,5 +12,5 @@ pub mod sql;
 pub mod state;
 mod tls;
 
-pub use connect::{Options, Session, Target, UrlError};
+pub use connect::{Dial, Options, Session, Target, UrlError, Wire};
 pub use error::{PgError, Refusal};
