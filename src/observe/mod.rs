@@ -1,8 +1,10 @@
 //! What operators see: metric names, progress and lag, halts.
 
+pub mod ambient;
 pub mod frontier;
 pub mod halt;
 
+pub use ambient::{Ambient, Backoff, Machine};
 pub use frontier::{Captured, Frontier};
 pub use halt::{Halt, Halts};
 

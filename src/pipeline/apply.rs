@@ -7,10 +7,13 @@
 //!
 //! **Invariant:** a stored offset never passes a record that is not durable in the target.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration, time::Instant};
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, mpsc};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::batches::{Batcher, Bounds, Step};
@@ -18,7 +21,7 @@ use crate::{
     apply::{Applied, ApplyError, Batch, Event, Sink},
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, TableSchema},
-    observe::{Frontier, Halt, Halts, metric, now_us},
+    observe::{Ambient, Backoff, Frontier, Halt, Halts, metric},
 };
 
 /// Batches prepared ahead of a sink.
@@ -29,7 +32,6 @@ const READ_BYTES_MAX: usize = 2 << 20;
 const READ_WAIT: Duration = Duration::from_millis(500);
 /// How often rows that wait for others are tried again.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// Where a partition of a topic continues.
 #[derive(Debug, Clone)]
@@ -73,6 +75,7 @@ pub struct ApplyLoop {
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
     pub halts: Arc<Halts>,
+    pub ambient: Arc<dyn Ambient>,
     pub topic: Topic,
     pub partition: u32,
     pub bounds: Bounds,
@@ -116,7 +119,7 @@ impl ApplyLoop {
             Topic::Changes => "apply",
             Topic::Snapshot => "apply snapshot",
         };
-        let mut pause = Duration::from_millis(100);
+        let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let started = Instant::now();
             let Err(error) = self.session(part, &stop).await else { return };
@@ -125,12 +128,8 @@ impl ApplyLoop {
                 Disposition::Retry => self.halts.trouble(part, &error.to_string()),
                 Disposition::Halt | Disposition::DeadLetter => return self.halts.halt(part, halt_of(error)),
             }
-            if started.elapsed() > BACKOFF_MAX {
-                pause = Duration::from_millis(100);
-            }
-            let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(jitter) => {} }
-            pause = (pause * 2).min(BACKOFF_MAX);
+            let pause = backoff.next(&*self.ambient, started.elapsed());
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
     }
 
@@ -192,6 +191,7 @@ impl ApplyLoop {
         loop {
             let reading = self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT);
             let records = tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = steps.closed() => return Ok(()),
                 records = reading => records?,
@@ -247,7 +247,7 @@ impl ApplyLoop {
                 self.frontier.count_changes(&table.table.table, count);
             }
             if self.topic == Topic::Changes && complete {
-                let now = now_us();
+                let now = self.ambient.now_us();
                 let end_to_end = metrics::histogram!(metric::END_TO_END_SECONDS);
                 for commit_us in commits {
                     end_to_end.record((now - commit_us).max(0) as f64 / 1e6);

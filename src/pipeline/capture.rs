@@ -15,7 +15,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,15 +25,13 @@ use crate::{
         envelope::{self, Encoder, EnvelopeError, Origin},
     },
     model::{Change, Disposition, Images, Op, Position, TableName, TableSchema, Version},
-    observe::{self, Frontier, Halt, Halts, metric, now_us},
+    observe::{self, Ambient, Backoff, Frontier, Halt, Halts, metric},
 };
 
 /// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 /// Groups between reader and writer.
 const GROUPS_WAITING_MAX: usize = 1;
-/// The longest pause between two attempts at a source or a log that fails.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How often a capture that lost its place looks whether it may begin anew.
 const REPAIRED_EVERY: Duration = Duration::from_secs(1);
 
@@ -65,6 +63,7 @@ pub struct CaptureLoop {
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
     pub halts: Arc<Halts>,
+    pub ambient: Arc<dyn Ambient>,
     /// The pipeline's name, for the envelope's `source` block.
     pub pipeline: String,
     /// The connector that the envelope's `source` block names: `mysql`, `mariadb`.
@@ -124,9 +123,9 @@ struct Complete {
 impl CaptureLoop {
     /// Captures until `stop`, or until something halts it.
     pub async fn run(self, stop: CancellationToken) {
-        let (mut pause, mut anew) = (Duration::from_millis(100), false);
+        let (mut backoff, mut anew) = (Backoff::default(), false);
         while !stop.is_cancelled() {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             // What has been captured anew is in the log, which is where to go on from then.
             anew &= self.frontier.watch_captured().borrow().is_none();
             let Err(error) = self.session(anew, &stop).await else { return };
@@ -144,12 +143,8 @@ impl CaptureLoop {
                     return self.halts.halt("capture", halt_of(error));
                 }
             }
-            if started.elapsed() > BACKOFF_MAX {
-                pause = Duration::from_millis(100);
-            }
-            let jitter = pause.mul_f64(rand::random_range(0.5..1.0));
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(jitter) => {} }
-            pause = (pause * 2).min(BACKOFF_MAX);
+            let pause = backoff.next(&*self.ambient, started.elapsed());
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
     }
 
@@ -165,7 +160,7 @@ impl CaptureLoop {
             if let Some(lost) = lost.take() {
                 self.halts.halt("capture", halt_of(lost));
             }
-            tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(REPAIRED_EVERY) => {} }
+            tokio::select! { biased; () = stop.cancelled() => return false, () = tokio::time::sleep(REPAIRED_EVERY) => {} }
         }
         self.halts.lift("capture");
         true
@@ -179,11 +174,12 @@ impl CaptureLoop {
             Some((_, clock)) if anew => self.source.open_anew(clock),
             from => self.source.open(from),
         };
-        let mut source = tokio::select! { () = stop.cancelled() => return Ok(()), source = opening => source? };
+        let mut source = tokio::select! { biased; () = stop.cancelled() => return Ok(()), source = opening => source? };
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
         let reader = Reader {
             encoder: Encoder::new(&self.pipeline, &self.connector),
             register: &*self.register,
+            ambient: &*self.ambient,
             partitions: self.log.partitions(),
             origin: Origin::default(),
             pending: vec![None; self.log.partitions() as usize],
@@ -239,7 +235,7 @@ impl CaptureLoop {
 
     /// Appends one group, waiting for as long as the log is full or its disk refuses.
     async fn append(&self, records: Vec<(u32, Record)>, stop: &CancellationToken) -> Result<(), SessionError> {
-        let mut pause = Duration::from_millis(100);
+        let mut backoff = Backoff::default();
         loop {
             // Records share their bytes, so that a copy for the retry costs little.
             match self.log.append(Topic::Changes, records.clone()).await {
@@ -247,7 +243,9 @@ impl CaptureLoop {
                 Err(error) if error.disposition() == Disposition::Retry => {
                     metrics::counter!(metric::SYNC_ERRORS, "stage" => "log").increment(1);
                     self.halts.trouble("capture", &error.to_string());
+                    let pause = backoff.next(&*self.ambient, Duration::ZERO);
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => return Err(error.into()),
                         () = tokio::time::sleep(pause) => {}
                     }
@@ -255,7 +253,6 @@ impl CaptureLoop {
                     if let Err(error) = self.log.append(Topic::Changes, self.start().records).await {
                         self.halts.trouble("capture", &error.to_string());
                     }
-                    pause = (pause * 2).min(BACKOFF_MAX);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -267,6 +264,7 @@ impl CaptureLoop {
 struct Reader<'a> {
     encoder: Encoder,
     register: &'a dyn Register,
+    ambient: &'a dyn Ambient,
     partitions: u32,
     origin: Origin,
     /// Per partition, the newest record of the open transaction: the last one is marked as its end.
@@ -367,7 +365,7 @@ impl Reader<'_> {
     }
 
     fn encode(&mut self, change: &Change, kind: Kind) -> Result<Record, EnvelopeError> {
-        self.origin.captured_ms = now_us() / 1000;
+        self.origin.captured_ms = self.ambient.now_us() / 1000;
         let encoded = self.encoder.encode(change, &self.origin)?;
         let headers = Headers {
             kind,

@@ -20,7 +20,7 @@ use crate::{
         record::ChunkEnd,
     },
     model::{Change, Disposition, Images, Op, TableSchema, Version},
-    observe::{Captured, Frontier, Halt, Halts, metric, now_us},
+    observe::{Ambient, Backoff, Captured, Frontier, Halt, Halts, metric},
 };
 
 /// Bytes of one append.
@@ -32,7 +32,6 @@ const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// How often the list of unfinished copies is read when there are none.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// Copies tables until it is stopped.
 pub struct Copier {
@@ -42,6 +41,7 @@ pub struct Copier {
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
     pub halts: Arc<Halts>,
+    pub ambient: Arc<dyn Ambient>,
     pub pipeline: String,
     pub connector: String,
     pub chunk_rows: u64,
@@ -66,12 +66,12 @@ struct Queue {
 impl Copier {
     /// Copies what is unfinished, and whatever is asked for later, until `stop` or a halt.
     pub async fn run(self, stop: CancellationToken) {
-        let mut pause = Duration::from_millis(100);
+        let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let copied = tokio::select! { () = stop.cancelled() => return, copied = self.next_copy() => copied };
+            let copied = tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy() => copied };
             let wait = match copied {
                 Ok(true) => {
-                    pause = Duration::from_millis(100);
+                    backoff = Backoff::default();
                     continue;
                 }
                 Ok(false) => {
@@ -86,11 +86,10 @@ impl Copier {
                             return self.halts.halt("snapshot", halt_of(error));
                         }
                     }
-                    pause = (pause * 2).min(BACKOFF_MAX);
-                    pause.mul_f64(rand::random_range(0.5..1.0))
+                    backoff.next(&*self.ambient, Duration::ZERO)
                 }
             };
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(wait) => {} }
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(wait) => {} }
         }
     }
 
@@ -229,7 +228,7 @@ impl Copier {
         let id = schema.id();
         let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
         while let Some(block) = blocks.recv().await {
-            let at_us = now_us();
+            let at_us = self.ambient.now_us();
             let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
             for row in block.rows {
                 let change = Change {
@@ -297,7 +296,7 @@ impl Copier {
         }
         let started = tokio::time::Instant::now();
         while started.elapsed() < MINIMUM_SHARE_EVERY
-            && self.frontier.lag_seconds(now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
+            && self.frontier.lag_seconds(self.ambient.now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
         {
             tokio::time::sleep(POLL_EVERY).await;
         }
