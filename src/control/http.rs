@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{status::Status, store::Store};
-use crate::observe::{Frontier, Halts, metric, now_us};
+use crate::observe::{Frontier, Halts, Invariant, metric, now_us};
 
 /// Upper bounds in seconds, for both histograms: from a millisecond to minutes.
 const BUCKETS: [f64; 16] =
@@ -42,11 +42,18 @@ fn describe() {
     counter!(metric::SNAPSHOT_ROWS, "Rows copied and durable in the target, by source table");
     gauge!(metric::SNAPSHOT_PROGRESS, "Share of rows copied, 0 to 1");
     gauge!(metric::TRAFFIC_PERCENT, "Share of users that the new system serves");
+    counter!(
+        metric::INVARIANT_VIOLATIONS,
+        "Times that something which must always hold did not, by its name: a defect of cutover"
+    );
     histogram!(metric::APPLY_BATCH_SECONDS, "Time to apply one batch");
     histogram!(metric::END_TO_END_SECONDS, "From the source's commit to durable in the target, per row");
     // What has not happened yet is zero, not absent: alerts on rates need the first sample.
     for stage in ["capture", "log", "apply", "snapshot"] {
         metrics::counter!(metric::SYNC_ERRORS, "stage" => stage).absolute(0);
+    }
+    for invariant in Invariant::ALL {
+        metrics::counter!(metric::INVARIANT_VIOLATIONS, "invariant" => invariant.name()).absolute(0);
     }
     metrics::counter!(metric::CONFLICTS).absolute(0);
     metrics::counter!(metric::DEAD_LETTERS).absolute(0);

@@ -92,6 +92,19 @@ impl PgTarget {
         Ok(target)
     }
 
+    /// A target whose tables and transforms need no check: those of a simulation.
+    #[doc(hidden)]
+    pub fn planned(
+        config: Arc<Config>,
+        address: postgres::Target,
+        store: Arc<Store>,
+        lease_epoch: i64,
+        plans: Arc<[Plan]>,
+    ) -> Self {
+        let sources = plans.iter().map(|plan| Arc::clone(&plan.source)).collect();
+        PgTarget { config, address, store, lease_epoch, sources, plans: RwLock::new(plans) }
+    }
+
     /// Plans again, after the target's tables were changed.
     pub(super) async fn reload(&self) -> Result<(), TargetError> {
         let session = self.session("plan").await?;

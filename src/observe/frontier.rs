@@ -10,6 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::Invariant;
 use crate::model::{Position, Version};
 
 /// What capture has made durable in the log: a position, the version of the last change up to it,
@@ -54,6 +55,10 @@ impl Frontier {
 
     /// Capture has made everything up to here durable in the log.
     pub fn captured(&self, captured: Captured) {
+        let before = self.captured.borrow().as_ref().map(|before| before.clock);
+        Invariant::CapturedGrows.hold(before.is_none_or(|before| before <= captured.clock), || {
+            format!("clock {} after {before:?}", captured.clock)
+        });
         self.captured.send_replace(Some(captured));
     }
 

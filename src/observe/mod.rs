@@ -3,10 +3,12 @@
 pub mod ambient;
 pub mod frontier;
 pub mod halt;
+pub mod invariant;
 
 pub use ambient::{Ambient, Backoff, Machine};
 pub use frontier::{Captured, Frontier};
 pub use halt::{Halt, Halts};
+pub use invariant::Invariant;
 
 /// Names of the metrics at `/metrics` (the contract in docs/metrics.md).
 pub mod metric {
@@ -21,6 +23,7 @@ pub mod metric {
     pub const SNAPSHOT_PROGRESS: &str = "cutover_snapshot_progress_ratio";
     pub const TRAFFIC_PERCENT: &str = "cutover_traffic_percent";
     pub const APPLY_BATCH_SECONDS: &str = "cutover_apply_batch_seconds";
+    pub const INVARIANT_VIOLATIONS: &str = "cutover_invariant_violations_total";
     pub const END_TO_END_SECONDS: &str = "cutover_end_to_end_seconds";
 }
 

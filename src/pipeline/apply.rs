@@ -21,7 +21,7 @@ use crate::{
     apply::{Applied, ApplyError, Batch, Event, Sink},
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, TableSchema},
-    observe::{Ambient, Backoff, Frontier, Halt, Halts, metric},
+    observe::{Ambient, Backoff, Frontier, Halt, Halts, Invariant, metric},
 };
 
 /// Batches prepared ahead of a sink.
@@ -216,7 +216,7 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
-        let mut tried = Instant::now();
+        let (mut tried, mut reached) = (Instant::now(), None);
         loop {
             // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
             if retries && tried.elapsed() >= WAITING_EVERY {
@@ -236,7 +236,13 @@ impl ApplyLoop {
                     continue;
                 }
             };
-            let (complete, to, chunks) = (batch.complete, batch.to, batch.chunks.clone());
+            let (from, complete, to, chunks) = (batch.from, batch.complete, batch.to, batch.chunks.clone());
+            if self.topic == Topic::Changes {
+                let before = reached.replace(to);
+                Invariant::BatchesAreContiguous.hold(before.is_none_or(|before| before == from), || {
+                    format!("partition {}: from {from} after {before:?}", self.partition)
+                });
+            }
             let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
             let (commits, changes) = self.changes_of(&batch);
             let started = Instant::now();
@@ -280,7 +286,7 @@ impl ApplyLoop {
 
     /// Moves the snapshot topic's offset along what is durable without a gap.
     async fn collect(&self, mut finished: mpsc::Receiver<(u64, Offset, Vec<ChunkEnd>)>) -> Result<(), SessionError> {
-        let mut next = 0;
+        let (mut next, mut stored) = (0, 0);
         let mut early: BTreeMap<u64, (Offset, Vec<ChunkEnd>)> = BTreeMap::new();
         while let Some((number, to, chunks)) = finished.recv().await {
             early.insert(number, (to, chunks));
@@ -292,6 +298,8 @@ impl ApplyLoop {
                 next += 1;
             }
             if let Some((to, chunks)) = reached {
+                Invariant::SnapshotOffsetGrows.hold(to >= stored, || format!("{to} after {stored}"));
+                stored = to;
                 self.target.advance(self.partition, self.log.epoch(), to, &chunks).await?;
                 for chunk in &chunks {
                     metrics::counter!(metric::SNAPSHOT_ROWS, "table" => chunk.table.clone()).increment(chunk.rows);

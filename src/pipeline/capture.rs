@@ -25,7 +25,7 @@ use crate::{
         envelope::{self, Encoder, EnvelopeError, Origin},
     },
     model::{Change, Disposition, Images, Op, Position, TableName, TableSchema, Version},
-    observe::{self, Ambient, Backoff, Frontier, Halt, Halts, metric},
+    observe::{self, Ambient, Backoff, Frontier, Halt, Halts, Invariant, metric},
 };
 
 /// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
@@ -186,6 +186,7 @@ impl CaptureLoop {
             schema_ids: Vec::new(),
             group: self.start(),
             clock,
+            newest: clock,
         };
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
@@ -274,6 +275,8 @@ struct Reader<'a> {
     group: Group,
     /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
     clock: Version,
+    /// The highest version so far.
+    newest: Version,
 }
 
 impl Reader<'_> {
@@ -316,11 +319,13 @@ impl Reader<'_> {
     async fn take(&mut self, event: Captured) -> Result<(), SessionError> {
         match event {
             Captured::Change(change) => {
+                self.increases(change.version);
                 let partition = envelope::partition(&change, self.partitions);
                 let record = self.encode(&change, Kind::Row)?;
                 self.hold(partition, record);
             }
             Captured::Truncate { table, version, commit_us } => {
+                self.increases(version);
                 let images = Images::default();
                 let change = Change { schema: table, op: Op::Truncate, images, version, commit_us };
                 let record = self.encode(&change, Kind::Truncate)?;
@@ -359,7 +364,14 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn increases(&mut self, version: Version) {
+        let newest = std::mem::replace(&mut self.newest, version);
+        Invariant::VersionsIncrease.hold(newest < version, || format!("{version} after {newest}"));
+    }
+
     fn complete(&mut self, complete: Complete) {
+        let newest = self.newest;
+        Invariant::ControlCoversChanges.hold(newest <= complete.clock, || format!("{} after {newest}", complete.clock));
         self.clock = complete.clock;
         self.group.complete = Some((self.group.records.len(), complete));
     }

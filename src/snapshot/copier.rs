@@ -20,7 +20,7 @@ use crate::{
         record::ChunkEnd,
     },
     model::{Change, Disposition, Images, Op, TableSchema, Version},
-    observe::{Ambient, Backoff, Captured, Frontier, Halt, Halts, metric},
+    observe::{Ambient, Backoff, Captured, Frontier, Halt, Halts, Invariant, metric},
 };
 
 /// Bytes of one append.
@@ -68,7 +68,8 @@ impl Copier {
     pub async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let copied = tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy() => copied };
+            let copied =
+                tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy() => copied };
             let wait = match copied {
                 Ok(true) => {
                     backoff = Backoff::default();
@@ -215,6 +216,14 @@ impl Copier {
         Ok(Some(chunk))
     }
 
+    fn judge_watermark(&self, copy: &TableCopy, version: Version) {
+        let captured = self.frontier.watch_captured().borrow().as_ref().map(|captured| captured.clock);
+        let holds = version >= copy.not_before && captured.is_none_or(|captured| version <= captured);
+        Invariant::WatermarkIsCaptured.hold(holds, || {
+            format!("{version} of {}, captured {captured:?}, not before {}", copy.table, copy.not_before)
+        });
+    }
+
     /// Encodes and appends the rows of one chunk; how many, and the records not appended yet.
     async fn write(
         &self,
@@ -228,6 +237,7 @@ impl Copier {
         let id = schema.id();
         let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
         while let Some(block) = blocks.recv().await {
+            self.judge_watermark(copy, block.version);
             let at_us = self.ambient.now_us();
             let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
             for row in block.rows {
