@@ -6,7 +6,7 @@ use super::store::Store;
 use crate::{
     database::postgres::PgError,
     log::record::ChunkEnd,
-    model::{TableSchema, Version},
+    model::{Position, TableSchema, Version},
     snapshot::{Chunk, Progress, Range, SnapshotError, TableCopy},
 };
 
@@ -133,6 +133,11 @@ impl Store {
     }
 }
 
+/// Under what a copy notes where the source was when it was read.
+fn seen_note(copy: &TableCopy) -> String {
+    format!("copy {} of {} has seen", copy.generation, copy.table)
+}
+
 #[async_trait]
 impl Progress for Store {
     async fn unfinished(&self) -> Result<Vec<TableCopy>, SnapshotError> {
@@ -179,6 +184,27 @@ impl Progress for Store {
         }
         self.set_note(&key, &clock.to_string()).await?;
         Ok(clock)
+    }
+
+    async fn seen(&self, copy: &TableCopy) -> Result<Vec<Position>, SnapshotError> {
+        let Some(noted) = self.note(&seen_note(copy)).await? else { return Ok(Vec::new()) };
+        serde_json::from_str(&noted).map_err(|error| SnapshotError::Halt {
+            reason: format!("where the copy of {} was read cannot be read back: {error}", copy.table),
+            remedy: "copy the table again with `cutover resnapshot`".into(),
+        })
+    }
+
+    async fn saw(&self, copy: &TableCopy, seen: &[Position]) -> Result<(), SnapshotError> {
+        let json = serde_json::to_string(seen).map_err(|error| PgError::Protocol(error.to_string()))?;
+        Ok(self.set_note(&seen_note(copy), &json).await?)
+    }
+
+    async fn again(&self, copy: &TableCopy) -> Result<(), SnapshotError> {
+        let unfinished = self.unfinished().await?;
+        if unfinished.iter().any(|other| other.table == copy.table && other.generation == copy.generation) {
+            self.queue_copy(&copy.table, copy.not_before).await?;
+        }
+        Ok(())
     }
 
     async fn chunks(&self, copy: &TableCopy) -> Result<Vec<Chunk>, SnapshotError> {

@@ -14,14 +14,14 @@ use super::{
 use crate::{
     apply::{
         ApplyError, Sink,
-        postgres::{PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target},
+        postgres::{PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, sweep},
     },
     config::Config,
     database::{
         Problem,
         postgres::{
             self, PgError, Session,
-            catalog::{self, VERSION_COLUMN},
+            catalog,
             privileges,
         },
     },
@@ -282,45 +282,31 @@ impl Target for PgTarget {
     }
 }
 
-/// Why rows that a copy has not met may belong to somebody else, or be needed still.
-const KEPT: &str = "
-SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2)
-    OR EXISTS (SELECT FROM cutover.dead_letters WHERE pipeline = $1 AND source_table = $2 AND state = 'open'),
-  EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)";
-
 #[async_trait]
 impl Sweep for PgTarget {
-    async fn sweep(&self, table: &str, before: Version) -> Result<(), SnapshotError> {
+    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
         let options = postgres_options(&self.config, Topic::Snapshot.suffix(), true);
         let session = Session::open(&self.address, &options).await?;
-        let plans = self.plans();
+        session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
+        let alone = "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)";
+        let row = session.client.query_one(alone, &[&self.config.name]).await.map_err(PgError::from)?;
+        let (alone, plans, mut complete): (bool, _, _) = (row.get(0), self.plans(), true);
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
-            let (source, target) = (plan.source.table.to_string(), &plan.target.name);
-            let row = session.client.query_one(KEPT, &[&self.config.name, &source]).await.map_err(PgError::from)?;
+            let target = &plan.target.name;
             let shared =
                 plans.iter().any(|other| other.target.name == *target && other.source.table != plan.source.table);
-            let reason = match (shared || row.get(1), row.get(0)) {
-                (true, _) => "other tables or pipelines may write to it",
-                (false, true) => "rows of this table wait or are dead letters",
-                (false, false) => "",
-            };
-            if !reason.is_empty() {
+            if shared || !alone || plan.key_reads.is_none() {
+                let reason = if plan.key_reads.is_none() { "its key is not that of the source" } else { "others may write to it" };
                 tracing::warn!(%target, reason, "rows that the source has deleted unseen are not looked for");
                 continue;
             }
-            let sql = format!(
-                "DELETE FROM {} WHERE {VERSION_COLUMN} > 0 AND {VERSION_COLUMN} < $1 AND EXISTS (SELECT FROM cutover.offsets \
-                 WHERE pipeline = $2 AND topic = 'snapshot' AND lease_epoch = $3)",
-                postgres::sql::table(target)
-            );
-            session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
-            let swept = session.client.execute(&sql, &[&before, &self.config.name, &self.lease_epoch]).await;
-            let swept = swept.map_err(PgError::from)?;
-            if swept > 0 {
-                tracing::info!(%target, rows = swept, "removed rows that the copy has not met");
+            let swept = sweep(&session, &self.config.name, (plan, &plans), before, self.lease_epoch).await?;
+            if swept.rows > 0 {
+                tracing::info!(%target, rows = swept.rows, "removed rows that the copy has not met");
             }
+            complete &= swept.complete;
         }
-        Ok(())
+        Ok(complete)
     }
 }
 

@@ -21,9 +21,35 @@ impl Position {
         if this.server == end.server {
             return this.file_order(end).is_ge();
         }
-        let set = |position: &MysqlPosition| position.gtids.as_deref()?.parse::<GtidSet>().ok();
-        set(this).zip(set(end)).is_some_and(|(this, end)| this.contains(&end))
+        this.gtids.as_deref().zip(end.gtids.as_deref()).is_some_and(|(this, end)| holds(this, end))
     }
+
+    /// Whether the other position is one in the log of the same server.
+    pub fn same_server(&self, other: &Position) -> bool {
+        let (Position::Mysql(this), Position::Mysql(other)) = (self, other);
+        this.server == other.server
+    }
+}
+
+/// Whether one executed set, of MySQL or of MariaDB, has every transaction of another.
+fn holds(this: &str, other: &str) -> bool {
+    if let (Ok(this), Ok(other)) = (this.parse::<GtidSet>(), other.parse::<GtidSet>()) {
+        return this.contains(&other);
+    }
+    let reached = mariadb_sequences(this).zip(mariadb_sequences(other));
+    reached.is_some_and(|(this, other)| {
+        other.iter().all(|(domain, sequence)| this.get(domain).is_some_and(|reached| reached >= sequence))
+    })
+}
+
+/// `0-1-57,1-2-9`: how far each domain has got.
+fn mariadb_sequences(text: &str) -> Option<BTreeMap<u32, u64>> {
+    let parse = |gtid: &str| {
+        let mut fields = gtid.trim().split('-');
+        let (domain, _server, sequence) = (fields.next()?, fields.next()?, fields.next()?);
+        Some((domain.parse().ok()?, sequence.parse().ok()?))
+    };
+    text.split(',').filter(|gtid| !gtid.trim().is_empty()).map(parse).collect()
 }
 
 /// A position in a MySQL or MariaDB binlog: the end of a transaction.
@@ -250,6 +276,9 @@ mod tests {
         assert!(!at("a", 8, &many).covers(&at("a", 9, &few)), "a change before the end of the file is still to come");
         assert!(at("b", 1, &many).covers(&at("a", 9, &few)));
         assert!(!at("b", 99, &few).covers(&at("a", 9, &many)));
+        assert!(at("2", 1, "0-1-57,1-2-9").covers(&at("1", 9, "0-1-57")));
+        assert!(!at("2", 1, "0-1-56,1-2-9").covers(&at("1", 9, "0-1-57")));
+        assert!(!at("2", 1, "1-2-9").covers(&at("1", 9, "0-1-57")));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
         envelope::{self, Encoder, Origin},
         record::ChunkEnd,
     },
-    model::{Change, Disposition, Images, Op, TableSchema, Version},
+    model::{Change, Disposition, Images, Op, Position, TableSchema, Version},
     observe::{Ambient, Backoff, Captured, Frontier, Halt, Halts, Invariant, metric},
 };
 
@@ -94,17 +94,51 @@ impl Copier {
         }
     }
 
-    /// Makes the first unfinished copy; false if there is none.
+    /// Makes the first copy that can be finished; false if there is none.
     async fn next_copy(&self) -> Result<bool, SnapshotError> {
-        let Some(copy) = self.progress.unfinished().await?.into_iter().next() else { return Ok(false) };
+        for copy in self.progress.unfinished().await? {
+            if self.copy(&copy).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes a copy; false if it has to wait for others before it is finished.
+    async fn copy(&self, copy: &TableCopy) -> Result<bool, SnapshotError> {
         let clock = self.captured(copy.not_before).await;
+        let began = self.progress.began(copy, clock).await?;
+        let queue = self.queue(copy).await?;
+        let seen = Mutex::new(self.progress.seen(copy).await?);
+        if !queue.bounds_done || !queue.known.is_empty() {
+            self.read(copy, queue, &seen).await?;
+        }
+        if !self.barrier(&seen.into_inner()).await? {
+            tracing::warn!(
+                table = %copy.table,
+                "the source has failed over and lost transactions that the copy has seen; the table is copied again"
+            );
+            self.progress.again(copy).await?;
+            return Ok(true);
+        }
+        // A first copy finds no rows of an earlier one.
+        if copy.generation > 1 && !self.sweep.sweep(&copy.table, began).await? {
+            tracing::info!(table = %copy.table, "rows that the source has no more are still referred to by other tables");
+            return Ok(false);
+        }
+        if self.progress.finish(copy).await? {
+            tracing::info!(table = %copy.table, "copied");
+        }
+        Ok(true)
+    }
+
+    /// Reads what is left to be read of a copy into the log.
+    async fn read(&self, copy: &TableCopy, queue: Queue, seen: &Mutex<Vec<Position>>) -> Result<(), SnapshotError> {
         let schema = self.scans.schema(&copy.table).await?;
         let mut first = self.scans.open().await?;
         let estimate = first.estimate_rows(&schema).await?;
-        self.progress.schema(&copy, &schema, estimate).await?;
+        self.progress.schema(copy, &schema, estimate).await?;
         self.announce(&schema).await?;
-        let began = self.progress.began(&copy, clock).await?;
-        let queue = self.queue(&copy).await?;
         tracing::info!(table = %copy.table, rows = estimate, chunks_left = queue.known.len(), "copying");
         let queue = Mutex::new(queue);
         let mut others = Vec::new();
@@ -112,17 +146,10 @@ impl Copier {
             others.push(self.scans.open().await?);
         }
         self.halts.well("snapshot");
-        let readers = std::iter::once(first).chain(others).map(|scan| self.reader(scan, &copy, &schema, &queue));
+        let readers = std::iter::once(first).chain(others);
+        let readers = readers.map(|scan| self.reader(scan, copy, &schema, &queue, seen));
         futures::future::try_join_all(readers).await?;
-        self.barrier().await?;
-        // A first copy finds no rows of an earlier one.
-        if copy.generation > 1 {
-            self.sweep.sweep(&copy.table, began).await?;
-        }
-        if self.progress.finish(&copy).await? {
-            tracing::info!(table = %copy.table, "copied");
-        }
-        Ok(true)
+        Ok(())
     }
 
     /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The clock there.
@@ -171,6 +198,7 @@ impl Copier {
         copy: &TableCopy,
         schema: &Arc<TableSchema>,
         queue: &Mutex<Queue>,
+        seen: &Mutex<Vec<Position>>,
     ) -> Result<(), SnapshotError> {
         let mut encoder = Encoder::new(&self.pipeline, &self.connector);
         let mut captured = self.frontier.watch_captured();
@@ -178,9 +206,10 @@ impl Copier {
             self.hold_back().await?;
             let chunk = self.next_chunk(&mut *scan, copy, schema, &mut *queue.lock().await).await?;
             let Some(chunk) = chunk else { return Ok(()) };
+            let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
             let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
             let reading = scan.read(schema, &chunk.range, &mut captured, blocks);
-            let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming);
+            let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming, (labelled.as_ref(), seen));
             let (read, written) = tokio::join!(reading, writing);
             let (rows, last) = written?;
             read?;
@@ -216,6 +245,26 @@ impl Copier {
         Ok(Some(chunk))
     }
 
+    /// Notes how far the source's log may be behind what has just been read.
+    async fn saw(
+        &self,
+        copy: &TableCopy,
+        labelled: Option<&Position>,
+        seen: &Mutex<Vec<Position>>,
+    ) -> Result<(), SnapshotError> {
+        let end = self.scans.end().await?;
+        if labelled.is_some_and(|labelled| !labelled.same_server(&end)) {
+            return Err(SnapshotError::Source("it has failed over while a chunk was read".into()));
+        }
+        let mut seen = seen.lock().await;
+        match seen.iter_mut().find(|known| known.same_server(&end)) {
+            Some(known) if known.covers(&end) => return Ok(()),
+            Some(known) => *known = end,
+            None => seen.push(end),
+        }
+        self.progress.saw(copy, &seen).await
+    }
+
     fn judge_watermark(&self, copy: &TableCopy, version: Version) {
         let captured = self.frontier.watch_captured().borrow().as_ref().map(|captured| captured.clock);
         let holds = version >= copy.not_before && captured.is_none_or(|captured| version <= captured);
@@ -232,11 +281,15 @@ impl Copier {
         schema: &Arc<TableSchema>,
         chunk: i64,
         mut blocks: mpsc::Receiver<Block>,
+        (labelled, seen): (Option<&Position>, &Mutex<Vec<Position>>),
     ) -> Result<(u64, Vec<(u32, Record)>), SnapshotError> {
         let partitions = self.log.partitions();
         let id = schema.id();
         let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
-        while let Some(block) = blocks.recv().await {
+        let mut next = blocks.recv().await;
+        // A chunk that has no rows has seen that, too.
+        self.saw(copy, labelled, seen).await?;
+        while let Some(block) = next {
             self.judge_watermark(copy, block.version);
             let at_us = self.ambient.now_us();
             let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
@@ -268,6 +321,7 @@ impl Copier {
                     bytes = 0;
                 }
             }
+            next = blocks.recv().await;
         }
         Ok((rows, records))
     }
@@ -326,22 +380,33 @@ impl Copier {
     /// Waits until everything copied is in the target, and the stream has passed what the last chunk may have seen.
     ///
     /// A read may see changes that capture, when it lags, gets to much later: from the barrier on the target is as
-    /// consistent as the source was, at each end of a transaction.
-    async fn barrier(&self) -> Result<(), SnapshotError> {
-        let end = self.scans.end().await?;
+    /// consistent as the source was, at each end of a transaction. False if a chunk saw what the source has lost since: capture,
+    /// which came to it after a failover, will never meet that (CORRECTNESS rule 16).
+    async fn barrier(&self, seen: &[Position]) -> Result<bool, SnapshotError> {
         while self.backlog().await? > 0 {
             tokio::time::sleep(POLL_EVERY).await;
         }
-        let mut captured: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
-        let covers =
-            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.position.covers(&end));
-        // The sender lives as long as the frontier that we hold, so this only ends with the position.
-        let reached = captured.wait_for(covers).await.ok().and_then(|captured| captured.clone());
-        let ends = reached.map(|captured| captured.ends).unwrap_or_default();
-        while !self.frontier.reached(&ends) {
+        let captured = self.captured_up_to_now().await?;
+        while !self.frontier.reached(&captured.ends) {
             tokio::time::sleep(POLL_EVERY).await;
         }
-        Ok(())
+        Ok(seen.iter().all(|seen| captured.position.covers(seen)))
+    }
+
+    /// What capture has made durable, once that is everything that the source's log holds now.
+    async fn captured_up_to_now(&self) -> Result<Captured, SnapshotError> {
+        let mut end = self.scans.end().await?;
+        let watched: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
+        loop {
+            let captured = watched.borrow().clone();
+            match captured {
+                Some(captured) if captured.position.covers(&end) => return Ok(captured),
+                // The end of a server that has been replaced may never come.
+                Some(captured) if !captured.position.same_server(&end) => end = self.scans.end().await?,
+                Some(_) | None => {}
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
     }
 }
 

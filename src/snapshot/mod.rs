@@ -101,6 +101,12 @@ pub trait Progress: Send + Sync {
     /// The clock at which this copy began: this one, unless an earlier run has noted one. No row of the copy is older.
     async fn began(&self, copy: &TableCopy, clock: Version) -> Result<Version, SnapshotError>;
     async fn chunks(&self, copy: &TableCopy) -> Result<Vec<Chunk>, SnapshotError>;
+    /// Where the source was when the copy's chunks were read, one position for each server that they were read from.
+    async fn seen(&self, copy: &TableCopy) -> Result<Vec<Position>, SnapshotError>;
+    /// Replaces that.
+    async fn saw(&self, copy: &TableCopy, seen: &[Position]) -> Result<(), SnapshotError>;
+    /// The copy is to be made again, from the beginning, unless somebody has asked for that already.
+    async fn again(&self, copy: &TableCopy) -> Result<(), SnapshotError>;
     /// Adds a chunk; with `last`, there are no more.
     async fn add_chunk(&self, copy: &TableCopy, chunk: &Chunk, last: bool) -> Result<(), SnapshotError>;
     /// The copy is complete, and the stream has passed everything that it read (its barrier). False if the
@@ -112,7 +118,8 @@ pub trait Progress: Send + Sync {
 #[async_trait]
 pub trait Sweep: Send + Sync {
     /// Deletes the rows of a source table that are older than `before`: the copy has not met them, so the source has them no more.
-    async fn sweep(&self, table: &str, before: Version) -> Result<(), SnapshotError>;
+    /// False if some are left, because rows of other tables refer to them.
+    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError>;
 }
 
 /// Why a copy could not go on.

@@ -31,6 +31,7 @@ mod rules_rig;
 mod rules_source;
 mod scan_mysql;
 mod servers;
+mod simulator;
 mod support;
 mod tidy;
 mod types;

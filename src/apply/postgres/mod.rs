@@ -15,6 +15,7 @@ mod lane;
 mod statement;
 mod steps;
 mod store;
+mod sweep;
 mod tombstones;
 mod write;
 
@@ -29,6 +30,7 @@ use tokio_postgres::Statement;
 pub use config::ApplyConfig;
 pub use lane::Claim;
 pub use statement::Builder;
+pub use sweep::{Swept, left_statement, sweep, sweep_statement};
 pub use tombstones::{
     collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
 };

@@ -418,7 +418,7 @@ pub fn truncate(target: &TableName) -> String {
 }
 
 /// A value's text as the type that the transform sees.
-fn cast(text: &str, column_type: &ColumnType) -> String {
+pub(super) fn cast(text: &str, column_type: &ColumnType) -> String {
     match column_type {
         ColumnType::Bytes => format!("pg_catalog.decode({text}, 'base64')"),
         ColumnType::Text => text.to_owned(),
@@ -439,7 +439,7 @@ fn cast(text: &str, column_type: &ColumnType) -> String {
 
 /// The type in which a key is compared: with its precision, since storing rounds to it, but without a text's
 /// length, since a cast would cut what storing refuses.
-fn key_type(column: &TargetColumn) -> &str {
+pub(super) fn key_type(column: &TargetColumn) -> &str {
     let rounds = ["numeric", "time", "interval"].iter().any(|name| column.cast_sql.starts_with(name));
     if rounds && column.type_sql.contains('(') { &column.type_sql } else { &column.cast_sql }
 }

@@ -29,10 +29,10 @@ const FENCE: &str = "
 INSERT INTO cutover.fences AS f (pipeline, source_table, version) VALUES ($1, $2, $3)
 ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)";
 
-const FENCE_DEAD: &str = "
+pub(super) const FENCE_DEAD: &str = "
 DELETE FROM cutover.dead_letters WHERE pipeline = $1 AND source_table = $2 AND version < $3 AND state = 'open'";
 
-const FENCE_WAITING: &str = "DELETE FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2 AND version < $3";
+pub(super) const FENCE_WAITING: &str = "DELETE FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2 AND version < $3";
 
 const CHUNK: &str = "
 UPDATE cutover.chunks SET state = 'applied', rows = $5, updated_at = clock_timestamp()

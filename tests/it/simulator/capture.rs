@@ -1,0 +1,331 @@
+//! The source as capture and copies see it: the model server's binlog as captured events, and chunks read from its tables.
+//!
+//! Stands in for `capture::mysql` and `database::mysql::scan`, with the same rules: the clock ticks once for a row inserted or
+//! deleted and twice for one updated, of any table; what was captured is held against what the server has before
+//! anything is read; a chunk waits until what it is labelled with is visible.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use cutover::{
+    capture::{CaptureError, Captured, Source},
+    model::{
+        Change, Clock, GtidSet, Images, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version,
+    },
+    observe::{self, Ambient},
+    pipeline::capture::OpenSource,
+    snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::{
+    chance::{Chance, Fault},
+    mutations::Mutation,
+    source::{self, Key, Logged, Refused, Server, Step, WATCHED},
+    worker::Gate,
+};
+
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+const AHEAD_MAX_US: i64 = 60_000_000;
+/// How long a chunk waits for what it is labelled with.
+const VISIBLE_WAIT: Duration = Duration::from_secs(30);
+const BLOCK_ROWS: usize = 3;
+
+/// Opens captures and scans of the model server.
+pub struct ModelServer {
+    pub server: Arc<Server>,
+    pub gate: Arc<Gate>,
+    /// The highest version that the target has (CORRECTNESS rule 2).
+    pub clock_min: Version,
+}
+
+impl ModelServer {
+    fn chance(&self) -> &Chance {
+        &self.server.chance
+    }
+
+    fn is(&self, mutation: Mutation) -> bool {
+        self.chance().run.mutation == Some(mutation)
+    }
+
+    fn source(&self, next: usize, position: MysqlPosition, clock: Clock) -> Box<dyn Source> {
+        // After a failover the place is one in the new server's files.
+        let position = MysqlPosition { gtids: position.gtids, ..self.server.place(next) };
+        let schemas = WATCHED.iter().map(|table| Captured::Schema(source::schema(table)));
+        let mut delivered: VecDeque<Captured> = schemas.collect();
+        delivered.push_back(heartbeat(&position, &clock, self.chance().now_us()));
+        Box::new(ModelSource { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate), number: self.server.number(), next, position, clock, delivered })
+    }
+}
+
+fn heartbeat(position: &MysqlPosition, clock: &Clock, at_us: i64) -> Captured {
+    Captured::Heartbeat { position: Position::Mysql(position.clone()), clock: clock.last(), at_us }
+}
+
+fn away() -> CaptureError {
+    CaptureError::Unreachable("the model's source is away".into())
+}
+
+#[async_trait]
+impl OpenSource for ModelServer {
+    async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
+        self.chance().sleep(Duration::from_millis(5)).await;
+        if self.server.is_away() {
+            return Err(away());
+        }
+        let (from, clock) = match from {
+            Some((Position::Mysql(from), clock)) => (from, clock),
+            None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
+            None => (self.server.end(), self.clock_min.max(self.chance().now_us())),
+        };
+        for attempt in 0..50 {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let (reason, remedy) = match self.server.seek(&from) {
+                Ok(next) => return Ok(self.source(next, from, Clock::new(clock, AHEAD_MAX_US))),
+                Err(Refused::Away) => return Err(away()),
+                Err(Refused::NeverExecuted(set)) if attempt == 49 => (format!("never executed {set}"), String::new()),
+                Err(Refused::NeverExecuted(_)) => continue,
+                Err(Refused::Purged(set)) => (format!("purged {set}"), String::new()),
+            };
+            if self.is(Mutation::SkipGaps) {
+                let end = self.server.end();
+                if let Ok(next) = self.server.seek(&end) {
+                    return Ok(self.source(next, end, Clock::new(clock, AHEAD_MAX_US)));
+                }
+            }
+            return Err(CaptureError::Lost { reason, remedy });
+        }
+        Err(away())
+    }
+
+    async fn open_anew(&self, clock: Version) -> Result<Box<dyn Source>, CaptureError> {
+        if self.server.is_away() {
+            return Err(away());
+        }
+        let from = Position::Mysql(self.server.end());
+        OpenSource::open(self, Some((from, clock.max(self.chance().now_us())))).await
+    }
+}
+
+/// A dump of the model's binlog.
+struct ModelSource {
+    server: Arc<Server>,
+    gate: Arc<Gate>,
+    /// Which server this is a dump of.
+    number: u64,
+    next: usize,
+    position: MysqlPosition,
+    clock: Clock,
+    delivered: VecDeque<Captured>,
+}
+
+#[async_trait]
+impl Source for ModelSource {
+    async fn next(&mut self) -> Result<Captured, CaptureError> {
+        let chance = Arc::clone(&self.server.chance);
+        let mut moved = self.server.watch();
+        let silent = Instant::now() + HEARTBEAT_EVERY;
+        loop {
+            self.gate.passed().await;
+            if self.server.is_away() || self.server.number() != self.number {
+                return Err(away());
+            }
+            if let Some(captured) = self.delivered.pop_front() {
+                if chance.likely(0.1) {
+                    chance.sleep(Duration::from_millis(4)).await;
+                }
+                if chance.strikes(Fault::SourceAway, 0.002, || "in the middle of the stream".into()) {
+                    return Err(away());
+                }
+                return Ok(captured);
+            }
+            match self.server.at(self.next) {
+                Some((logged, position)) => self.take(logged, position)?,
+                None => tokio::select! {
+                    biased;
+                    _ = moved.changed() => {}
+                    () = tokio::time::sleep_until(silent) => {
+                        return Ok(heartbeat(&self.position, &self.clock, chance.now_us()));
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl ModelSource {
+    /// Delivers a transaction. A dump goes by place once it has begun; what it passes is added to the set.
+    fn take(&mut self, logged: Logged, position: MysqlPosition) -> Result<(), CaptureError> {
+        let commit_us = logged.commit_us;
+        let mut ours = false;
+        if let Err(error) = self.clock.check(commit_us, self.server.chance.now_us()) {
+            return Err(CaptureError::Halt { reason: error.to_string(), remedy: String::new() });
+        }
+        let once = self.server.chance.run.mutation == Some(Mutation::ClockPerTransaction);
+        let at = once.then(|| self.clock.tick(commit_us));
+        for step in logged.steps {
+            let ticks = if matches!(step, Step::Update { .. }) { 2 } else { 1 };
+            let is_alter = matches!(step, Step::Alter { .. });
+            let version = match at {
+                Some(version) => version,
+                None if is_alter => self.clock.last(),
+                None => self.clock.tick_many(commit_us, ticks),
+            };
+            if WATCHED.contains(&step.table()) {
+                ours = true;
+                self.deliver(step, version, commit_us);
+            }
+        }
+        let mut gtids: GtidSet = self.position.gtids.as_deref().unwrap_or_default().parse().unwrap();
+        gtids.add(&logged.gtid.0, logged.gtid.1);
+        self.position = MysqlPosition { gtids: Some(gtids.to_string()), ..position };
+        self.next += 1;
+        if ours {
+            let (position, clock) = (Position::Mysql(self.position.clone()), self.clock.last());
+            self.delivered.push_back(Captured::Commit { position, clock, commit_us });
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, step: Step, version: Version, commit_us: i64) {
+        let schema = source::schema(step.table());
+        let mut row = |op, before: Option<Vec<Value>>, after: Option<Vec<Value>>, version| {
+            let images = Images { before, after };
+            let change = Change { schema: Arc::clone(&schema), op, images, version, commit_us };
+            self.delivered.push_back(Captured::Change(change));
+        };
+        match step {
+            Step::Insert { after, .. } => row(Op::Insert, None, Some(after), version),
+            Step::Delete { before, .. } => row(Op::Delete, Some(before), None, version),
+            Step::Update { table, before, after } if source::key(table, &before) != source::key(table, &after) => {
+                row(Op::Delete, Some(before), None, version);
+                row(Op::Insert, None, Some(after), version + 1);
+            }
+            Step::Update { before, after, .. } => row(Op::Update, Some(before), Some(after), version),
+            Step::Truncate { .. } => {
+                self.delivered.push_back(Captured::Truncate { table: schema, version, commit_us });
+            }
+            Step::Alter { column, .. } => {
+                let columns = vec![schema.columns[column].name.clone()];
+                let table = TableName::clone(&schema.table);
+                self.delivered.push_back(Captured::Rewritten { table, columns, clock: version });
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl OpenScan for ModelServer {
+    async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        if self.server.is_away() {
+            return Err(SnapshotError::Source("away".into()));
+        }
+        Ok(Box::new(ModelScan { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate) }))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        Ok(source::schema(table))
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        Ok(Position::Mysql(self.server.end()))
+    }
+}
+
+struct ModelScan {
+    server: Arc<Server>,
+    gate: Arc<Gate>,
+}
+
+impl ModelScan {
+    /// Waits until everything that was captured is visible (CORRECTNESS rule 13).
+    async fn make_visible(&self, captured: &MysqlPosition) -> Result<(), SnapshotError> {
+        let captured: GtidSet = captured.gtids.as_deref().unwrap_or_default().parse().unwrap();
+        let deadline = Instant::now() + VISIBLE_WAIT;
+        let mut moved = self.server.watch();
+        while !self.server.executed().contains(&captured) {
+            if self.server.is_away() || Instant::now() >= deadline {
+                return Err(SnapshotError::Source("what was captured is not visible".into()));
+            }
+            tokio::select! { biased; _ = moved.changed() => {}, () = tokio::time::sleep_until(deadline) => {} }
+        }
+        Ok(())
+    }
+
+    /// The rows of a table at one moment; waits while a DDL keeps reads out.
+    async fn rows(&self, table: &str) -> Result<Vec<(Key, Vec<Value>)>, SnapshotError> {
+        let mut moved = self.server.watch();
+        loop {
+            if self.server.is_away() {
+                return Err(SnapshotError::Source("away".into()));
+            }
+            if let Some(rows) = self.server.read(table) {
+                return Ok(rows.into_iter().collect());
+            }
+            drop(moved.changed().await);
+        }
+    }
+}
+
+fn within(key: &Key, lower: Option<&str>, upper: Option<&str>) -> bool {
+    let bound = |text: &str| -> Key { serde_json::from_str(text).unwrap() };
+    lower.is_none_or(|lower| *key > bound(lower)) && upper.is_none_or(|upper| *key <= bound(upper))
+}
+
+#[async_trait]
+impl Scan for ModelScan {
+    async fn next_bound(
+        &mut self,
+        table: &TableSchema,
+        lower: Option<&str>,
+        rows: u64,
+    ) -> Result<Option<String>, SnapshotError> {
+        self.server.chance.sleep(Duration::from_millis(3)).await;
+        let all = self.rows(&table.table.table).await?;
+        let mut after = all.iter().filter(|(key, _)| within(key, lower, None));
+        let last = after.nth(rows as usize - 1);
+        Ok(last.map(|(key, _)| serde_json::to_string(key).unwrap()))
+    }
+
+    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+        Ok(self.rows(&table.table.table).await?.len() as u64)
+    }
+
+    async fn read(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &Range,
+        captured: &mut watch::Receiver<Option<observe::Captured>>,
+        blocks: mpsc::Sender<Block>,
+    ) -> Result<(), SnapshotError> {
+        let point = captured.borrow_and_update().clone();
+        let Some(observe::Captured { position: Position::Mysql(position), clock, .. }) = point else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        if self.server.chance.run.mutation != Some(Mutation::NoWatermarkWait) {
+            self.make_visible(&position).await?;
+        }
+        self.server.chance.sleep(Duration::from_millis(5)).await;
+        let rows = self.rows(&table.table.table).await?;
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let rows: Vec<Vec<Value>> =
+            rows.into_iter().filter(|(key, _)| within(key, lower, upper)).map(|(_, row)| row).collect();
+        for block in rows.chunks(BLOCK_ROWS) {
+            // Rows travel for a while after they were read.
+            self.server.chance.sleep(Duration::from_millis(8)).await;
+            self.gate.passed().await;
+            if self.server.is_away() {
+                return Err(SnapshotError::Source("away".into()));
+            }
+            if blocks.send(Block { version: clock, rows: block.to_vec() }).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! Everything that a simulated run leaves to chance, drawn from its seed; and what happened in it.
+//!
+//! Every kind of fault has a stream of numbers of its own, so that a run without one kind, or with fewer of all, is otherwise
+//! the run that it was: that is what shrinking a failure needs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Mutex,
+    time::Duration,
+};
+
+use cutover::observe::Ambient;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::{sync::Notify, time::Instant};
+
+use super::mutations::Mutation;
+
+/// The simulated time at which a run begins, µs since the Unix epoch.
+pub const BEGIN_US: i64 = 1_700_000_000_000_000;
+
+/// A kind of thing that goes wrong, or that an operator does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// The worker's process is gone, at a durable boundary.
+    Kill,
+    /// The worker is asked to stop, and another is started.
+    Stop,
+    /// The worker is paused, another takes its lease, and the first wakes up.
+    Zombie,
+    /// The target's server restarts: open transactions are gone.
+    TargetCrash,
+    /// Nothing reaches the target for a while.
+    TargetAway,
+    /// The target refuses a statement for now: a deadlock, a lock timeout, a full disk.
+    TargetRefuses,
+    /// A connection to the target breaks, before or after a statement had its effect.
+    TargetCut,
+    /// The source's connections break for a while.
+    SourceAway,
+    /// A replica that has everything becomes the source.
+    Failover,
+    /// A replica that lacks the last transactions becomes the source.
+    FailoverWithLoss,
+    /// The source throws away binlogs, whether they were captured or not.
+    Purge,
+    /// Commit times jump.
+    ClockJump,
+    /// An append fails, and a part of it may be there.
+    LogRefuses,
+    /// The log forgets its newest records, though they were synced.
+    LogTailLost,
+    /// The log is gone.
+    LogLost,
+    /// A table is copied again.
+    Resnapshot,
+    Truncate,
+    /// Rows are rewritten without events.
+    Alter,
+    /// A part of the pipeline stands still for a while.
+    Slow,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 19] = [
+        Fault::Kill,
+        Fault::Stop,
+        Fault::Zombie,
+        Fault::TargetCrash,
+        Fault::TargetAway,
+        Fault::TargetRefuses,
+        Fault::TargetCut,
+        Fault::SourceAway,
+        Fault::Failover,
+        Fault::FailoverWithLoss,
+        Fault::Purge,
+        Fault::ClockJump,
+        Fault::LogRefuses,
+        Fault::LogTailLost,
+        Fault::LogLost,
+        Fault::Resnapshot,
+        Fault::Truncate,
+        Fault::Alter,
+        Fault::Slow,
+    ];
+}
+
+impl std::str::FromStr for Fault {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = |fault: &Fault| format!("{fault:?}") == name;
+        Fault::ALL.into_iter().find(named).ok_or_else(|| format!("`{name}` is no fault; they are {:?}", Fault::ALL))
+    }
+}
+
+/// What decides a run. Printed, it is what `make simulate RUN=…` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub seed: u64,
+    /// Transactions at the source after the copies have been asked for.
+    pub transactions: u32,
+    /// How many faults strike at most.
+    pub faults_max: u32,
+    pub without: BTreeSet<Fault>,
+    /// A rule that is broken on purpose.
+    pub mutation: Option<Mutation>,
+}
+
+impl Run {
+    pub fn new(seed: u64) -> Self {
+        Run { seed, transactions: 40, faults_max: 12, without: BTreeSet::new(), mutation: None }
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed={},transactions={},faults={}", self.seed, self.transactions, self.faults_max)?;
+        for fault in &self.without {
+            write!(f, ",without={fault:?}")?;
+        }
+        match self.mutation {
+            Some(mutation) => write!(f, ",mutation={mutation:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::str::FromStr for Run {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut run = Run::new(0);
+        for part in text.split(',') {
+            let (name, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not name=value"))?;
+            let number = || value.parse::<u64>().map_err(|error| format!("`{part}`: {error}"));
+            match name {
+                "seed" => run.seed = number()?,
+                "transactions" => run.transactions = u32::try_from(number()?).map_err(|error| error.to_string())?,
+                "faults" => run.faults_max = u32::try_from(number()?).map_err(|error| error.to_string())?,
+                "without" => drop(run.without.insert(value.parse()?)),
+                "mutation" => run.mutation = Some(value.parse()?),
+                other => return Err(format!("`{other}` is none of seed, transactions, faults, without, mutation")),
+            }
+        }
+        Ok(run)
+    }
+}
+
+/// The chance and the time of one run.
+pub struct Chance {
+    pub run: Run,
+    began: Instant,
+    dice: Mutex<SmallRng>,
+    faults: Mutex<Faults>,
+    history: Mutex<Vec<String>>,
+    /// The worker is to be killed.
+    pub kill: Notify,
+}
+
+struct Faults {
+    dice: BTreeMap<Fault, SmallRng>,
+    left: u32,
+    /// No fault strikes any more.
+    calm: bool,
+    struck: BTreeMap<Fault, u32>,
+}
+
+impl Chance {
+    pub fn new(run: Run) -> Self {
+        let stream = |salt: u64| SmallRng::seed_from_u64(run.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt);
+        let dice = Fault::ALL.iter().map(|fault| (*fault, stream(1 + *fault as u64))).collect();
+        Chance {
+            began: Instant::now(),
+            dice: Mutex::new(stream(0)),
+            faults: Mutex::new(Faults { dice, left: run.faults_max, calm: false, struck: BTreeMap::new() }),
+            history: Mutex::default(),
+            kill: Notify::new(),
+            run,
+        }
+    }
+
+    /// A number of the range.
+    pub fn number(&self, range: std::ops::Range<u64>) -> u64 {
+        self.dice.lock().unwrap().random_range(range)
+    }
+
+    /// True this often.
+    pub fn likely(&self, probability: f64) -> bool {
+        self.dice.lock().unwrap().random_bool(probability)
+    }
+
+    /// Whether the fault strikes here. What it did is noted.
+    pub fn strikes(&self, fault: Fault, probability: f64, what: impl FnOnce() -> String) -> bool {
+        let mut faults = self.faults.lock().unwrap();
+        let drawn = faults.dice.get_mut(&fault).unwrap().random_bool(probability);
+        if !drawn || faults.calm || faults.left == 0 || self.run.without.contains(&fault) {
+            return false;
+        }
+        faults.left -= 1;
+        *faults.struck.entry(fault).or_default() += 1;
+        drop(faults);
+        self.note(format!("{fault:?}: {}", what()));
+        true
+    }
+
+    /// A duration up to `max`; now and then much longer.
+    pub fn pause(&self, max: Duration) -> Duration {
+        let mut dice = self.dice.lock().unwrap();
+        let pause = max.mul_f64(dice.random_range(0.0..1.0));
+        drop(dice);
+        if self.strikes(Fault::Slow, 0.002, || "something stands still".into()) { pause * 100 } else { pause }
+    }
+
+    pub async fn sleep(&self, max: Duration) {
+        tokio::time::sleep(self.pause(max)).await;
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn calm(&self) {
+        self.faults.lock().unwrap().calm = true;
+        self.note("calm".into());
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.faults.lock().unwrap().calm
+    }
+
+    /// How often each fault struck.
+    pub fn struck(&self) -> BTreeMap<Fault, u32> {
+        self.faults.lock().unwrap().struck.clone()
+    }
+
+    /// Notes something for the history that a failure prints.
+    pub fn note(&self, what: String) {
+        let at = self.began.elapsed();
+        if std::env::var_os("LIVE").is_some() { println!("{:>9.3}s {what}", at.as_secs_f64()); }
+        self.history.lock().unwrap().push(format!("{:>9.3}s {what}", at.as_secs_f64()));
+    }
+
+    pub fn history(&self) -> Vec<String> {
+        self.history.lock().unwrap().clone()
+    }
+
+    /// The worker may die here: then this never comes back.
+    pub async fn boundary(&self, what: &str) {
+        if self.strikes(Fault::Kill, 0.004, || what.to_owned()) {
+            self.kill.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Ambient for Chance {
+    fn now_us(&self) -> i64 {
+        BEGIN_US + i64::try_from(self.began.elapsed().as_micros()).unwrap()
+    }
+
+    fn fraction(&self) -> f64 {
+        self.dice.lock().unwrap().random_range(0.0..1.0)
+    }
+}

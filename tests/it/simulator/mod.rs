@@ -1,0 +1,202 @@
+//! The simulator: the real pipeline, from captured events to committed rows, over models of source, log and target, driven by a seed.
+//!
+//! One run is one thread, one paused clock and one seed, so that it is the same run every time. Real are the capture loop, the clock,
+//! the copier, batches, apply loops, the sink with its SQL, the lease and the state in the target; models are the MySQL server
+//! (`source`, `capture`), the log (`log`) and PostgreSQL (`postgres`), which speaks its wire protocol and knows what
+//! each statement means. What the models claim of the servers, `simulator_claims` asks of the servers.
+//!
+//! `make simulate` plays many seeds, `make simulate RUN=…` one with its history.
+
+mod capture;
+mod chance;
+mod load;
+mod log;
+mod mutations;
+mod oracle;
+pub mod postgres;
+mod source;
+mod target;
+mod worker;
+mod world;
+
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Once,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use self::{
+    chance::{Fault, Run},
+    mutations::Mutation,
+    world::Seen,
+};
+
+/// Seeds that every test run plays.
+const SEEDS: u64 = 2_000;
+
+thread_local! {
+    /// What panicked in the run that this thread plays.
+    static PANICKED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Plays a run. A panic anywhere in it, such as an invariant's, is a failure of the run.
+fn play(run: Run) -> Result<Seen, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        cutover::observe::invariant::panic_on_violation();
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let noted = PANICKED.with_borrow_mut(|panicked| {
+                panicked.as_mut().map(|panicked| panicked.push(panic.to_string())).is_some()
+            });
+            if !noted {
+                usual(panic);
+            }
+        }));
+    });
+    PANICKED.set(Some(Vec::new()));
+    let played = catch_unwind(AssertUnwindSafe(|| world::play(run)));
+    let panicked = PANICKED.take().unwrap_or_default();
+    match (panicked.is_empty(), played) {
+        (true, Ok(played)) => played,
+        (_, Ok(Err(problem))) => Err(format!("{}\n{problem}", panicked.join("\n"))),
+        (_, Ok(Ok(_)) | Err(_)) => Err(panicked.join("\n")),
+    }
+}
+
+/// The smallest run that is found to fail as well: without kinds of faults, with fewer of them, with fewer transactions.
+fn shrink(run: &Run) -> Run {
+    let mut smallest = run.clone();
+    let try_smaller = |smallest: &mut Run, smaller: Run| {
+        let fails = play(smaller.clone()).is_err();
+        if fails {
+            *smallest = smaller;
+        }
+        fails
+    };
+    for fault in Fault::ALL {
+        let mut smaller = smallest.clone();
+        smaller.without.insert(fault);
+        try_smaller(&mut smallest, smaller);
+    }
+    loop {
+        let (faults, transactions) = (smallest.faults_max, smallest.transactions);
+        let fewer = [
+            (faults / 2, transactions),
+            (faults.saturating_sub(1), transactions),
+            (faults, transactions / 2),
+            (faults, transactions.saturating_sub(1)),
+        ];
+        let found = fewer.into_iter().filter(|smaller| *smaller != (faults, transactions)).any(|(faults_max, transactions)| {
+            let smaller = Run { faults_max, transactions, ..smallest.clone() };
+            try_smaller(&mut smallest, smaller)
+        });
+        if !found {
+            return smallest;
+        }
+    }
+}
+
+/// Says how to see a failure again.
+fn report(run: &Run) -> String {
+    let smallest = shrink(run);
+    let problem = play(smallest.clone()).err().unwrap_or_default();
+    format!("run {run} failed; the smallest that fails too:\n  make simulate RUN={smallest}\n{problem}")
+}
+
+/// Plays runs with these seeds on as many threads as there are processors; the first failure, if any.
+fn play_all(seeds: std::ops::Range<u64>, threads: usize, run: impl Fn(u64) -> Run + Sync) -> Result<Seen, Run> {
+    let next = AtomicU64::new(seeds.start);
+    let failed = AtomicU64::new(u64::MAX);
+    let sum = std::sync::Mutex::new(Seen::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || failed.load(Ordering::Relaxed) != u64::MAX {
+                        return;
+                    }
+                    match play(run(seed)) {
+                        Ok(seen) => {
+                            let mut sum = sum.lock().unwrap();
+                            sum.rows += seen.rows;
+                            sum.commits += seen.commits;
+                            for (fault, count) in seen.faults {
+                                *sum.faults.entry(fault).or_default() += count;
+                            }
+                        }
+                        Err(_) => drop(failed.fetch_min(seed, Ordering::Relaxed)),
+                    }
+                }
+            });
+        }
+    });
+    match failed.into_inner() {
+        u64::MAX => Ok(sum.into_inner().unwrap()),
+        seed => Err(run(seed)),
+    }
+}
+
+fn tell(began: Instant, runs: u64, seen: &Seen) {
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{runs} runs in {seconds:.1} s, {:.0} a second; {} transactions, {} rows compared; faults: {:?}",
+        runs as f64 / seconds,
+        seen.commits,
+        seen.rows,
+        seen.faults
+    );
+}
+
+#[test]
+fn two_thousand_seeds_lose_nothing() {
+    let began = Instant::now();
+    match play_all(0..SEEDS, 2, Run::new) {
+        Ok(seen) => tell(began, SEEDS, &seen),
+        Err(run) => panic!("{}", report(&run)),
+    }
+}
+
+#[test]
+fn a_run_is_the_same_every_time() {
+    for seed in 0..20 {
+        let run = Run { mutation: Some(Mutation::NoTombstones), ..Run::new(seed) };
+        let (one, other) = (play(run.clone()), play(run));
+        assert_eq!(format!("{one:?}"), format!("{other:?}"));
+    }
+}
+
+#[test]
+fn a_run_reads_back_as_it_prints() {
+    let mut run = Run { mutation: Some(Mutation::NoSweep), transactions: 3, faults_max: 2, ..Run::new(7) };
+    run.without.insert(Fault::Kill);
+    assert_eq!(run.to_string().parse(), Ok(run));
+}
+
+/// `make simulate`: `CUTOVER_SIMULATE_SEEDS=from..to`, or one run as `CUTOVER_SIMULATE_RUN=seed=…`.
+#[test]
+#[ignore = "takes as long as it is asked to"]
+fn as_many_seeds_as_asked() {
+    if let Ok(run) = std::env::var("CUTOVER_SIMULATE_RUN") {
+        let run: Run = run.parse().unwrap();
+        match play(run) {
+            Ok(seen) => println!("it holds: {seen:?}"),
+            Err(problem) => panic!("{problem}"),
+        }
+        return;
+    }
+    let seeds = std::env::var("CUTOVER_SIMULATE_SEEDS").unwrap_or_else(|_| "0..100000".into());
+    let (from, to) = seeds.split_once("..").expect("CUTOVER_SIMULATE_SEEDS=from..to");
+    let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let began = Instant::now();
+    match play_all(from..to, threads, Run::new) {
+        Ok(seen) => tell(began, to - from, &seen),
+        Err(run) => panic!("{}", report(&run)),
+    }
+}

@@ -1,0 +1,80 @@
+//! The rules of CORRECTNESS, each broken on purpose, to show that a simulated run notices.
+
+/// One broken rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mutation {
+    /// Rule 1: sinks of one lane write at the same time.
+    NoLaneLock,
+    /// Rule 1: live facts do not look at tombstones.
+    NoTombstoneCheck,
+    /// Rule 1: a delete leaves no tombstone.
+    NoTombstones,
+    /// An older row replaces a newer one.
+    LiveIgnoresVersion,
+    /// An older delete removes a newer row.
+    DeadIgnoresVersion,
+    /// Rule 2: all rows of a transaction have one version.
+    ClockPerTransaction,
+    /// Rule 2: a new log's clock does not start above the target's versions.
+    ClockStartsLow,
+    /// Rule 5: live facts are written before dead ones.
+    DeadLast,
+    /// Rule 10: a TRUNCATE leaves no fence.
+    NoTruncateFence,
+    /// Rule 13: a chunk does not wait until what it is labelled with is visible.
+    NoWatermarkWait,
+    /// Rules 16 and 17: capture goes on past a gap.
+    SkipGaps,
+    /// Rule 17: a log that lost its tail is written to.
+    NoTailCheck,
+    /// Rule 18: capture resumes where any partition is, not where all are.
+    ResumeAtTheNewestPartition,
+    /// Rule 18: readers are not told that a writer starts again.
+    NoStartRecord,
+    /// Rule 19: the offset is stored apart from the rows.
+    OffsetOutsideTransaction,
+    /// Rule 19: a batch is written from whatever offset and lease.
+    OffsetUnchecked,
+    /// Rule 22: tombstones are forgotten while tables are copied.
+    TombstonesForgottenEarly,
+    /// Rule 23: a dead letter does not fence its key.
+    NoDeadLetterFence,
+    /// Rule 12: a table whose rows were rewritten is copied again from before that.
+    RecopyTooEarly,
+    /// A repeated copy does not look for what the source has no more.
+    NoSweep,
+}
+
+impl Mutation {
+    pub const ALL: [Mutation; 20] = [
+        Mutation::NoLaneLock,
+        Mutation::NoTombstoneCheck,
+        Mutation::NoTombstones,
+        Mutation::LiveIgnoresVersion,
+        Mutation::DeadIgnoresVersion,
+        Mutation::ClockPerTransaction,
+        Mutation::ClockStartsLow,
+        Mutation::DeadLast,
+        Mutation::NoTruncateFence,
+        Mutation::NoWatermarkWait,
+        Mutation::SkipGaps,
+        Mutation::NoTailCheck,
+        Mutation::ResumeAtTheNewestPartition,
+        Mutation::NoStartRecord,
+        Mutation::OffsetOutsideTransaction,
+        Mutation::OffsetUnchecked,
+        Mutation::TombstonesForgottenEarly,
+        Mutation::NoDeadLetterFence,
+        Mutation::RecopyTooEarly,
+        Mutation::NoSweep,
+    ];
+}
+
+impl std::str::FromStr for Mutation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = |mutation: &Mutation| format!("{mutation:?}") == name;
+        Mutation::ALL.into_iter().find(named).ok_or_else(|| format!("`{name}` is no mutation; they are {:?}", Mutation::ALL))
+    }
+}

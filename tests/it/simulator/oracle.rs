@@ -1,0 +1,157 @@
+//! What must be true of the target: of every commit, and of its rows at the end.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{
+    chance::{self, Chance},
+    mutations::Mutation,
+    postgres::{Change, Fault, Faults, Moment, Point, Postgres, SessionInfo, Settings, Value, Watch, Weakness},
+    source::{Key, Tables, WATCHED},
+    target,
+    world::same,
+};
+
+/// Watches the target.
+pub struct Oracle {
+    chance: Arc<Chance>,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Oracle {
+    pub fn new(chance: Arc<Chance>) -> Arc<Self> {
+        Arc::new(Oracle { chance, problems: Mutex::default() })
+    }
+
+    pub fn first_problem(&self) -> Option<String> {
+        self.problems.lock().unwrap().first().cloned()
+    }
+
+    fn hold(&self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            let what = what();
+            self.chance.note(format!("DOES NOT HOLD: {what}"));
+            self.problems.lock().unwrap().push(what);
+        }
+    }
+
+    /// Whether every table is copied.
+    pub fn is_copied(&self, postgres: &Postgres) -> bool {
+        let tables = postgres.cutover_rows("tables");
+        tables.len() == WATCHED.len() && tables.iter().all(|table| table["state"] == Value::text("copied"))
+    }
+
+    pub fn waiting(&self, postgres: &Postgres) -> usize {
+        postgres.cutover_rows("waiting").len()
+    }
+
+    /// The keys of the open dead letters, as the log has them.
+    pub fn dead_letters(&self, postgres: &Postgres) -> Vec<String> {
+        postgres.cutover_rows("dead_letters").iter().map(|letter| letter["key_text"].str().to_owned()).collect()
+    }
+
+    /// Compares every row; how many there are.
+    pub fn judge(&self, postgres: &Postgres, source: &Tables) -> Result<u64, String> {
+        let (mut rows, mut different) = (0, Vec::new());
+        let refused = target::refused(source);
+        for (table, expected) in target::expected(source) {
+            let found: BTreeMap<Key, Vec<Value>> = postgres
+                .rows(&format!("public.{table}"))
+                .into_iter()
+                .map(|(key, (others, _))| (key.iter().map(Value::int).collect(), [key, others].concat()))
+                .collect();
+            let keys: std::collections::BTreeSet<&Key> = expected.keys().chain(found.keys()).collect();
+            for key in keys {
+                rows += 1;
+                if table == "notes" && refused.contains(key) {
+                    continue;
+                }
+                let (wanted, there) = (expected.get(key), found.get(key));
+                let equal = match (wanted, there) {
+                    (Some(wanted), Some(there)) => wanted.iter().zip(there).all(|(one, other)| same(one, other)),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                };
+                if !equal {
+                    different.push(format!("{table} {key:?}: source {wanted:?}, target {there:?}"));
+                }
+            }
+        }
+        let letters = self.dead_letters(postgres);
+        let wanted: Vec<String> = refused.iter().map(|key| format!("{{\"a\":{},\"b\":{}}}", key[0], key[1])).collect();
+        for letter in letters.iter().filter(|letter| !wanted.contains(letter)) {
+            different.push(format!("a dead letter of {letter}, which the target does not refuse"));
+        }
+        for key in wanted.iter().filter(|key| !letters.contains(key)) {
+            different.push(format!("no dead letter of {key}, which the target refuses"));
+        }
+        if different.is_empty() { Ok(rows) } else { Err(format!("source and target differ:\n  {}", different.join("\n  "))) }
+    }
+}
+
+/// The model target of a run.
+pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
+    let faults = Arc::new(Bad { chance: Arc::clone(chance) });
+    let is = |mutation| chance.run.mutation == Some(mutation);
+    let weakness = Weakness {
+        no_lane_lock: is(Mutation::NoLaneLock),
+        no_tombstone_check: is(Mutation::NoTombstoneCheck),
+        no_tombstones: is(Mutation::NoTombstones),
+        live_ignores_version: is(Mutation::LiveIgnoresVersion),
+        dead_ignores_version: is(Mutation::DeadIgnoresVersion),
+        offset_outside_transaction: is(Mutation::OffsetOutsideTransaction),
+        offset_unchecked: is(Mutation::OffsetUnchecked),
+        no_truncate_fence: is(Mutation::NoTruncateFence),
+    };
+    let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };
+    let postgres = Postgres::with(target::tables(), faults, settings);
+    postgres.watch(Arc::clone(oracle) as _);
+    postgres
+}
+
+/// What goes wrong inside the target.
+struct Bad {
+    chance: Arc<Chance>,
+}
+
+impl Faults for Bad {
+    fn at(&self, moment: &Moment<'_>) -> Fault {
+        let chance = &self.chance;
+        let what = || format!("{} of {}", moment.statement, moment.session.application_name);
+        if chance.strikes(chance::Fault::TargetRefuses, 0.003, what) {
+            let states = ["40001", "40P01", "55P03", "57014", "53100"];
+            return Fault::Error(states[chance.number(0..states.len() as u64) as usize].to_owned());
+        }
+        if chance.strikes(chance::Fault::TargetCut, 0.002, what) {
+            return if chance.likely(0.5) { Fault::DropConnectionBefore } else { Fault::DropConnectionAfter };
+        }
+        if moment.point == Point::Commit && chance.strikes(chance::Fault::Kill, 0.004, || format!("at a commit: {}", what())) {
+            chance.kill.notify_one();
+            return if chance.likely(0.5) { Fault::DropConnectionBefore } else { Fault::DropConnectionAfter };
+        }
+        match moment.point {
+            Point::Connect | Point::Prepare => Fault::Continue,
+            Point::Statement | Point::Snapshot | Point::Commit if chance.likely(0.2) => {
+                Fault::Delay(chance.pause(Duration::from_millis(4)))
+            }
+            Point::Statement | Point::Snapshot | Point::Commit => Fault::Continue,
+        }
+    }
+}
+
+impl Watch for Oracle {
+    fn committed(&self, session: &SessionInfo, changes: &[Change]) {
+        for change in changes {
+            let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
+            if change.table.starts_with("public.") || change.table.starts_with("cutover.tombstones_") {
+                let (old, new) = (before[before.len() - 1].int(), after[after.len() - 1].int());
+                self.hold(old <= new, || {
+                    format!("{} moved {} from version {old} back to {new}", session.application_name, change.table)
+                });
+            }
+        }
+    }
+}

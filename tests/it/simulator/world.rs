@@ -1,0 +1,392 @@
+//! One run: a source under load, a worker, a target, and an operator on a bad day. At the end all is calm, and the target
+//! must show what the source has.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cutover::{
+    capture::CaptureError,
+    config::Config,
+    control::{source::Notes, target::PgTarget},
+    model::{Position, TableName, TableSchema, Value, Version},
+    pipeline::capture::Register,
+    snapshot::{SnapshotError, Sweep},
+};
+
+use super::{
+    chance::{Chance, Fault, Run},
+    load,
+    log::Disk,
+    mutations::Mutation,
+    oracle::{self, Oracle},
+    postgres::{Postgres, Value as Stored},
+    source::{Server, WATCHED},
+    worker::{self, Gate, Process},
+};
+
+/// How often the operator looks.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a worker may take to settle once all is calm.
+const SETTLED_WITHIN: Duration = Duration::from_secs(900);
+/// How long the operator waits between two repairs of the same kind.
+const REPAIR_EVERY: Duration = Duration::from_secs(5);
+
+/// Everything of one run.
+pub struct World {
+    pub chance: Arc<Chance>,
+    pub source: Arc<Server>,
+    pub log: Arc<Disk>,
+    pub postgres: Arc<Postgres>,
+    pub config: Arc<Config>,
+    pub oracle: Arc<Oracle>,
+}
+
+/// What a run that held showed.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub rows: u64,
+    pub commits: u64,
+    pub faults: std::collections::BTreeMap<Fault, u32>,
+}
+
+fn base_config() -> Config {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    let text = "name = 'sim'\n[source]\nurl = 'mysql://a:b@127.0.0.1/shop'\n[target]\nurl = 'postgresql://a:b@127.0.0.1/shop'\n";
+    CONFIG.get_or_init(|| Config::parse(text, PathBuf::new(), &|_| None).unwrap()).clone()
+}
+
+impl World {
+    fn new(run: Run) -> Arc<Self> {
+        let chance = Arc::new(Chance::new(run));
+        let mut config = base_config();
+        config.log.partitions = if chance.likely(0.5) { 1 } else { chance.number(2..4) as u32 };
+        config.snapshot.chunk_rows = chance.number(1..5);
+        config.snapshot.parallel = chance.number(1..4) as usize;
+        config.snapshot.apply_parallel = chance.number(1..4) as usize;
+        config.apply.batch_rows_max = chance.number(1..9) as usize;
+        if chance.likely(0.3) {
+            config.apply.transaction_rows_max = 10;
+        }
+        let atomic = chance.likely(0.5);
+        chance.note(format!("{:?} {:?} {:?}, atomic log: {atomic}", config.log, config.snapshot, config.apply));
+        let log = Disk::new(Arc::clone(&chance), config.log.partitions, atomic);
+        let source = Server::new(Arc::clone(&chance));
+        let oracle = Oracle::new(Arc::clone(&chance));
+        let postgres = oracle::postgres(&chance, &oracle);
+        Arc::new(World { chance, source, log, postgres, config: Arc::new(config), oracle })
+    }
+
+    pub fn is(&self, mutation: Mutation) -> bool {
+        self.chance.run.mutation == Some(mutation)
+    }
+
+    /// Where the capture loop registers what it learns.
+    pub fn register(self: &Arc<Self>, notes: Notes) -> Arc<dyn Register> {
+        Arc::new(Registered { notes, world: Arc::clone(self) })
+    }
+
+    pub fn sweep(self: &Arc<Self>, target: &Arc<PgTarget>) -> Arc<dyn Sweep> {
+        Arc::new(Swept { target: Arc::clone(target), world: Arc::clone(self) })
+    }
+
+    /// Whether every table is copied, and nothing waits or is set aside.
+    pub fn is_following(&self) -> bool {
+        self.oracle.is_copied(&self.postgres)
+            && self.oracle.waiting(&self.postgres) == 0
+            && self.oracle.dead_letters(&self.postgres).is_empty()
+    }
+}
+
+struct Registered {
+    notes: Notes,
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Register for Registered {
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
+        self.notes.schema(schema, clock).await
+    }
+
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
+        let clock = if self.world.is(Mutation::RecopyTooEarly) { 0 } else { clock };
+        self.notes.rewritten(table, columns, clock).await
+    }
+
+    async fn all_copied_again(&self) -> Result<bool, CaptureError> {
+        self.notes.all_copied_again().await
+    }
+}
+
+struct Swept {
+    target: Arc<PgTarget>,
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Sweep for Swept {
+    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
+        if self.world.is(Mutation::NoSweep) { Ok(true) } else { self.target.sweep(table, before).await }
+    }
+}
+
+/// Plays a run; `Err` says what did not hold.
+pub fn play(run: Run) -> Result<Seen, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(run);
+        let played = world.clone().live().await;
+        let problem = world.oracle.first_problem().map_or(played, Err);
+        problem.map_err(|problem| format!("{problem}\n{}", world.chance.history().join("\n")))
+    })
+}
+
+impl World {
+    async fn live(self: Arc<Self>) -> Result<Seen, String> {
+        let mut fresh = 1000;
+        let chance = Arc::clone(&self.chance);
+        for steps in load::beginning(&chance, &mut fresh) {
+            self.source.commit(steps);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let loading = Arc::new(Mutex::new(true));
+        let (world, running) = (Arc::clone(&self), Arc::clone(&loading));
+        let load = tokio::spawn(async move {
+            let mut commits = 0;
+            for _ in 0..world.chance.run.transactions {
+                world.chance.sleep(Duration::from_millis(150)).await;
+                if let Some(steps) = load::transaction(&world.source, &world.chance, &mut fresh) {
+                    world.source.commit(steps);
+                    commits += 1;
+                }
+            }
+            *running.lock().unwrap() = false;
+            commits
+        });
+        let mut operator = Operator { process: Some(Process::start(&self)), world: Arc::clone(&self), repaired: None };
+        while *loading.lock().unwrap() {
+            operator.look().await?;
+        }
+        let commits = load.await.map_err(|error| error.to_string())?;
+        chance.calm();
+        self.postgres.set_reachable(true);
+        if chance.likely(0.5) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let amends = load::amends(&self.source.newest());
+            if !amends.is_empty() {
+                self.source.commit(amends);
+            }
+        }
+        operator.settle().await?;
+        let rows = self.oracle.judge(&self.postgres, &self.source.newest())?;
+        if let Some(process) = operator.process.take() {
+            process.end().await;
+        }
+        Ok(Seen { rows, commits, faults: chance.struck() })
+    }
+}
+
+struct Operator {
+    world: Arc<World>,
+    process: Option<Process>,
+    repaired: Option<tokio::time::Instant>,
+}
+
+impl Operator {
+    fn strikes(&self, fault: Fault, probability: f64) -> bool {
+        self.world.chance.strikes(fault, probability, || "by the operator".into())
+    }
+
+    fn start(&mut self) {
+        self.world.chance.note("a worker starts".into());
+        self.process = Some(Process::start(&self.world));
+    }
+
+    async fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill().await;
+        }
+    }
+
+    /// A while passes, and something may happen.
+    async fn look(&mut self) -> Result<(), String> {
+        let killed = tokio::select! {
+            biased;
+            () = self.world.chance.kill.notified() => true,
+            () = tokio::time::sleep(LOOK_EVERY) => false,
+        };
+        if killed {
+            self.kill().await;
+            self.world.chance.sleep(Duration::from_millis(500)).await;
+            self.start();
+        }
+        self.repair().await?;
+        self.trouble_worker().await;
+        self.trouble_log().await;
+        self.trouble_databases().await;
+        Ok(())
+    }
+
+    async fn trouble_worker(&mut self) {
+        if self.strikes(Fault::Stop, 0.01) {
+            if let Some(process) = self.process.take() {
+                process.end().await;
+            }
+            self.start();
+        }
+        if !self.world.log.is_exclusive() && self.strikes(Fault::Zombie, 0.02) {
+            let Some(zombie) = self.process.take() else { return };
+            zombie.gate.close();
+            let chance = Arc::clone(&self.world.chance);
+            self.start();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(chance.number(1..25))).await;
+                chance.note("the zombie wakes up".into());
+                zombie.gate.open();
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                zombie.kill().await;
+            });
+        }
+    }
+
+    async fn trouble_log(&mut self) {
+        if self.strikes(Fault::LogTailLost, 0.008) {
+            self.kill().await;
+            self.world.log.lose_tail();
+            self.start();
+        }
+        if self.strikes(Fault::LogLost, 0.008) {
+            self.kill().await;
+            self.world.log.lose();
+            self.start();
+        }
+    }
+
+    async fn trouble_databases(&mut self) {
+        let world = Arc::clone(&self.world);
+        let chance = Arc::clone(&world.chance);
+        if self.strikes(Fault::TargetCrash, 0.01) {
+            world.postgres.crash();
+        }
+        if self.strikes(Fault::TargetAway, 0.01) {
+            world.postgres.set_reachable(false);
+            let (postgres, pause) = (Arc::clone(&world.postgres), chance.pause(Duration::from_secs(4)));
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                postgres.set_reachable(true);
+            });
+        }
+        if self.strikes(Fault::SourceAway, 0.01) {
+            world.source.go_away(chance.pause(Duration::from_secs(4)));
+        }
+        if self.strikes(Fault::Failover, 0.01) {
+            world.source.fail_over(0);
+        }
+        if self.strikes(Fault::FailoverWithLoss, 0.01) {
+            world.source.fail_over(chance.number(1..4) as usize);
+        }
+        if self.strikes(Fault::Purge, 0.02) {
+            world.source.purge();
+        }
+        if self.strikes(Fault::Resnapshot, 0.03) {
+            self.copy_again(WATCHED[chance.number(0..3) as usize]).await;
+        }
+    }
+
+    /// `cutover resnapshot TABLE`
+    async fn copy_again(&self, table: &str) {
+        let store = worker::store(&self.world, &Arc::<Gate>::default());
+        let asked = tokio::time::timeout(Duration::from_secs(5), store.queue_copy(table, 0)).await;
+        self.world.chance.note(format!("asked to copy {table} again: {}", matches!(asked, Ok(Ok(true)))));
+    }
+
+    /// Does what a halt's remedy says.
+    async fn repair(&mut self) -> Result<(), String> {
+        let Some(process) = &self.process else { return Ok(()) };
+        let Some(halt) = process.halts.first() else { return Ok(()) };
+        if self.repaired.is_some_and(|repaired| repaired.elapsed() < REPAIR_EVERY) {
+            return Ok(());
+        }
+        self.repaired = Some(tokio::time::Instant::now());
+        self.world.chance.note(format!("halted: {}", halt.reason));
+        let source_lost = ["never executed", "purged"].iter().any(|word| halt.reason.contains(word));
+        let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.reason.contains(word));
+        if source_lost {
+            for table in WATCHED {
+                self.copy_again(table).await;
+            }
+        } else if log_lost {
+            self.kill().await;
+            self.world.log.lose();
+            self.start();
+        } else {
+            return Err(format!("a halt that nothing explains: {} ({})", halt.reason, halt.remedy));
+        }
+        Ok(())
+    }
+
+    /// Waits until the worker has settled, repairing what is halted.
+    async fn settle(&mut self) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + SETTLED_WITHIN;
+        // What was to be killed when the calm began is.
+        self.kill().await;
+        self.start();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.world.oracle.first_problem().is_some() {
+                return Ok(());
+            }
+            self.repair().await?;
+            if std::env::var_os("LIVE").is_some() { println!("{}", self.whereabouts()); }
+            if self.is_settled() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(format!("not settled: {}", self.whereabouts()));
+            }
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let Some(process) = &self.process else { return false };
+        let end = Position::Mysql(self.world.source.end());
+        let captured = process.frontier.watch_captured().borrow().clone();
+        let reached = captured
+            .is_some_and(|captured| captured.position.covers(&end) && process.frontier.reached(&captured.ends));
+        let (oracle, postgres) = (&self.world.oracle, &self.world.postgres);
+        reached && process.halts.first().is_none() && oracle.is_copied(postgres) && oracle.waiting(postgres) == 0
+    }
+
+    fn whereabouts(&self) -> String {
+        let (oracle, postgres) = (&self.world.oracle, &self.world.postgres);
+        let worker = self.process.as_ref().map(|process| {
+            format!(
+                "captured {:?}, halted {:?}, troubles {:?}",
+                process.frontier.watch_captured().borrow().as_ref().map(|captured| &captured.position),
+                process.halts.first(),
+                process.halts.troubles()
+            )
+        });
+        format!(
+            "source at {:?}; {}; copied {}, waiting {}, dead letters {:?}",
+            self.world.source.end(),
+            worker.unwrap_or_default(),
+            oracle.is_copied(postgres),
+            format_args!("{:?}", postgres.cutover_rows("waiting")),
+            oracle.dead_letters(postgres)
+        )
+    }
+}
+
+/// The same value, whichever side it is from.
+pub fn same(source: &Value, target: &Stored) -> bool {
+    match (source, target) {
+        (Value::Int(one), Stored::Int(other)) => one == other,
+        (Value::Text(one), Stored::Text(other)) => one.as_str() == &**other,
+        (one, other) => panic!("{one:?} and {other:?} are of no simulated type"),
+    }
+}
