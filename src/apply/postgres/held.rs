@@ -27,6 +27,8 @@ WHERE pipeline = $1 AND state = 'open' ORDER BY id";
 
 const WAITING: &str = "SELECT source_table, key_text, version FROM cutover.waiting WHERE pipeline = $1";
 
+pub const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
+
 const RECORDS: &str = "
 SELECT h.source_table, h.key_text, h.version, h.schema_id, h.record FROM (
   SELECT source_table, key_text, version, schema_id, record::text FROM cutover.dead_letters

@@ -230,6 +230,13 @@ impl PostgresSink {
         self.session.client.batch_execute(undo).await.map_err(|error| stop(error.into()))
     }
 
+    /// Whether a row of this partition waits. Other sinks set rows aside too, so that only the target knows.
+    async fn anything_waits(&mut self) -> Result<bool, PgError> {
+        let statement = self.statement(held::WAITS).await?;
+        let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
+        Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
+    }
+
     /// The prepared form of a statement of ours.
     async fn statement(&mut self, text: &str) -> Result<Statement, PgError> {
         if let Some(known) = self.statements.get(text) {
@@ -273,12 +280,16 @@ impl Sink for PostgresSink {
     }
 
     async fn retry_waiting(&mut self) -> Result<Applied, ApplyError> {
-        if self.held.waiting.is_empty() || self.open.is_some() {
+        if self.open.is_some() {
             return Ok(Applied { waiting: self.held.waiting.len() as u64, ..Applied::default() });
         }
         self.since_retry = 0;
         self.ready().await?;
-        let result = self.try_waiting().await;
+        let result = match self.anything_waits().await {
+            Ok(true) => self.try_waiting().await,
+            Ok(false) => Ok(Applied::default()),
+            Err(error) => Err(stop(error)),
+        };
         self.finish(result).await
     }
 }
