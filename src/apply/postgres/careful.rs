@@ -64,7 +64,7 @@ impl PostgresSink {
         let input = Input::new(&plans, &mut self.bindings, &items).map_err(Failure::Stop)?;
         let prelude = self.prelude(batch, &input).await?;
         let side = self.side_work(batch, &HashSet::new(), &items).await?;
-        self.begun = true;
+        self.begin().await?;
         let mut steps = Steps::new(&self.session.client);
         prelude.queue(&mut steps);
         side.queue(&mut steps);
@@ -348,8 +348,8 @@ impl PostgresSink {
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
         let topic = self.options.topic.suffix();
+        self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
         let mut steps = Steps::new(&self.session.client);
-        steps.simple(Mark::Done, "BEGIN");
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
         steps.query(
             Mark::Lane,

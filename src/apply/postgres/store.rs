@@ -32,7 +32,8 @@ ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version,
 pub(super) const FENCE_DEAD: &str = "
 DELETE FROM cutover.dead_letters WHERE pipeline = $1 AND source_table = $2 AND version < $3 AND state = 'open'";
 
-pub(super) const FENCE_WAITING: &str = "DELETE FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2 AND version < $3";
+pub(super) const FENCE_WAITING: &str =
+    "DELETE FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2 AND version < $3";
 
 const CHUNK: &str = "
 UPDATE cutover.chunks SET state = 'applied', rows = $5, updated_at = clock_timestamp()

@@ -68,6 +68,16 @@ impl PostgresSink {
         })
     }
 
+    /// Begins a transaction, unless one is open. Its answer is waited for: were BEGIN refused (a cancel request that comes
+    /// late is enough), what was sent behind it would be done and committed statement by statement, the offset too.
+    pub(super) async fn begin(&mut self) -> Result<(), PgError> {
+        if self.open.is_none() {
+            self.session.client.batch_execute("BEGIN").await?;
+        }
+        self.begun = true;
+        Ok(())
+    }
+
     /// Prepares the statements of these parts for every binding that needs them.
     pub(super) async fn prepare_writes(&mut self, input: &Input<'_>, parts: &[Part]) -> Result<(), Failure> {
         for place in input.groups.keys() {
@@ -212,7 +222,7 @@ impl PostgresSink {
         self.prepare_writes(&input, &[Part::Dead, Part::Live, Part::Unmatched]).await?;
         let side = self.side_work(batch, touched, items).await?;
         let continues = prelude.continues;
-        self.begun = true;
+        self.begin().await?;
         let mut steps = Steps::new(&self.session.client);
         prelude.queue(&mut steps);
         side.queue(&mut steps);
@@ -240,8 +250,10 @@ pub struct Prelude {
 
 impl Prelude {
     pub fn queue(self, steps: &mut Steps<'_, Mark>) {
+        if self.continues {
+            steps.simple(Mark::Done, "SAVEPOINT cutover_part");
+        }
         // The mark is read after the lock, so that what another writer of the lane set aside is seen.
-        steps.simple(Mark::Done, if self.continues { "SAVEPOINT cutover_part" } else { "BEGIN" });
         if !self.locks.is_empty() {
             steps.query(Mark::Done, self.lock, vec![Box::new(self.locks)]);
         }
