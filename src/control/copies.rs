@@ -53,6 +53,21 @@ impl Store {
         Ok(queued == 1)
     }
 
+    /// Has every table whose copy has begun copied again; how many they are.
+    pub async fn queue_begun_copies(&self) -> Result<u64, PgError> {
+        let session = self.session().await?;
+        let queued = session
+            .client()?
+            .execute(
+                "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false, \
+                        rows_copied = 0, requested_at = now() \
+                 WHERE pipeline = $1 AND state <> 'pending'",
+                &[&self.pipeline],
+            )
+            .await?;
+        Ok(queued)
+    }
+
     /// The tables that nobody has asked to copy again, or whose copy has begun already.
     pub async fn not_to_be_copied_again(&self) -> Result<Vec<String>, PgError> {
         let session = self.session().await?;

@@ -109,6 +109,18 @@ impl Register for Notes {
         Ok(())
     }
 
+    async fn begins_anew(&self) -> Result<(), CaptureError> {
+        let queued = self.store.queue_begun_copies().await;
+        let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        if queued > 0 {
+            tracing::warn!(
+                tables = queued,
+                "the log is gone, and no position was stored yet: what was copied is copied again"
+            );
+        }
+        Ok(())
+    }
+
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
         let left = self.store.not_to_be_copied_again().await;
         Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())

@@ -19,11 +19,7 @@ use crate::{
     config::Config,
     database::{
         Problem,
-        postgres::{
-            self, PgError, Session,
-            catalog,
-            privileges,
-        },
+        postgres::{self, PgError, Session, catalog, privileges},
     },
     log::{Offset, Topic, record::ChunkEnd},
     model::{Plan, TableName, TableSchema, TargetTable, Version},
@@ -296,7 +292,11 @@ impl Sweep for PgTarget {
             let shared =
                 plans.iter().any(|other| other.target.name == *target && other.source.table != plan.source.table);
             if shared || !alone || plan.key_reads.is_none() {
-                let reason = if plan.key_reads.is_none() { "its key is not that of the source" } else { "others may write to it" };
+                let reason = if plan.key_reads.is_none() {
+                    "its key is not that of the source"
+                } else {
+                    "others may write to it"
+                };
                 tracing::warn!(%target, reason, "rows that the source has deleted unseen are not looked for");
                 continue;
             }

@@ -52,6 +52,9 @@ pub trait Register: Send + Sync {
     /// Rows of the table may have changed without events. A copy that shows them must be labelled with `clock` at
     /// least: else a row that was changed before them would seem to be newer.
     async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError>;
+    /// Capture knows of no position and begins where the source is: copies that have begun missed what happened since, and
+    /// are to be made again.
+    async fn begins_anew(&self) -> Result<(), CaptureError>;
     /// Whether every table has been asked to be copied again and no such copy has begun.
     async fn all_copied_again(&self) -> Result<bool, CaptureError>;
 }
@@ -170,6 +173,9 @@ impl CaptureLoop {
     async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
         let from = self.resume_point().await?;
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
+        if from.is_none() {
+            self.register.begins_anew().await?;
+        }
         let opening = match from {
             Some((_, clock)) if anew => self.source.open_anew(clock),
             from => self.source.open(from),
