@@ -4,11 +4,12 @@ SERVICES := scripts/services
 INSTANCES := test demo bench ci
 SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
-.PHONY: help demo test bench-smoke check clean-services
+.PHONY: help demo test simulate bench-smoke check clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running)"
 	@echo "make test            all tests, against real servers, which stay up for the next run"
+	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
 	@echo "make check           format, lints, dependency policy"
 	@echo "make clean-services  stop and delete the servers of this checkout, data and binaries"
@@ -20,6 +21,11 @@ test:
 	$(SERVICES) install build
 	$(SERVICES) start all
 	RUST_TEST_THREADS=4 cargo test --locked
+
+simulate:
+	$(SERVICES) install build
+	CUTOVER_SIMULATE_SEEDS=$(or $(SEEDS),0..1000000) $(if $(RUN),CUTOVER_SIMULATE_RUN=$(RUN)) \
+		cargo test --locked --profile simulate --test it -- --ignored --nocapture simulator::as_many_seeds_as_asked
 
 bench-smoke:
 	scripts/bench-smoke

@@ -9,9 +9,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use cutover::{
     capture::{CaptureError, Captured, Source},
-    model::{
-        Change, Clock, GtidSet, Images, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version,
-    },
+    model::{Change, Clock, GtidSet, Images, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version},
     observe::{self, Ambient},
     pipeline::capture::OpenSource,
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
@@ -57,7 +55,15 @@ impl ModelServer {
         let schemas = WATCHED.iter().map(|table| Captured::Schema(source::schema(table)));
         let mut delivered: VecDeque<Captured> = schemas.collect();
         delivered.push_back(heartbeat(&position, &clock, self.chance().now_us()));
-        Box::new(ModelSource { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate), number: self.server.number(), next, position, clock, delivered })
+        Box::new(ModelSource {
+            server: Arc::clone(&self.server),
+            gate: Arc::clone(&self.gate),
+            number: self.server.number(),
+            next,
+            position,
+            clock,
+            delivered,
+        })
     }
 }
 
@@ -127,12 +133,12 @@ struct ModelSource {
 #[async_trait]
 impl Source for ModelSource {
     async fn next(&mut self) -> Result<Captured, CaptureError> {
-        let chance = Arc::clone(&self.server.chance);
-        let mut moved = self.server.watch();
+        let (server, chance) = (Arc::clone(&self.server), Arc::clone(&self.server.chance));
         let silent = Instant::now() + HEARTBEAT_EVERY;
         loop {
             self.gate.passed().await;
-            if self.server.is_away() || self.server.number() != self.number {
+            let moved = server.moves();
+            if server.is_away() || server.number() != self.number {
                 return Err(away());
             }
             if let Some(captured) = self.delivered.pop_front() {
@@ -148,7 +154,7 @@ impl Source for ModelSource {
                 Some((logged, position)) => self.take(logged, position)?,
                 None => tokio::select! {
                     biased;
-                    _ = moved.changed() => {}
+                    () = moved => {}
                     () = tokio::time::sleep_until(silent) => {
                         return Ok(heartbeat(&self.position, &self.clock, chance.now_us()));
                     }
@@ -247,27 +253,29 @@ impl ModelScan {
     async fn make_visible(&self, captured: &MysqlPosition) -> Result<(), SnapshotError> {
         let captured: GtidSet = captured.gtids.as_deref().unwrap_or_default().parse().unwrap();
         let deadline = Instant::now() + VISIBLE_WAIT;
-        let mut moved = self.server.watch();
-        while !self.server.executed().contains(&captured) {
+        loop {
+            let moved = self.server.moves();
+            if self.server.executed().contains(&captured) {
+                return Ok(());
+            }
             if self.server.is_away() || Instant::now() >= deadline {
                 return Err(SnapshotError::Source("what was captured is not visible".into()));
             }
-            tokio::select! { biased; _ = moved.changed() => {}, () = tokio::time::sleep_until(deadline) => {} }
+            tokio::select! { biased; () = moved => {}, () = tokio::time::sleep_until(deadline) => {} }
         }
-        Ok(())
     }
 
     /// The rows of a table at one moment; waits while a DDL keeps reads out.
     async fn rows(&self, table: &str) -> Result<Vec<(Key, Vec<Value>)>, SnapshotError> {
-        let mut moved = self.server.watch();
         loop {
+            let moved = self.server.moves();
             if self.server.is_away() {
                 return Err(SnapshotError::Source("away".into()));
             }
             if let Some(rows) = self.server.read(table) {
                 return Ok(rows.into_iter().collect());
             }
-            drop(moved.changed().await);
+            moved.await;
         }
     }
 }

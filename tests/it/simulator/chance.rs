@@ -156,6 +156,8 @@ pub struct Chance {
     history: Mutex<Vec<String>>,
     /// The worker is to be killed.
     pub kill: Notify,
+    /// The history has every row that is committed at the target, too.
+    pub detailed: bool,
 }
 
 struct Faults {
@@ -176,6 +178,7 @@ impl Chance {
             faults: Mutex::new(Faults { dice, left: run.faults_max, calm: false, struck: BTreeMap::new() }),
             history: Mutex::default(),
             kill: Notify::new(),
+            detailed: std::env::var_os("CUTOVER_SIMULATE_RUN").is_some(),
             run,
         }
     }
@@ -222,10 +225,6 @@ impl Chance {
         self.note("calm".into());
     }
 
-    pub fn is_calm(&self) -> bool {
-        self.faults.lock().unwrap().calm
-    }
-
     /// How often each fault struck.
     pub fn struck(&self) -> BTreeMap<Fault, u32> {
         self.faults.lock().unwrap().struck.clone()
@@ -234,7 +233,6 @@ impl Chance {
     /// Notes something for the history that a failure prints.
     pub fn note(&self, what: String) {
         let at = self.began.elapsed();
-        if std::env::var_os("LIVE").is_some() { println!("{:>9.3}s {what}", at.as_secs_f64()); }
         self.history.lock().unwrap().push(format!("{:>9.3}s {what}", at.as_secs_f64()));
     }
 

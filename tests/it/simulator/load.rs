@@ -45,13 +45,17 @@ pub fn transaction(server: &Server, chance: &Chance, fresh: &mut u64) -> Option<
 /// Whether no unique value or parent of these steps belongs to a transaction that is not visible yet.
 fn waits_for_nothing(server: &Server, steps: &[Step]) -> bool {
     let Some(users) = server.read("users") else { return false };
-    let touched = |key: &Key| steps.iter().any(|step| match step {
-        Step::Update { table, before, after } => *table == "users" && [before, after].iter().any(|row| super::source::key(table, row) == *key),
-        Step::Insert { table, after: row } | Step::Delete { table, before: row } => {
-            *table == "users" && super::source::key(table, row) == *key
-        }
-        Step::Truncate { .. } | Step::Alter { .. } => false,
-    });
+    let touched = |key: &Key| {
+        steps.iter().any(|step| match step {
+            Step::Update { table, before, after } => {
+                *table == "users" && [before, after].iter().any(|row| super::source::key(table, row) == *key)
+            }
+            Step::Insert { table, after: row } | Step::Delete { table, before: row } => {
+                *table == "users" && super::source::key(table, row) == *key
+            }
+            Step::Truncate { .. } | Step::Alter { .. } => false,
+        })
+    };
     steps.iter().all(|step| match step {
         Step::Insert { table: "users", after } | Step::Update { table: "users", after, .. } => {
             users.iter().all(|(key, row)| row[1] != after[1] || touched(key))
@@ -60,7 +64,11 @@ fn waits_for_nothing(server: &Server, steps: &[Step]) -> bool {
             let parent = vec![integer(&after[1])];
             users.contains_key(&parent) || touched(&parent)
         }
-        Step::Insert { .. } | Step::Update { .. } | Step::Delete { .. } | Step::Truncate { .. } | Step::Alter { .. } => true,
+        Step::Insert { .. }
+        | Step::Update { .. }
+        | Step::Delete { .. }
+        | Step::Truncate { .. }
+        | Step::Alter { .. } => true,
     })
 }
 

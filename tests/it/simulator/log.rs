@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use cutover::log::{Control, Kind, Log, LogError, Offset, Record, Stored, Topic};
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     chance::{Chance, Fault},
@@ -24,8 +24,8 @@ pub struct Disk {
     partitions: u32,
     atomic: bool,
     state: Mutex<State>,
-    /// Counts appends.
-    grown: watch::Sender<u64>,
+    /// Told of every append. A `watch` would wake its waiters in an order that is left to chance.
+    grown: Notify,
 }
 
 struct State {
@@ -59,7 +59,7 @@ fn place(topic: Topic) -> usize {
 impl Disk {
     pub fn new(chance: Arc<Chance>, partitions: u32, atomic: bool) -> Arc<Self> {
         let state = State { epoch: 1, writer: 0, streams: Disk::empty(partitions) };
-        Arc::new(Disk { chance, partitions, atomic, state: Mutex::new(state), grown: watch::channel(0).0 })
+        Arc::new(Disk { chance, partitions, atomic, state: Mutex::new(state), grown: Notify::new() })
     }
 
     fn empty(partitions: u32) -> [Vec<Stream>; 2] {
@@ -114,7 +114,7 @@ impl Disk {
             }
         }
         drop(state);
-        self.grown.send_modify(|count| *count += 1);
+        self.grown.notify_waiters();
     }
 }
 
@@ -191,10 +191,10 @@ impl Log for ModelLog {
         wait: Duration,
     ) -> Result<Vec<Stored>, LogError> {
         let deadline = Instant::now() + wait;
-        let mut grown = self.disk.grown.subscribe();
         loop {
             self.chance().sleep(Duration::from_millis(1)).await;
             self.gate.passed().await;
+            let grown = self.disk.grown.notified();
             let found = self.with(topic, partition, |stream| {
                 if from < stream.start {
                     let (topic, start) = (topic.suffix(), stream.start);
@@ -215,7 +215,7 @@ impl Log for ModelLog {
             }
             tokio::select! {
                 biased;
-                _ = grown.changed() => {}
+                () = grown => {}
                 () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
             }
         }
@@ -248,7 +248,8 @@ impl Log for ModelLog {
             if forgets {
                 // What is applied need not be kept, save the place where capture resumes.
                 let is_control = |record: &Record| matches!(record.headers.kind, Kind::Control | Kind::Heartbeat);
-                let last = stream.records.iter().rposition(is_control).map_or(stream.start, |at| stream.start + at as Offset);
+                let last =
+                    stream.records.iter().rposition(is_control).map_or(stream.start, |at| stream.start + at as Offset);
                 let keep = stream.applied.min(last).clamp(stream.start, stream.end());
                 stream.records.drain(..(keep - stream.start) as usize);
                 stream.start = keep;

@@ -91,10 +91,11 @@ fn shrink(run: &Run) -> Run {
             (faults, transactions / 2),
             (faults, transactions.saturating_sub(1)),
         ];
-        let found = fewer.into_iter().filter(|smaller| *smaller != (faults, transactions)).any(|(faults_max, transactions)| {
-            let smaller = Run { faults_max, transactions, ..smallest.clone() };
-            try_smaller(&mut smallest, smaller)
-        });
+        let found =
+            fewer.into_iter().filter(|smaller| *smaller != (faults, transactions)).any(|(faults_max, transactions)| {
+                let smaller = Run { faults_max, transactions, ..smallest.clone() };
+                try_smaller(&mut smallest, smaller)
+            });
         if !found {
             return smallest;
         }
@@ -176,6 +177,52 @@ fn a_run_reads_back_as_it_prints() {
     let mut run = Run { mutation: Some(Mutation::NoSweep), transactions: 3, faults_max: 2, ..Run::new(7) };
     run.without.insert(Fault::Kill);
     assert_eq!(run.to_string().parse(), Ok(run));
+}
+
+/// Seeds within which a broken rule must be noticed.
+const CAUGHT_WITHIN: u64 = 400;
+
+/// Breaks a rule and plays until a run notices; after how many.
+fn caught(mutation: Mutation) -> Option<(u64, String)> {
+    let run = |seed| Run { mutation: Some(mutation), ..Run::new(seed) };
+    (0..CAUGHT_WITHIN).find_map(|seed| play(run(seed)).err().map(|problem| (seed + 1, problem)))
+}
+
+macro_rules! notices {
+    ($($test:ident: $mutation:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $test() {
+                let caught = caught(Mutation::$mutation);
+                let (seeds, problem) = caught.unwrap_or_else(|| panic!("{CAUGHT_WITHIN} seeds do not notice"));
+                println!("noticed by seed {seeds}: {}", problem.lines().next().unwrap_or_default());
+            }
+        )*
+    };
+}
+
+notices! {
+    notices_when_sinks_of_one_lane_write_at_once: NoLaneLock,
+    notices_when_live_facts_do_not_look_at_tombstones: NoTombstoneCheck,
+    notices_when_a_delete_leaves_no_tombstone: NoTombstones,
+    notices_when_an_older_row_replaces_a_newer_one: LiveIgnoresVersion,
+    notices_when_an_older_delete_removes_a_newer_row: DeadIgnoresVersion,
+    notices_when_the_rows_of_a_transaction_share_a_version: ClockPerTransaction,
+    notices_when_a_new_clock_starts_below_the_targets_versions: ClockStartsLow,
+    notices_when_rows_that_trade_a_unique_value_are_not_removed_first: NoReplace,
+    notices_when_a_truncate_leaves_no_fence: NoTruncateFence,
+    notices_when_rewritten_rows_are_copied_from_before_that: RecopyTooEarly,
+    notices_when_a_chunk_does_not_wait_for_its_watermark: NoWatermarkWait,
+    notices_when_capture_goes_on_past_a_gap: SkipGaps,
+    notices_when_a_log_without_its_tail_is_written_to: NoTailCheck,
+    notices_when_a_lost_log_without_a_position_keeps_its_copies: NoCopyWithoutPosition,
+    notices_when_capture_resumes_where_one_partition_is: ResumeAtTheNewestPartition,
+    notices_when_readers_are_not_told_of_a_new_writer: NoStartRecord,
+    notices_when_the_offset_is_stored_apart_from_the_rows: OffsetOutsideTransaction,
+    notices_when_a_batch_is_written_from_any_offset: OffsetUnchecked,
+    notices_when_tombstones_are_forgotten_while_tables_are_copied: TombstonesForgottenEarly,
+    notices_when_a_dead_letter_does_not_fence_its_key: NoDeadLetterFence,
+    notices_when_a_repeated_copy_does_not_sweep: NoSweep,
 }
 
 /// `make simulate`: `CUTOVER_SIMULATE_SEEDS=from..to`, or one run as `CUTOVER_SIMULATE_RUN=seed=…`.

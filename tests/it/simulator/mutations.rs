@@ -17,8 +17,8 @@ pub enum Mutation {
     ClockPerTransaction,
     /// Rule 2: a new log's clock does not start above the target's versions.
     ClockStartsLow,
-    /// Rule 5: live facts are written before dead ones.
-    DeadLast,
+    /// Rule 5: rows that trade a unique value are not removed before they are inserted.
+    NoReplace,
     /// Rule 10: a TRUNCATE leaves no fence.
     NoTruncateFence,
     /// Rule 13: a chunk does not wait until what it is labelled with is visible.
@@ -41,12 +41,14 @@ pub enum Mutation {
     NoDeadLetterFence,
     /// Rule 12: a table whose rows were rewritten is copied again from before that.
     RecopyTooEarly,
+    /// Rule 17: a log that is lost before a position was stored does not have the copies made again.
+    NoCopyWithoutPosition,
     /// A repeated copy does not look for what the source has no more.
     NoSweep,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -54,7 +56,7 @@ impl Mutation {
         Mutation::DeadIgnoresVersion,
         Mutation::ClockPerTransaction,
         Mutation::ClockStartsLow,
-        Mutation::DeadLast,
+        Mutation::NoReplace,
         Mutation::NoTruncateFence,
         Mutation::NoWatermarkWait,
         Mutation::SkipGaps,
@@ -66,6 +68,7 @@ impl Mutation {
         Mutation::TombstonesForgottenEarly,
         Mutation::NoDeadLetterFence,
         Mutation::RecopyTooEarly,
+        Mutation::NoCopyWithoutPosition,
         Mutation::NoSweep,
     ];
 }
@@ -75,6 +78,9 @@ impl std::str::FromStr for Mutation {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let named = |mutation: &Mutation| format!("{mutation:?}") == name;
-        Mutation::ALL.into_iter().find(named).ok_or_else(|| format!("`{name}` is no mutation; they are {:?}", Mutation::ALL))
+        Mutation::ALL
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| format!("`{name}` is no mutation; they are {:?}", Mutation::ALL))
     }
 }

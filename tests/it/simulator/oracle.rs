@@ -88,7 +88,11 @@ impl Oracle {
         for key in wanted.iter().filter(|key| !letters.contains(key)) {
             different.push(format!("no dead letter of {key}, which the target refuses"));
         }
-        if different.is_empty() { Ok(rows) } else { Err(format!("source and target differ:\n  {}", different.join("\n  "))) }
+        if different.is_empty() {
+            Ok(rows)
+        } else {
+            Err(format!("source and target differ:\n  {}", different.join("\n  ")))
+        }
     }
 }
 
@@ -105,6 +109,8 @@ pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
         offset_outside_transaction: is(Mutation::OffsetOutsideTransaction),
         offset_unchecked: is(Mutation::OffsetUnchecked),
         no_truncate_fence: is(Mutation::NoTruncateFence),
+        no_dead_letter_fence: is(Mutation::NoDeadLetterFence),
+        no_replace: is(Mutation::NoReplace),
     };
     let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };
     let postgres = Postgres::with(target::tables(), faults, settings);
@@ -128,7 +134,9 @@ impl Faults for Bad {
         if chance.strikes(chance::Fault::TargetCut, 0.002, what) {
             return if chance.likely(0.5) { Fault::DropConnectionBefore } else { Fault::DropConnectionAfter };
         }
-        if moment.point == Point::Commit && chance.strikes(chance::Fault::Kill, 0.004, || format!("at a commit: {}", what())) {
+        if moment.point == Point::Commit
+            && chance.strikes(chance::Fault::Kill, 0.004, || format!("at a commit: {}", what()))
+        {
             chance.kill.notify_one();
             return if chance.likely(0.5) { Fault::DropConnectionBefore } else { Fault::DropConnectionAfter };
         }
@@ -145,6 +153,10 @@ impl Faults for Bad {
 impl Watch for Oracle {
     fn committed(&self, session: &SessionInfo, changes: &[Change]) {
         for change in changes {
+            if self.chance.detailed {
+                let (session, table) = (&session.application_name, &change.table);
+                self.chance.note(format!("{session}: {table} {:?} -> {:?}", change.before, change.after));
+            }
             let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
             if change.table.starts_with("public.") || change.table.starts_with("cutover.tombstones_") {
                 let (old, new) = (before[before.len() - 1].int(), after[after.len() - 1].int());

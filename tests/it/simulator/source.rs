@@ -14,7 +14,7 @@ use cutover::{
     model::{Column, ColumnType, GtidSet, MysqlPosition, TableName, TableSchema, Value},
     observe::Ambient,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::chance::{Chance, Fault};
 
@@ -30,12 +30,8 @@ pub const BAD: &str = "bad";
 /// The schema of a table.
 pub fn schema(table: &str) -> Arc<TableSchema> {
     let (columns, keys): (&[(&str, ColumnType)], usize) = match table {
-        "users" => {
-            (&[("id", ColumnType::BigInt), ("email", ColumnType::Text), ("state", ColumnType::BigInt)], 1)
-        }
-        "items" => {
-            (&[("id", ColumnType::BigInt), ("user_id", ColumnType::BigInt), ("qty", ColumnType::BigInt)], 1)
-        }
+        "users" => (&[("id", ColumnType::BigInt), ("email", ColumnType::Text), ("state", ColumnType::BigInt)], 1),
+        "items" => (&[("id", ColumnType::BigInt), ("user_id", ColumnType::BigInt), ("qty", ColumnType::BigInt)], 1),
         "notes" => (&[("a", ColumnType::BigInt), ("b", ColumnType::BigInt), ("body", ColumnType::Text)], 2),
         _ => (&[("id", ColumnType::BigInt), ("n", ColumnType::BigInt)], 1),
     };
@@ -71,12 +67,28 @@ pub fn integer(value: &Value) -> i64 {
 /// One thing that a transaction did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    Insert { table: &'static str, after: Row },
-    Update { table: &'static str, before: Row, after: Row },
-    Delete { table: &'static str, before: Row },
-    Truncate { table: &'static str },
+    Insert {
+        table: &'static str,
+        after: Row,
+    },
+    Update {
+        table: &'static str,
+        before: Row,
+        after: Row,
+    },
+    Delete {
+        table: &'static str,
+        before: Row,
+    },
+    Truncate {
+        table: &'static str,
+    },
     /// An ALTER that adds this to an integer column of every row, without events.
-    Alter { table: &'static str, column: usize, add: i64 },
+    Alter {
+        table: &'static str,
+        column: usize,
+        add: i64,
+    },
 }
 
 impl Step {
@@ -140,8 +152,8 @@ pub struct Logged {
 pub struct Server {
     pub chance: Arc<Chance>,
     state: Mutex<State>,
-    /// Counts commits, and moments of becoming visible.
-    moved: watch::Sender<u64>,
+    /// Told of every commit, and whenever one becomes visible.
+    moved: Notify,
 }
 
 struct State {
@@ -200,16 +212,16 @@ impl Server {
             away_until_us: 0,
             jump_us: 0,
         };
-        Arc::new(Server { chance, state: Mutex::new(state), moved: watch::channel(0).0 })
+        Arc::new(Server { chance, state: Mutex::new(state), moved: Notify::new() })
     }
 
     fn stirred(&self) {
-        self.moved.send_modify(|count| *count += 1);
+        self.moved.notify_waiters();
     }
 
-    /// Wakes with every commit, and whenever one becomes visible.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.moved.subscribe()
+    /// Wakes with the next commit, or when one becomes visible. To be had before looking.
+    pub fn moves(&self) -> Notified<'_> {
+        self.moved.notified()
     }
 
     /// The rows as the binlog has made them.
@@ -287,12 +299,14 @@ impl Server {
         let row_free = |table: &'static str, row: &Row| {
             !state.locked.contains(&(table, None)) && !state.locked.contains(&(table, Some(key(table, row))))
         };
-        steps.iter().all(|step| match step {
-            Step::Insert { table, after } => row_free(table, after),
-            Step::Update { table, before, after } => row_free(table, before) && row_free(table, after),
-            Step::Delete { table, before } => row_free(table, before),
-            Step::Truncate { table } | Step::Alter { table, .. } => table_free(table),
-        })
+        let parents = steps.iter().filter_map(parent).all(|parent| !state.locked.contains(&parent));
+        parents
+            && steps.iter().all(|step| match step {
+                Step::Insert { table, after } => row_free(table, after),
+                Step::Update { table, before, after } => row_free(table, before) && row_free(table, after),
+                Step::Delete { table, before } => row_free(table, before),
+                Step::Truncate { table } | Step::Alter { table, .. } => table_free(table),
+            })
     }
 
     /// Commits a transaction: it is in the binlog at once, and visible some time later.
@@ -319,13 +333,6 @@ impl Server {
                 Step::Truncate { .. } | Step::Alter { .. } => locks.push((table, None)),
             }
         }
-        // A child's insert holds its parent in place.
-        let parent = |step: &Step| match step {
-            Step::Insert { table: "items", after } | Step::Update { table: "items", after, .. } => {
-                Some(("users", Some(vec![integer(&after[1])])))
-            }
-            Step::Insert { .. } | Step::Update { .. } | Step::Delete { .. } | Step::Truncate { .. } | Step::Alter { .. } => None,
-        };
         locks.extend(steps.iter().filter_map(parent));
         state.locked.extend(locks.iter().cloned());
         self.chance.note(format!("commit {number} of server {} at {commit_us}: {}", state.number, spelled(&steps)));
@@ -380,6 +387,20 @@ impl Server {
         state.locked.clear();
         drop(state);
         self.stirred();
+    }
+}
+
+/// The parent that a step holds in place.
+fn parent(step: &Step) -> Option<(&'static str, Option<Key>)> {
+    match step {
+        Step::Insert { table: "items", after } | Step::Update { table: "items", after, .. } => {
+            Some(("users", Some(vec![integer(&after[1])])))
+        }
+        Step::Insert { .. }
+        | Step::Update { .. }
+        | Step::Delete { .. }
+        | Step::Truncate { .. }
+        | Step::Alter { .. } => None,
     }
 }
 

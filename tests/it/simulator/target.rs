@@ -1,9 +1,6 @@
 //! The target's tables: what the transforms of the simulated pipeline say, in SQL and once more here.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use cutover::model::{Coverage, ForeignKey, Plan, PlanColumn, TableName, TargetColumn, TargetTable, Value};
 

@@ -37,12 +37,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    capture::ModelServer,
-    mutations::Mutation,
-    target,
-    world::World,
-};
+use super::{capture::ModelServer, mutations::Mutation, target, world::World};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(2);
@@ -97,7 +92,11 @@ struct GatedWire {
 }
 
 impl AsyncRead for GatedWire {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         std::task::ready!(self.gate.pass(context));
         Pin::new(&mut self.inner).poll_read(context, buffer)
     }
@@ -216,7 +215,8 @@ impl Worker {
         store.register_tables(&super::source::WATCHED.map(str::to_owned)).await?;
         let plans = target::tables().into_iter().map(|table| table.plan).collect();
         let config = Arc::clone(&self.world.config);
-        let target = PgTarget::planned(config, address(&self.world, &self.gate), Arc::clone(&store), lease.epoch, plans);
+        let target =
+            PgTarget::planned(config, address(&self.world, &self.gate), Arc::clone(&store), lease.epoch, plans);
         let target = Arc::new(target);
         let fallback = store.position().await?;
         let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
@@ -224,7 +224,8 @@ impl Worker {
             self.stop.cancelled().await;
             return Ok(());
         }
-        let server = Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate), clock_min });
+        let server =
+            Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate), clock_min });
         let work = self.stop.child_token();
         let _ended_with_this = work.clone().drop_guard();
         let mut tasks = JoinSet::new();
@@ -275,7 +276,13 @@ impl Worker {
         Ok(true)
     }
 
-    fn copier(&self, server: &Arc<ModelServer>, store: &Arc<Store>, target: &Arc<PgTarget>, log: &Arc<impl Log + 'static>) -> Copier {
+    fn copier(
+        &self,
+        server: &Arc<ModelServer>,
+        store: &Arc<Store>,
+        target: &Arc<PgTarget>,
+        log: &Arc<impl Log + 'static>,
+    ) -> Copier {
         let snapshot = &self.world.config.snapshot;
         Copier {
             scans: Arc::clone(server) as _,
@@ -293,7 +300,13 @@ impl Worker {
         }
     }
 
-    fn apply_loop(&self, target: &Arc<PgTarget>, log: &Arc<impl Log + 'static>, topic: Topic, partition: u32) -> ApplyLoop {
+    fn apply_loop(
+        &self,
+        target: &Arc<PgTarget>,
+        log: &Arc<impl Log + 'static>,
+        topic: Topic,
+        partition: u32,
+    ) -> ApplyLoop {
         let config = &self.world.config;
         ApplyLoop {
             target: Arc::clone(target) as _,

@@ -117,6 +117,10 @@ impl Register for Registered {
         self.notes.rewritten(table, columns, clock).await
     }
 
+    async fn begins_anew(&self) -> Result<(), CaptureError> {
+        if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew().await }
+    }
+
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
         self.notes.all_copied_again().await
     }
@@ -341,7 +345,6 @@ impl Operator {
                 return Ok(());
             }
             self.repair().await?;
-            if std::env::var_os("LIVE").is_some() { println!("{}", self.whereabouts()); }
             if self.is_settled() {
                 return Ok(());
             }
@@ -355,8 +358,8 @@ impl Operator {
         let Some(process) = &self.process else { return false };
         let end = Position::Mysql(self.world.source.end());
         let captured = process.frontier.watch_captured().borrow().clone();
-        let reached = captured
-            .is_some_and(|captured| captured.position.covers(&end) && process.frontier.reached(&captured.ends));
+        let reached =
+            captured.is_some_and(|captured| captured.position.covers(&end) && process.frontier.reached(&captured.ends));
         let (oracle, postgres) = (&self.world.oracle, &self.world.postgres);
         reached && process.halts.first().is_none() && oracle.is_copied(postgres) && oracle.waiting(postgres) == 0
     }

@@ -92,4 +92,8 @@ pub struct Weakness {
     pub offset_unchecked: bool,
     /// Images older than a TRUNCATE are applied.
     pub no_truncate_fence: bool,
+    /// Nobody finds the open dead letters.
+    pub no_dead_letter_fence: bool,
+    /// Rows that trade a unique value are not removed before they are inserted.
+    pub no_replace: bool,
 }

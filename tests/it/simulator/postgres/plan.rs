@@ -68,6 +68,7 @@ impl PlanStatement {
         match self.part {
             Part::Dead => self.dead(exec, &images).await,
             Part::Live => self.live(exec, &images).await,
+            Part::Replace if exec.pg.weakness().no_replace => Ok(Answer::rows(Vec::new())),
             Part::Replace => self.replace(exec, &images).await,
             Part::Unmatched => self.unmatched(exec, &images).await,
             Part::Clashes => self.clashes(exec, &images),

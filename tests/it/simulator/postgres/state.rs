@@ -45,6 +45,7 @@ pub enum State {
     ForgetTables,
     ForgetChunks,
     QueueCopy,
+    QueueBegun,
     NotAgain,
     CopiesLeft,
     AdvanceSnapshot,
@@ -55,6 +56,7 @@ pub enum State {
     Finish,
     DropChunks,
     Alone,
+    Waits,
     LeaseRow,
     LeaseTake,
     LeaseHolder,
@@ -130,6 +132,23 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
             let conflict = OnConflict::Update { index: 0, lock: RowLock::NoKeyUpdate, set: &set };
             exec.insert(notes::ID, row.clone(), conflict).await?;
             Ok(Answer::affected(1))
+        }
+        State::QueueBegun => {
+            let (pipeline, now) = (params[0].value(), Value::Int(exec.pg.now_us()));
+            let begun =
+                |row: &[Value]| row[tables::pipeline] == pipeline && row[tables::state] != Value::text("pending");
+            let set = |row: &mut Vec<Value>| {
+                row[tables::generation] = Value::Int(row[tables::generation].int() + 1);
+                row[tables::state] = Value::text("pending");
+                row[tables::bounds_done] = Value::Bool(false);
+                row[tables::rows_copied] = Value::Int(0);
+                row[tables::requested_at] = now.clone();
+            };
+            Ok(Answer::affected(exec.update_where(tables::ID, begun, set).await?.len()))
+        }
+        State::Waits => {
+            let wanted = given(params, &[(waiting::pipeline, 0), (waiting::part, 1)]);
+            Ok(Answer::row(vec![Value::Bool(!exec.rows(waiting::ID, has(&wanted)).is_empty())]))
         }
         State::RegisterTables => register(exec, params).await,
         State::ForgetTables => forget(exec, tables::ID, params).await,
@@ -285,6 +304,14 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
         }
         State::HeldDead => {
             dead.sort_by_key(|row| row[dead_letters::id].int());
+            if exec.pg.weakness().no_dead_letter_fence {
+                let unfenced = |row: &Row| {
+                    let mut row = row.to_vec();
+                    row[dead_letters::version] = Value::Int(0);
+                    Row::from(row)
+                };
+                dead = dead.iter().map(unfenced).collect();
+            }
             picked(dead, &[dead_letters::id, dead_letters::source_table, dead_letters::key_text, dead_letters::version])
         }
         State::HeldWaiting => picked(rows, &[waiting::source_table, waiting::key_text, waiting::version]),

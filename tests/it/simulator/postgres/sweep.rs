@@ -5,8 +5,8 @@ use cutover::model::Plan;
 use super::{
     ModelTable, Postgres,
     exec::{Exec, Stop},
-    session::Answer,
     own::{dead_letters, offsets},
+    session::Answer,
     store::TableId,
     value::{Param, Value},
 };

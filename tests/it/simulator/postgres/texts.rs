@@ -349,6 +349,16 @@ pub const TEXTS: &[Statement] = &[
          WHERE pipeline = $1 AND source_table = $2",
     ),
     of(
+        S::QueueBegun,
+        "queue begun copies",
+        Update,
+        &[Text],
+        None,
+        "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
+           rows_copied = 0, requested_at = now()
+         WHERE pipeline = $1 AND state <> 'pending'",
+    ),
+    of(
         S::NotAgain,
         "not to be copied again",
         Select,
@@ -450,6 +460,14 @@ pub const TEXTS: &[Statement] = &[
         &[Text],
         Some(&[Bool]),
         "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)",
+    ),
+    of(
+        S::Waits,
+        "waits",
+        Select,
+        &[Text, Int4],
+        Some(&[Bool]),
+        "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)",
     ),
     // The lease.
     of(
