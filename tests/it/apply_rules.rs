@@ -130,6 +130,25 @@ async fn rule_5_waiting_rows_come_in_on_a_busy_lane_too() {
 }
 
 #[tokio::test]
+async fn rule_5_what_a_copy_has_set_aside_comes_in_on_an_idle_stream() {
+    let rig = users_rig().await;
+    let (mut lane, mut copy) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    lane.apply(vec![insert(&users(), 1, &user(1, "a"))]).await;
+    assert_eq!(copy.apply(vec![read(&users(), 2, &user(2, "a"))]).await.waiting, 1);
+    rig.pg.exec("DELETE FROM users WHERE id = 1").await;
+    assert_eq!(lane.sink.retry_waiting().await.unwrap().tables["users"].inserted, 1);
+}
+
+#[tokio::test]
+async fn a_record_that_is_in_the_log_twice_waits_once() {
+    let rig = users_rig().await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    let twice = || insert(&users(), 2, &user(2, "a"));
+    let applied = lane.apply(vec![insert(&users(), 1, &user(1, "a")), twice(), twice()]).await;
+    assert_eq!((applied.waiting, applied.dead_letters), (1, 0));
+}
+
+#[tokio::test]
 async fn rule_5_a_newer_change_of_a_waiting_row_replaces_it() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

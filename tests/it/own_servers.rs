@@ -79,9 +79,16 @@ async fn rule_16_a_failover_goes_on_where_everything_captured_is_and_is_refused_
 async fn rule_17_purged_binlogs_halt_and_the_command_that_is_named_repairs_it() {
     let own = Own::Mysql80.take().await;
     let (pipe, mut worker) = Follow::running(Mysql::at(own.url).await, Postgres::v15().await, 0..50).await;
+    pipe.source.exec("INSERT INTO t VALUES (50, 0, 'only one')").await;
+    pipe.in_step().await;
     stop(&mut worker).await;
+    // The row that is deleted unseen holds a value that one of the new rows waits for.
+    pipe.target.exec("CREATE UNIQUE INDEX ON t (note) WHERE note = 'only one'").await;
     pipe.source
-        .exec("UPDATE t SET n = 1; DELETE FROM t WHERE id < 10; INSERT INTO t VALUES (60, 1, 'in the gap')")
+        .exec(
+            "UPDATE t SET n = 1; DELETE FROM t WHERE id < 10 OR id = 50; INSERT INTO t VALUES (60, 1, 'in the gap'), \
+             (3, 1, 'only one')",
+        )
         .await;
     let gap = pipe.source.value("SELECT @@gtid_executed").await.unwrap();
     pipe.source.exec("FLUSH BINARY LOGS").await;

@@ -79,6 +79,8 @@ pub fn items<'a>(events: &'a [Event]) -> Vec<Item<'a>> {
     }
     for item in &mut items {
         item.events.sort_by_key(|event| event.version);
+        // After an append that failed the log may have a record twice.
+        item.events.dedup_by_key(|event| event.version);
     }
     items
 }

@@ -101,13 +101,6 @@ impl Step {
             | Step::Alter { table, .. } => table,
         }
     }
-
-    pub fn is_ddl(&self) -> bool {
-        match self {
-            Step::Truncate { .. } | Step::Alter { .. } => true,
-            Step::Insert { .. } | Step::Update { .. } | Step::Delete { .. } => false,
-        }
-    }
 }
 
 /// The rows of every table.
