@@ -32,6 +32,7 @@ mod rules_source;
 mod scan_mysql;
 mod servers;
 mod simulator;
+mod simulator_claims;
 mod support;
 mod tidy;
 mod types;

@@ -4,8 +4,6 @@
 //! anew: everything else that the statement looked at stays as its snapshot showed it. `ON CONFLICT` takes
 //! the newest row, seen or not. Foreign keys look with a snapshot of their own.
 
-use std::time::Duration;
-
 use super::{
     Postgres,
     locks::WaitFor,
@@ -14,9 +12,6 @@ use super::{
     table::Deferral,
     value::{Row, SqlError, Value},
 };
-
-/// How long a statement waits before it looks whether it is in a deadlock: `deadlock_timeout`.
-const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a statement did not come to its end.
 #[derive(Debug)]
@@ -77,7 +72,7 @@ impl<'a> Exec<'a> {
     /// Waits until woken; an error if that can never be.
     pub async fn wait(&self, on: WaitFor) -> Result<(), Stop> {
         let (ticket, wake) = self.pg.store().locks.wait(self.tx, on);
-        let timeout = tokio::time::sleep(DEADLOCK_TIMEOUT);
+        let timeout = tokio::time::sleep(self.pg.deadlock_timeout());
         tokio::pin!(timeout);
         let mut checked = false;
         let result = loop {

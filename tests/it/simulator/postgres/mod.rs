@@ -32,8 +32,9 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -83,6 +84,7 @@ pub struct Postgres {
     settings: Settings,
     made: Instant,
     reachable: AtomicBool,
+    deadlock_timeout_ms: AtomicU64,
     /// What the model could not do.
     broken: Mutex<Option<String>>,
 }
@@ -115,6 +117,7 @@ impl Postgres {
             settings,
             made: Instant::now(),
             reachable: AtomicBool::new(true),
+            deadlock_timeout_ms: AtomicU64::new(1_000),
             broken: Mutex::new(None),
         })
     }
@@ -159,6 +162,15 @@ impl Postgres {
         if !reachable {
             self.end_sessions(|_| true, None);
         }
+    }
+
+    /// How long a statement waits before it looks whether it is in a deadlock; a second, unless this says otherwise.
+    pub fn set_deadlock_timeout(&self, timeout: Duration) {
+        self.deadlock_timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn deadlock_timeout(&self) -> Duration {
+        Duration::from_millis(self.deadlock_timeout_ms.load(Ordering::Relaxed))
     }
 
     /// The sessions that the server has, in the order in which they came.
@@ -369,7 +381,7 @@ impl Dial for Postgres {
             application_name: String::new(),
             user: String::new(),
             database: String::new(),
-            started_us: self.now_us() + i64::from(pid),
+            started_us: self.now_us(),
         };
         let unknown = named(0);
         let moment = Moment { point: Point::Connect, session: &unknown, statement: "connect" };

@@ -290,13 +290,16 @@ impl Store {
         found.lockers.iter().find(conflicting).map_or(Claim::Free, |(other, _)| Claim::Busy(*other))
     }
 
-    /// Locks a tuple that is [`Claim::Free`] until the transaction ends.
+    /// Locks a tuple that is [`Claim::Free`], and what an open update has made of it, until the transaction ends.
     pub fn lock_row(&mut self, table: TableId, tuple: TupleId, mode: RowLock, tx: TxId) {
-        let open: Vec<TxId> = self.txs.keys().copied().collect();
-        let lockers = &mut self.tuple_mut(table, tuple).lockers;
-        lockers.retain(|(other, _)| open.contains(other));
-        if !lockers.contains(&(tx, mode)) {
-            lockers.push((tx, mode));
+        let mut place = Some(tuple);
+        while let Some(tuple) = place {
+            let Some(found) = self.tables[table].tuples.get_mut(&tuple) else { return };
+            found.lockers.retain(|(other, _)| self.txs.contains_key(other));
+            if !found.lockers.contains(&(tx, mode)) {
+                found.lockers.push((tx, mode));
+            }
+            place = found.next;
         }
     }
 

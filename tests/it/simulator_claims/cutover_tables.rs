@@ -1,0 +1,237 @@
+//! Claims about cutover's own tables: the lane's offset, what is set aside, copies, the lease.
+
+use cutover::{
+    control::{lease, store::Store},
+    log::{Topic, record::ChunkEnd},
+    snapshot::{Chunk, Progress, Range},
+};
+
+use super::{
+    rig::{Param, Rig, Step, claim, options, param, rigs, run, simple},
+    said,
+    tables::users,
+};
+use crate::{
+    apply_rig::{EPOCH, PIPELINE},
+    simulator::postgres::Deferral,
+};
+
+fn claim_lane(session: &'static str, epoch: &'static str, lease_epoch: i64) -> Step {
+    let params = vec![param(PIPELINE), param("changes"), param(0i32), param(epoch), param(lease_epoch)];
+    run(session, "claim", params)
+}
+
+fn advance(session: &'static str, lease_epoch: i64, from: i64, to: i64) -> Step {
+    let mut params = vec![param(PIPELINE), param("changes"), param(0i32), param(EPOCH), param(lease_epoch)];
+    params.extend([param(from), param(to), param(None::<String>), param(7i64), param(9i64)]);
+    run(session, "advance", params)
+}
+
+#[tokio::test]
+async fn claim_the_offset_moves_once_from_where_it_is_under_the_newest_lease() {
+    let told = claim(vec![
+        claim_lane("a", EPOCH, 1),
+        simple("a", "BEGIN"),
+        advance("a", 1, 0, 5),
+        advance("b", 1, 0, 6),
+        simple("a", "COMMIT"),
+        simple("a", "BEGIN"),
+        advance("a", 1, 5, 7),
+        advance("b", 1, 5, 8),
+        simple("a", "ROLLBACK"),
+        simple("a", "BEGIN"),
+        advance("a", 1, 8, 9),
+        // A new lease waits for the transaction at work, and shuts its owner out.
+        claim_lane("b", EPOCH, 2),
+        simple("a", "COMMIT"),
+        advance("a", 1, 9, 10),
+        claim_lane("a", EPOCH, 1),
+        claim_lane("a", "another", 2),
+        run("a", "has lease", vec![param(PIPELINE), param("changes"), param(0i32), param(2i64)]),
+        run("a", "holds", vec![param(PIPELINE), param("changes"), param(0i32), param(EPOCH), param(2i64)]),
+    ])
+    .await;
+    said(&told, "b3: waits");
+    said(&told, "b3: ok after 4");
+    said(&told, "b7: (1) after 8");
+    said(&told, "b11: (9 null 7) after 12");
+    said(&told, "a13: ok");
+    said(&told, "a14: ok");
+    said(&told, "a15: (0 null 7)");
+    said(&told, "a17: ok");
+}
+
+fn texts(values: &[&str]) -> Param {
+    param(values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>())
+}
+
+fn dead_letter(session: &'static str, key: &str, version: i64) -> Step {
+    let mut params = vec![param(PIPELINE), param("changes"), param(0i32), texts(&["shop.users"]), texts(&[key])];
+    params.extend([param(vec![version]), param(vec![1i64]), param(vec![2i64])]);
+    params.extend([texts(&["22P02"]), texts(&["bad"]), texts(&["{}"])]);
+    run(session, "dead letters", params)
+}
+
+fn wait(session: &'static str, key: &str, version: i64) -> Step {
+    let mut params = vec![param(PIPELINE), param(0i32), texts(&["shop.users"]), texts(&[key])];
+    params.extend([param(vec![version]), param(vec![1i64]), texts(&["{}"]), texts(&["why"])]);
+    run(session, "wait", params)
+}
+
+fn clear(session: &'static str, name: &'static str, key: &str, version: i64) -> Step {
+    run(session, name, vec![param(PIPELINE), texts(&["shop.users"]), texts(&[key]), param(vec![version])])
+}
+
+#[tokio::test]
+async fn claim_what_is_set_aside_is_there_once() {
+    let mark = |session| run(session, "mark", vec![param(PIPELINE)]);
+    let key = "{\"id\":1}";
+    let told = claim(vec![
+        dead_letter("a", key, 5),
+        simple("a", "BEGIN"),
+        dead_letter("a", key, 6),
+        mark("a"),
+        mark("b"),
+        dead_letter("b", key, 6),
+        simple("a", "COMMIT"),
+        dead_letter("a", key, 5),
+        mark("a"),
+        clear("a", "clear dead letters", key, 5),
+        run("a", "held dead letters", vec![param(PIPELINE)]),
+        wait("a", key, 7),
+        wait("a", key, 7),
+        wait("a", key, 8),
+        run("a", "records", vec![param(PIPELINE), texts(&[key, "other"])]),
+        run("a", "waiting rows", vec![param(PIPELINE), param(0i32), param(1i64)]),
+        clear("a", "clear waiting rows", key, 7),
+        run("a", "held waiting rows", vec![param(PIPELINE)]),
+        run("a", "fence waiting rows", vec![param(PIPELINE), param("shop.users"), param(8i64)]),
+        run("a", "fence dead letters", vec![param(PIPELINE), param("shop.users"), param(7i64)]),
+    ])
+    .await;
+    said(&told, "a3: (2)");
+    said(&told, "b4: (1)");
+    said(&told, "b5: waits");
+    said(&told, "b5: ok after 6");
+    said(&told, "a8: (2)");
+    said(&told, "a15: (shop.users {\"id\":1} 8 1 {})");
+}
+
+#[tokio::test]
+async fn claim_two_who_store_one_schema_store_it_once() {
+    let schema = |session| run(session, "schema", vec![param(PIPELINE), param(1i64), param("{}")]);
+    let told = claim(vec![simple("a", "BEGIN"), schema("a"), schema("b"), simple("a", "COMMIT"), schema("a")]).await;
+    said(&told, "b2: waits");
+    said(&told, "b2: ok after 3");
+}
+
+/// The life of a copy, as the product's store tells it.
+async fn copies(rig: &Rig) -> Vec<String> {
+    let store = Store::new(PIPELINE, rig.target(), options("store", false));
+    let mut lines: Vec<String> = Vec::new();
+    let names = ["users".to_owned(), "parents".to_owned()];
+    store.register_tables(&names).await.unwrap();
+    store.set_note("k", "v").await.unwrap();
+    store.set_note("k", "w").await.unwrap();
+    lines.push(format!("{:?} {:?}", store.note("k").await.unwrap(), store.note("other").await.unwrap()));
+    store.add_schema(&users(), 5).await.unwrap();
+    store.add_schema(&users(), 3).await.unwrap();
+    let known = store.schemas().await.unwrap();
+    lines.push(format!("{:?}", known.iter().map(|(clock, schema)| (*clock, schema.id())).collect::<Vec<_>>()));
+    let unfinished = store.unfinished().await.unwrap();
+    lines.push(format!("{unfinished:?}"));
+    let copy = unfinished[0].clone();
+    store.schema(&copy, &users(), 10).await.unwrap();
+    lines.push(format!("{:?}", store.began(&copy, 4).await.unwrap()));
+    lines.push(format!("{:?}", store.began(&copy, 9).await.unwrap()));
+    let chunk = |number, lower: Option<&str>, upper: Option<&str>| {
+        let range = Range { lower: lower.map(str::to_owned), upper: upper.map(str::to_owned) };
+        Chunk { number, range, done: false }
+    };
+    store.add_chunk(&copy, &chunk(1, None, Some("[5]")), false).await.unwrap();
+    store.add_chunk(&copy, &chunk(1, None, Some("[6]")), false).await.unwrap();
+    store.add_chunk(&copy, &chunk(2, Some("[5]"), None), true).await.unwrap();
+    lines.push(format!("{:?}", store.chunks(&copy).await.unwrap()));
+    let session = rig.session("claim", false).await;
+    let claim = crate::simulator::postgres::Postgres::text_of("claim");
+    session.client.query(claim, &[&PIPELINE, &"snapshot", &0i32, &EPOCH, &1i64]).await.unwrap();
+    session.client.query(claim, &[&PIPELINE, &"snapshot", &1i32, &EPOCH, &1i64]).await.unwrap();
+    let end = |chunk, rows| ChunkEnd { table: "users".into(), generation: 1, chunk, rows };
+    for (partition, lease_epoch, to, chunks) in [
+        (0, 1, 5, vec![end(1, 3), end(1, 3), end(2, 4)]),
+        (0, 1, 6, vec![end(1, 3)]),
+        (0, 2, 7, vec![end(2, 4)]),
+        (1, 1, 5, vec![end(1, 2)]),
+        (1, 1, 6, vec![end(2, 1)]),
+    ] {
+        lines.push(format!("{:?}", store.finish(&copy).await.unwrap()));
+        let moved = store.advance_snapshot(partition, 2, lease_epoch, EPOCH, to, &chunks).await.unwrap();
+        let stored = rig.dump("cutover.chunks", &["chunk", "rows", "state", "parts_done"]).await;
+        lines.push(format!("{moved} {stored:?}"));
+    }
+    lines.push(format!("{:?} {:?}", store.finish(&copy).await.unwrap(), store.copies_left().await.unwrap()));
+    lines.push(format!("{:?}", store.queue_copy("users", 7).await.unwrap()));
+    lines.push(format!("{:?}", store.queue_copy("missing", 7).await.unwrap()));
+    lines.push(format!("{:?} {:?}", store.not_to_be_copied_again().await, store.unfinished().await.unwrap()));
+    store.register_tables(&names[1..]).await.unwrap();
+    let mut next = store.next_offsets(EPOCH).await.unwrap();
+    next.sort_unstable();
+    lines.push(format!("{next:?} {:?} {:?}", store.newest_commits().await, store.position().await));
+    let columns = ["source_table", "generation", "state", "rows_estimate", "rows_copied", "bounds_done", "not_before"];
+    lines.extend(rig.dump("cutover.tables", &columns).await);
+    lines.extend(rig.dump("cutover.chunks", &["chunk"]).await);
+    lines
+}
+
+#[tokio::test]
+async fn claim_the_life_of_a_copy_is_stored_alike() {
+    let mut told = Vec::new();
+    for rig in rigs(Deferral::NotDeferrable).await {
+        told.push(copies(&rig).await);
+    }
+    assert_eq!(told[2], told[0], "the model (left) and 15 (right) differ");
+    assert_eq!(told[1], told[0], "18 (left) and 15 (right) differ");
+}
+
+/// What becomes of the lease when its holder lives, gives it up, or dies.
+async fn leases(rig: &Rig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (a, b) = (rig.session("a", false).await, rig.session("b", false).await);
+    let of = |answer: Result<lease::Lease, lease::Holder>| match answer {
+        Ok(lease) => format!("epoch {}", lease.epoch),
+        Err(other) => format!("{} has it, {}", other.holder, (8.0..=10.0).contains(&other.seconds_left)),
+    };
+    let first = lease::acquire(&a.client, PIPELINE, "worker", "a").await.unwrap();
+    let held = *first.as_ref().unwrap();
+    lines.push(of(first));
+    lines.push(of(lease::acquire(&b.client, PIPELINE, "worker", "b").await.unwrap()));
+    lines.push(format!("{}", lease::renew(&a.client, PIPELINE, "worker", held).await.unwrap()));
+    lease::release(&a.client, PIPELINE, "worker", held).await.unwrap();
+    let second = lease::acquire(&b.client, PIPELINE, "worker", "b").await.unwrap();
+    lines.push(of(second));
+    lines.push(format!("{}", lease::renew(&a.client, PIPELINE, "worker", held).await.unwrap()));
+    // Its session ends: the lease is free at once.
+    drop(b);
+    let taken = async || matches!(lease::acquire(&a.client, PIPELINE, "worker", "a").await, Ok(Ok(_)));
+    crate::support::eventually("the dead holder's lease is taken", std::time::Duration::from_secs(8), taken).await;
+    // The sinks of whoever held it before are ended, in whatever they were.
+    let sink = rig.session(&lease::sink_name(PIPELINE, Topic::Changes), false).await;
+    let other = rig.session("other", false).await;
+    sink.client.batch_execute("BEGIN").await.unwrap();
+    let lock = crate::simulator::postgres::Postgres::text_of("lock");
+    sink.client.query(lock, &[&vec![1i64]]).await.unwrap();
+    lease::end_predecessor(&a.client, PIPELINE).await.unwrap();
+    other.client.query(lock, &[&vec![1i64]]).await.unwrap();
+    lines.push(format!("{}", sink.client.batch_execute("COMMIT").await.is_err()));
+    lines
+}
+
+#[tokio::test]
+async fn claim_a_lease_lasts_as_long_as_its_session() {
+    let mut told = Vec::new();
+    for rig in rigs(Deferral::NotDeferrable).await {
+        told.push(leases(&rig).await);
+    }
+    assert_eq!(told[0], ["epoch 1", "a has it, true", "true", "epoch 2", "false", "true"]);
+    assert!(told.iter().all(|other| *other == told[0]), "{told:#?}");
+}
