@@ -1,13 +1,17 @@
 //! Claims about cutover's own tables: the lane's offset, what is set aside, copies, the lease.
 
+use std::sync::Arc;
+
 use cutover::{
+    apply::postgres::{left_statement, sweep_statement},
     control::{lease, store::Store},
     log::{Topic, record::ChunkEnd},
+    model::Plan,
     snapshot::{Chunk, Progress, Range},
 };
 
 use super::{
-    rig::{Param, Rig, Step, claim, options, param, rigs, run, simple},
+    rig::{Param, Part, Rig, Step, What, claim, options, param, plan, rigs, run, simple},
     said,
     tables::users,
 };
@@ -66,7 +70,11 @@ fn texts(values: &[&str]) -> Param {
 }
 
 fn dead_letter(session: &'static str, key: &str, version: i64) -> Step {
-    let mut params = vec![param(PIPELINE), param("changes"), param(0i32), texts(&["shop.users"]), texts(&[key])];
+    dead_letter_of(session, "shop.users", key, version)
+}
+
+fn dead_letter_of(session: &'static str, source: &str, key: &str, version: i64) -> Step {
+    let mut params = vec![param(PIPELINE), param("changes"), param(0i32), texts(&[source]), texts(&[key])];
     params.extend([param(vec![version]), param(vec![1i64]), param(vec![2i64])]);
     params.extend([texts(&["22P02"]), texts(&["bad"]), texts(&["{}"])]);
     run(session, "dead letters", params)
@@ -115,6 +123,44 @@ async fn claim_what_is_set_aside_is_there_once() {
     said(&told, "b5: ok after 6");
     said(&told, "a8: (2)");
     said(&told, "a15: (shop.users {\"id\":1} 8 1 {})");
+}
+
+#[tokio::test]
+async fn claim_a_sweep_removes_what_the_copy_has_not_met_but_what_is_referred_to_or_a_dead_letter() {
+    let image = |id: &'static str, version| plan("a", "parents", Part::Live, &[(version, false, &[Some(id), None])]);
+    let sweep = |lease_epoch: i64, sql: fn(&Plan, &[Plan]) -> Option<String>| -> Step {
+        let text = move |plans: &[Plan]| {
+            let plan = plans.iter().find(|plan| plan.target.name.table == "parents").unwrap();
+            sql(plan, plans).unwrap()
+        };
+        let params = vec![param(5i64), param(PIPELINE), param(lease_epoch), param("shop.parents")];
+        ("a", What::Run(Arc::new(text), params))
+    };
+    let claim_snapshot = vec![param(PIPELINE), param("snapshot"), param(0i32), param(EPOCH), param(1i64)];
+    let told = claim(vec![
+        run("a", "claim", claim_snapshot),
+        image("1", 1),
+        image("2", 1),
+        image("3", 1),
+        image("4", 9),
+        image("5", 0),
+        plan("a", "children", Part::Live, &[(1, false, &[Some("1"), Some("2")])]),
+        dead_letter_of("a", "shop.parents", "{\"id\":3}", 2),
+        sweep(2, sweep_statement),
+        sweep(1, sweep_statement),
+        sweep(1, |plan, _| left_statement(plan)),
+        plan("a", "children", Part::Dead, &[(2, true, &[Some("1"), Some("2")])]),
+        sweep(1, sweep_statement),
+        sweep(1, |plan, _| left_statement(plan)),
+        run("a", "alone", vec![param(PIPELINE)]),
+        run("a", "waits", vec![param(PIPELINE), param(0i32)]),
+        wait("a", "{}", 1),
+        run("a", "waits", vec![param(PIPELINE), param(0i32)]),
+    ])
+    .await;
+    said(&told, "a10: (true)");
+    said(&told, "a13: (false)");
+    said(&told, "a17: (true)");
 }
 
 #[tokio::test]
@@ -173,6 +219,9 @@ async fn copies(rig: &Rig) -> Vec<String> {
     lines.push(format!("{:?}", store.queue_copy("users", 7).await.unwrap()));
     lines.push(format!("{:?}", store.queue_copy("missing", 7).await.unwrap()));
     lines.push(format!("{:?} {:?}", store.not_to_be_copied_again().await, store.unfinished().await.unwrap()));
+    lines.push(format!("{:?}", store.queue_begun_copies().await.unwrap()));
+    store.schema(&store.unfinished().await.unwrap()[0], &users(), 11).await.unwrap();
+    lines.push(format!("{:?} {:?}", store.queue_begun_copies().await.unwrap(), store.unfinished().await.unwrap()));
     store.register_tables(&names[1..]).await.unwrap();
     let mut next = store.next_offsets(EPOCH).await.unwrap();
     next.sort_unstable();

@@ -321,15 +321,6 @@ impl Postgres {
         }
     }
 
-    /// Whether the session with this number is still the one that started then.
-    fn is_alive(&self, pid: &Value, started_us: &Value) -> bool {
-        let store = self.store();
-        store
-            .sessions
-            .values()
-            .any(|session| Value::Int(i64::from(session.pid)) == *pid && Value::Int(session.started_us) == *started_us)
-    }
-
     fn pids(&self, which: impl Fn(&SessionInfo) -> bool) -> Vec<i32> {
         self.store().sessions.values().filter(|session| which(session)).map(|session| session.pid).collect()
     }

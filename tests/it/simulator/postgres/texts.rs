@@ -3,7 +3,7 @@
 //! They are copies on purpose: SQL that changes in `src` is no longer known here, and what it means now must be said in
 //! `state` before the simulator runs again.
 
-use cutover::{apply::postgres::tombstone_table, database::postgres::sql, model::TableName};
+use cutover::{database::postgres::sql, model::TableName};
 
 use super::{
     recognise::Tag,
@@ -41,11 +41,6 @@ pub fn highest(target: &TableName, tombstones: &TableName) -> String {
         sql::table(target),
         sql::table(tombstones)
     )
-}
-
-/// The name of a target's tombstone table, with its schema.
-pub fn tombstones(target: &TableName) -> String {
-    tombstone_table(target).to_string()
 }
 
 pub const TEXTS: &[Statement] = &[
