@@ -140,6 +140,19 @@ async fn rule_5_what_a_copy_has_set_aside_comes_in_on_an_idle_stream() {
 }
 
 #[tokio::test]
+async fn rule_23_a_bad_row_that_comes_late_is_no_dead_letter() {
+    let rig = users_rig().await;
+    let (mut lane, mut copy) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    let bad = |id: i64| json!({ "id": id, "email": format!("bad{id}"), "age": "old", "boss": null });
+    lane.apply(vec![insert(&users(), 5, &user(1, "a")), insert(&users(), 6, &user(2, "b"))]).await;
+    lane.apply(vec![delete(&users(), 7, &user(2, "b"))]).await;
+    let late = copy.apply(vec![read(&users(), 4, &bad(1)), read(&users(), 4, &bad(2))]).await;
+    assert_eq!(late.dead_letters, 0);
+    let in_time = copy.apply(vec![read(&users(), 8, &bad(1)), read(&users(), 4, &bad(3))]).await;
+    assert_eq!(in_time.dead_letters, 2);
+}
+
+#[tokio::test]
 async fn a_record_that_is_in_the_log_twice_waits_once() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

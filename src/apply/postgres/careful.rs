@@ -205,8 +205,45 @@ impl PostgresSink {
             return Ok(());
         }
         let Some(item) = items.pop() else { return Ok(()) };
+        if item.events.len() == 1
+            && let (Verdict::DeadLetter, Some(newest)) = (failure::verdict(refusal), item.newest())
+            && self.is_late(&item).await?
+        {
+            // It would not have been written either way.
+            outcome.written.push((SourceKey::of(newest), newest.version));
+            return Ok(());
+        }
         self.single(item, refusal, replace, stack, outcome);
         Ok(())
+    }
+
+    /// Whether the target has something newer for everything that a row's newest event would write: then it is no dead letter,
+    /// however bad it is, because no later change of the row would come to clear it.
+    async fn is_late(&mut self, item: &Item<'_>) -> Result<bool, Failure> {
+        let plans = self.plans.clone();
+        let item = Item { held: Vec::new(), without_before: true, ..item.clone() };
+        let input = Input::new(&plans, &mut self.bindings, std::slice::from_ref(&item)).map_err(Failure::Stop)?;
+        let client = &self.session.client;
+        client.batch_execute("SAVEPOINT cutover_look").await.map_err(PgError::from)?;
+        let mut late = !input.groups.is_empty();
+        for place in self.parents_first(&input) {
+            let Some(images) = input.groups.get(&place).and_then(Group::for_live) else { continue };
+            let Some(statement) = self.write_statement(place, Part::Late).await? else { continue };
+            let mut steps = Steps::new(&self.session.client);
+            steps.query(Mark::Done, statement, self.params(&input, place, Part::Late, images));
+            match steps.run().await.map_err(Failure::from) {
+                Ok(answers) => late &= answers.iter().all(|(_, rows)| !rows.is_empty()),
+                Err(Failure::Stop(error)) => return Err(Failure::Stop(error)),
+                // Not even its key can be told.
+                Err(Failure::Rows(_) | Failure::Clash | Failure::Reload) => late = false,
+            }
+            if !late {
+                break;
+            }
+        }
+        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
+        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
+        Ok(late)
     }
 
     /// A single source row failed.

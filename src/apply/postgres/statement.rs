@@ -378,6 +378,26 @@ impl Builder<'_> {
         )
     }
 
+    /// The places of live images that come too late: for all their rows the target has a newer row or tombstone.
+    pub fn late(&self) -> String {
+        let live = match self.plan.coverage {
+            Coverage::Total | Coverage::Filter => "",
+            Coverage::Partial => "\nWHERE NOT i.dead",
+        };
+        let newer = |table: String| {
+            let keys = self.plan.target.key.iter();
+            let same: Vec<String> =
+                keys.map(|key| format!("x.{} = {}", sql::ident(key), self.value(key, None))).collect();
+            format!("EXISTS (SELECT FROM {table} x WHERE {} AND x.{VERSION_COLUMN} > i.v)", same.join(" AND "))
+        };
+        format!(
+            "SELECT i.n FROM {}{live}\nGROUP BY i.n HAVING bool_and({} OR {})",
+            self.rows(Part::Late),
+            newer(self.target()),
+            newer(self.tombstones()),
+        )
+    }
+
     /// The places of live images whose row refers, by this foreign key, to a row that is not there.
     /// None when the `SELECT` does not fill the key's columns.
     pub fn orphans(&self, key: &ForeignKey) -> Option<String> {

@@ -28,6 +28,8 @@ pub enum Part {
     /// Rows that a filter leaves out, of a copy.
     Unmatched,
     Clashes,
+    /// Rows that the target has newer.
+    Late,
     /// Rows without the parent that the plan's foreign key of this number asks for.
     Orphans(usize),
 }
@@ -102,6 +104,7 @@ impl PostgresSink {
             Part::Live => Some(builder.live()),
             Part::Unmatched => builder.unmatched(),
             Part::Clashes => Some(builder.clashes()),
+            Part::Late => Some(builder.late()),
             Part::Orphans(key) => plan.target.foreign_keys.get(key).and_then(|key| builder.orphans(key)),
         };
         let Some(text) = text else { return Ok(None) };
@@ -195,7 +198,7 @@ impl PostgresSink {
                     let counts = Counts { deleted: number(rows, 0)?, ..Counts::default() };
                     add(&mut tables, self.target_of(*place), counts);
                 }
-                Mark::Write(Part::Replace | Part::Clashes | Part::Orphans(_), _, _) => {}
+                Mark::Write(Part::Replace | Part::Clashes | Part::Late | Part::Orphans(_), _, _) => {}
             }
         }
         Ok(tables)

@@ -310,7 +310,8 @@ pub async fn play(rig: &Rig, steps: &[Step], replica: bool) -> Vec<String> {
     lines
 }
 
-/// Waits until every statement under way has answered or waits for a lock.
+/// Waits until every statement under way has answered or waits for a lock. What the step itself came to is told first: whether its
+/// answer or that of a statement that it let go on is noticed first is left to chance.
 async fn settle(
     rig: &Rig,
     now: usize,
@@ -318,13 +319,13 @@ async fn settle(
     lines: &mut Vec<String>,
 ) {
     let deadline = tokio::time::Instant::now() + STEP_LIMIT;
-    let mut place = 0;
+    let (mut place, mut told) = (0, Vec::new());
     while place < pending.len() {
         let (number, name, task) = &mut pending[place];
         if task.is_finished() {
             let answer = task.await.unwrap();
             let after = if *number == now { String::new() } else { format!(" after {now}") };
-            lines.push(format!("{name}{number}: {answer}{after}"));
+            told.push((*number != now, *number, format!("{name}{number}: {answer}{after}")));
             pending.remove(place);
             // Its end may have let another go on.
             place = 0;
@@ -332,9 +333,9 @@ async fn settle(
         }
         if rig.waits(name).await && !task.is_finished() {
             if *number == now {
-                let line = format!("{name}{number}: waits");
-                if !lines.contains(&line) {
-                    lines.push(line);
+                let line = (false, *number, format!("{name}{number}: waits"));
+                if !told.contains(&line) {
+                    told.push(line);
                 }
             }
             place += 1;
@@ -343,6 +344,8 @@ async fn settle(
         assert!(tokio::time::Instant::now() < deadline, "{}: {name}{number} neither answers nor waits", rig.name);
         tokio::time::sleep(POLL_EVERY).await;
     }
+    told.sort();
+    lines.extend(told.into_iter().map(|(_, _, line)| line));
 }
 
 /// Plays the scripts, each on empty tables, on both real servers and on the model: all must tell the same. What they told,

@@ -24,6 +24,7 @@ pub enum Part {
     Live,
     Unmatched,
     Clashes,
+    Late,
     Orphans(usize),
 }
 
@@ -63,7 +64,7 @@ impl PlanStatement {
         let images = self.images(exec, params);
         let images: Vec<&Image> = match self.part {
             Part::Dead | Part::Live | Part::Replace | Part::Unmatched => images.iter().collect(),
-            Part::Clashes | Part::Orphans(_) => images.iter().filter(|image| !image.dead).collect(),
+            Part::Clashes | Part::Late | Part::Orphans(_) => images.iter().filter(|image| !image.dead).collect(),
         };
         match self.part {
             Part::Dead => self.dead(exec, &images).await,
@@ -72,6 +73,7 @@ impl PlanStatement {
             Part::Replace => self.replace(exec, &images).await,
             Part::Unmatched => self.unmatched(exec, &images).await,
             Part::Clashes => self.clashes(exec, &images),
+            Part::Late => self.late(exec, &images),
             Part::Orphans(place) => self.orphans(exec, &images, place),
         }
     }
@@ -366,6 +368,20 @@ impl PlanStatement {
             found.extend(places.into_iter().skip(1).map(|(_, place)| place));
         }
         Ok(Answer::rows(found.into_iter().map(|place| vec![Value::Int(place)]).collect()))
+    }
+
+    fn late(&self, exec: &Exec<'_>, images: &[&Image]) -> Result<Answer, Stop> {
+        let mut late: BTreeMap<i64, bool> = BTreeMap::new();
+        for (place, fact) in self.facts(exec, images, false)? {
+            let newer = |table, version: usize| {
+                exec.lookup(table, &fact.key).is_some_and(|(_, row)| row[version].int() > fact.version)
+            };
+            let is_late = !fact.key.iter().any(Value::is_null)
+                && (newer(self.target, self.version_place(exec)) || newer(self.tombstones, fact.key.len()));
+            *late.entry(place).or_insert(true) &= is_late;
+        }
+        let places = late.into_iter().filter(|(_, late)| *late);
+        Ok(Answer::rows(places.map(|(place, _)| vec![Value::Int(place)]).collect()))
     }
 
     fn orphans(&self, exec: &Exec<'_>, images: &[&Image], place: usize) -> Result<Answer, Stop> {

@@ -138,6 +138,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     built.insert(builder.live(), Part::Live);
     built.insert(builder.replace(), Part::Replace);
     built.insert(builder.clashes(), Part::Clashes);
+    built.insert(builder.late(), Part::Late);
     built.extend(builder.unmatched().map(|text| (text, Part::Unmatched)));
     for (place, key) in plan.target.foreign_keys.iter().enumerate() {
         built.extend(builder.orphans(key).map(|text| (text, Part::Orphans(place))));
@@ -156,6 +157,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
         Part::Live => ("live", Some(vec![Type::Int8; 4]), Tag::Select),
         Part::Replace => ("replace", None, Tag::Insert),
         Part::Unmatched => ("unmatched", Some(vec![Type::Int8]), Tag::Select),
+        Part::Late => ("late", Some(vec![Type::Int8]), Tag::Select),
         Part::Clashes => ("clashes", Some(vec![Type::Int8]), Tag::Select),
         Part::Orphans(_) => ("orphans", Some(vec![Type::Int8]), Tag::Select),
     };
