@@ -98,11 +98,11 @@ impl PostgresSink {
     async fn settle<'a>(&mut self, items: Vec<Item<'a>>) -> Result<Outcome<'a>, Failure> {
         let mut outcome = Outcome::default();
         let mut left = items;
-        for _ in 0..ROUNDS_MAX {
+        for round in 1..=ROUNDS_MAX {
             let before = (left.len(), outcome.written.len());
             self.halve(left, &mut outcome).await?;
             let progress = outcome.written.len() > before.1 && outcome.waiting.len() < before.0;
-            if outcome.waiting.is_empty() || !progress {
+            if outcome.waiting.is_empty() || !progress || round == ROUNDS_MAX {
                 break;
             }
             left = Vec::new();

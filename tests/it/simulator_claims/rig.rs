@@ -182,13 +182,16 @@ impl Rig {
 
 pub type Param = Arc<dyn ToSql + Sync + Send>;
 
+/// A statement's text.
+pub type Text = Arc<dyn Fn(&[Plan]) -> String + Send + Sync>;
+
 /// What a session is told to do.
 #[derive(Clone)]
 pub enum What {
     /// A simple query.
     Simple(&'static str),
     /// A statement by its text, which may depend on the plans.
-    Run(Arc<dyn Fn(&[Plan]) -> String + Send + Sync>, Vec<Param>),
+    Run(Text, Vec<Param>),
 }
 
 /// One step: on which session, what.

@@ -47,7 +47,7 @@ use futures::FutureExt;
 use tokio::{sync::mpsc, time::Instant};
 
 pub use faults::{Fault, Faults, Moment, NoFaults, Point, SessionInfo, Watch, Weakness};
-pub use table::{Cell, Change, Check, Deferral, ModelTable, SourceRow, Transform, Transformed, Unique, integer};
+pub use table::{Cell, Change, Deferral, ModelTable, SourceRow, Transform, Unique, integer};
 pub use value::{Row, SqlError, Value};
 
 use recognise::Known;
@@ -225,26 +225,6 @@ impl Postgres {
         let columns = &store.tables[id].shape.columns;
         let named = |row: &Row| columns.iter().cloned().zip(row.iter().cloned()).collect();
         store.committed(id).map(named).collect()
-    }
-
-    /// The columns of a table, with its schema, in the order in which [`Change`] has their values.
-    pub fn columns(&self, table: &str) -> Vec<String> {
-        let store = self.store();
-        store.tables[Self::id(&store, table)].shape.columns.clone()
-    }
-
-    /// Puts rows into a table behind everybody's back, as whoever set the target up.
-    pub fn seed(&self, table: &str, rows: Vec<Vec<Value>>) {
-        let mut store = self.store();
-        let id = Self::id(&store, table);
-        let tx = store.begin(0, self.now_us());
-        let command = store.snapshot(tx).command;
-        for row in rows {
-            assert_eq!(row.len(), store.tables[id].shape.columns.len(), "{table}: every column and the version");
-            let tuple = store.add(id, row.into(), tx, command);
-            (0..store.tables[id].shape.indexes.len()).for_each(|index| store.enter(id, index, tuple));
-        }
-        store.commit(tx);
     }
 
     /// The text of a statement of the product, by the name that it has here.

@@ -276,11 +276,10 @@ impl Store {
     pub fn claim(&self, table: TableId, tuple: TupleId, mode: RowLock, tx: TxId) -> Claim {
         let Some(found) = self.find_tuple(table, tuple) else { return Claim::Gone };
         match found.ended {
-            Some((Stamp::Open { tx: other, .. }, held)) if other != tx => {
-                if mode.conflicts(held) {
-                    return Claim::Busy(other);
-                }
+            Some((Stamp::Open { tx: other, .. }, held)) if other != tx && mode.conflicts(held) => {
+                return Claim::Busy(other);
             }
+            Some((Stamp::Open { tx: other, .. }, _)) if other != tx => {}
             Some((Stamp::Open { .. }, _)) => return Claim::Gone,
             Some((Stamp::Done(_), _)) => return found.next.map_or(Claim::Gone, Claim::Moved),
             None => {}
