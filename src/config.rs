@@ -4,6 +4,8 @@
 //! connects to nothing. `${ENV}` is replaced inside string values after parsing, so a secret may
 //! hold quotes, and a secret never shows in a message.
 
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;
 
