@@ -14,6 +14,8 @@
 //! docs/adr/0002-embedded-log.md says why these are plain files.
 
 mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 mod reader;
 mod segment;
 mod stream;

@@ -9,6 +9,8 @@
 
 mod decode;
 mod encode;
+#[doc(hidden)]
+pub mod fuzz;
 mod json;
 #[cfg(test)]
 mod tests;

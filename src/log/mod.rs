@@ -9,6 +9,8 @@
 pub mod config;
 pub mod embedded;
 pub mod envelope;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod record;
 
 use async_trait::async_trait;

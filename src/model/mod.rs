@@ -4,6 +4,8 @@
 //! module speaks in these terms, so that stages never need to import each other.
 
 pub mod change;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod position;
 pub mod schema;
 pub mod target;

@@ -92,7 +92,8 @@ fn statement(path: &Path, text: &str, span: &Span) -> Result<Statement, Problem>
         })?;
     }
     let at = place(path, text, span.start);
-    let sql = text.get(span.start..span.end).unwrap_or_default().trim_end().to_owned();
+    let sql = text.get(span.start..span.end).unwrap_or_default();
+    let sql = sql.trim_end_matches(|last| u8::try_from(last).is_ok_and(is_blank)).to_owned();
     Ok(Statement { sql, line: at.line, column: at.column, directives })
 }
 
@@ -133,7 +134,7 @@ fn split(text: &str) -> Result<Vec<Span>, (String, usize)> {
             if let Some(start) = start.take() {
                 spans.push(Span { start, end: at, comments: std::mem::take(&mut comments) });
             }
-        } else if start.is_none() && !piece.starts_with(b"/*") && !piece.iter().all(u8::is_ascii_whitespace) {
+        } else if start.is_none() && !piece.starts_with(b"/*") && !piece.iter().all(|byte| is_blank(*byte)) {
             start = Some(at);
         } else if piece.starts_with(b"--") && text.get(at..end).is_some_and(|comment| comment.contains("cutover:")) {
             comments.push((at, end));
@@ -171,6 +172,11 @@ fn token(bytes: &[u8], at: usize) -> Result<usize, (String, usize)> {
         }
         _ => Ok(at + 1),
     }
+}
+
+/// What is blank to PostgreSQL; a blank of Unicode is a character of a name to it.
+fn is_blank(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == b'\x0b'
 }
 
 fn word(byte: u8) -> bool {
@@ -237,6 +243,12 @@ mod tests {
     #[test]
     fn a_dollar_inside_a_name_or_a_parameter_opens_no_quote() {
         assert_eq!(statements("SELECT a$b$ FROM t; SELECT $1; SELECT c").len(), 3);
+    }
+
+    #[test]
+    fn a_blank_that_is_part_of_a_name_to_postgresql_stays() {
+        assert_eq!(statements("SELECT a\u{a0};\x0b;SELECT b \x0b\n"), ["SELECT a\u{a0}", "SELECT b"]);
+        assert_eq!(statements("\u{3000};"), ["\u{3000}"]);
     }
 
     #[test]

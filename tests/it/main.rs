@@ -18,6 +18,7 @@ mod capture_mysql;
 mod check;
 mod connect_mysql;
 mod follow;
+mod fuzz_corpora;
 mod init;
 mod log_contract;
 mod log_embedded;

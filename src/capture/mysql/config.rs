@@ -74,9 +74,8 @@ impl SourceConfig {
             Err(error) => problems.push(("source.url", error.to_string())),
         }
         if self.zero_dates().is_none() {
-            let problem =
-                format!("`{}` is none of \"null\", \"error\", or a date such as \"1970-01-01\"", self.zero_dates);
-            problems.push(("source.zero_dates", problem));
+            let problem = "must be \"null\", \"error\", or a date such as \"1970-01-01\"";
+            problems.push(("source.zero_dates", problem.into()));
         }
         if self.tables.as_ref().is_some_and(Vec::is_empty) {
             problems.push(("source.tables", "names no table; leave it out to follow all of them".into()));

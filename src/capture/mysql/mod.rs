@@ -14,6 +14,8 @@
 
 pub mod binlog;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzz;
 mod progress;
 mod reader;
 mod resume;

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -131,8 +131,28 @@ impl Segment {
     pub(super) fn open(folder: &Path, sequence: u64, salt: Salt) -> Result<Self, SegmentError> {
         let path = Self::path(folder, sequence);
         let file = File::open(&path)?;
-        let len = file.metadata()?.len();
-        let frame = Frames::new(&file, salt, 0, len).next_frame()?;
+        let (header, start) = Header::read(&file, file.metadata()?.len(), sequence, salt)?;
+        Ok(Segment { path, file, header, start })
+    }
+
+    /// Finds how much of the last segment is whole, calling `visit` for every append that is.
+    ///
+    /// # Errors
+    /// When what does not read lies before something that was written after it had become durable: then it
+    /// is damage, and what follows must not be cut off.
+    pub(super) fn recover(
+        &self,
+        salt: Salt,
+        visit: impl FnMut(&Frame) -> Result<(), SegmentError>,
+    ) -> Result<u64, SegmentError> {
+        recover(&self.file, salt, self.start, self.file.metadata()?.len(), visit)
+    }
+}
+
+impl Header {
+    /// The header at the front of a file of `len` bytes, and where the records begin.
+    pub(super) fn read(file: &impl FileExt, len: u64, sequence: u64, salt: Salt) -> Result<(Self, u64), SegmentError> {
+        let frame = Frames::new(file, salt, 0, len).next_frame()?;
         let Some(frame) = frame.filter(|frame| frame.flags == frame::FLAG_SEGMENT) else {
             return Err(SegmentError::Damaged(format!("segment {sequence} has no header")));
         };
@@ -150,65 +170,62 @@ impl Segment {
         if header.sequence != sequence {
             return Err(SegmentError::Damaged(format!("segment {sequence} says that it is {}", header.sequence)));
         }
-        Ok(Segment { path, file, header, start: frame.len as u64 })
-    }
-
-    /// Finds how much of the last segment is whole, calling `visit` for every append that is.
-    ///
-    /// # Errors
-    /// When what does not read lies before something that was written after it had become durable: then it
-    /// is damage, and what follows must not be cut off.
-    pub(super) fn recover(
-        &self,
-        salt: Salt,
-        mut visit: impl FnMut(&Frame) -> Result<(), SegmentError>,
-    ) -> Result<u64, SegmentError> {
-        let len = self.file.metadata()?.len();
-        let mut frames = Frames::new(&self.file, salt, self.start, len);
-        let (mut whole, mut open) = (self.start, Vec::new());
-        loop {
-            let at = frames.at();
-            match frames.next_frame() {
-                Ok(Some(frame)) => {
-                    let is_end = frame.flags & frame::FLAG_END != 0;
-                    open.push(frame);
-                    if is_end {
-                        open.drain(..).try_for_each(|frame| visit(&frame))?;
-                        whole = frames.at();
-                    }
-                }
-                Ok(None) => return Ok(whole),
-                Err(SegmentError::Damaged(reason)) => {
-                    self.check_torn(salt, at, len, reason)?;
-                    return Ok(whole);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Whether what does not read at `damage` may be a torn write: no frame after it knows it as durable.
-    fn check_torn(&self, salt: Salt, damage: u64, len: u64, reason: String) -> Result<(), SegmentError> {
-        let mut at = damage + 1;
-        while at < len {
-            let window = read_at(&self.file, at, CHUNK_BYTES.min(len - at))?;
-            let Some(place) = window.windows(salt.len()).position(|bytes| *bytes == salt) else {
-                // The salt may lie across two windows.
-                at += (window.len() as u64).saturating_sub(salt.len() as u64 - 1).max(1);
-                continue;
-            };
-            at += place as u64;
-            match Frames::new(&self.file, salt, at, len).next_frame() {
-                Ok(Some(frame)) if frame.synced > damage => return Err(SegmentError::Damaged(reason)),
-                Ok(_) | Err(SegmentError::Damaged(_)) => at += 1,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        Ok((header, frame.len as u64))
     }
 }
 
-fn read_at(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
+/// Finds how much of a file of `len` bytes is whole from `start` on; see [`Segment::recover`].
+pub(super) fn recover(
+    file: &impl FileExt,
+    salt: Salt,
+    start: u64,
+    len: u64,
+    mut visit: impl FnMut(&Frame) -> Result<(), SegmentError>,
+) -> Result<u64, SegmentError> {
+    let mut frames = Frames::new(file, salt, start, len);
+    let (mut whole, mut open) = (start, Vec::new());
+    loop {
+        let at = frames.at();
+        match frames.next_frame() {
+            Ok(Some(frame)) => {
+                let is_end = frame.flags & frame::FLAG_END != 0;
+                open.push(frame);
+                if is_end {
+                    open.drain(..).try_for_each(|frame| visit(&frame))?;
+                    whole = frames.at();
+                }
+            }
+            Ok(None) => return Ok(whole),
+            Err(SegmentError::Damaged(reason)) => {
+                check_torn(file, salt, at, len, reason)?;
+                return Ok(whole);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether what does not read at `damage` may be a torn write: no frame after it knows it as durable.
+fn check_torn(file: &impl FileExt, salt: Salt, damage: u64, len: u64, reason: String) -> Result<(), SegmentError> {
+    let mut at = damage + 1;
+    while at < len {
+        let window = read_at(file, at, CHUNK_BYTES.min(len - at))?;
+        let Some(place) = window.windows(salt.len()).position(|bytes| *bytes == salt) else {
+            // The salt may lie across two windows.
+            at += (window.len() as u64).saturating_sub(salt.len() as u64 - 1).max(1);
+            continue;
+        };
+        at += place as u64;
+        match Frames::new(file, salt, at, len).next_frame() {
+            Ok(Some(frame)) if frame.synced > damage => return Err(SegmentError::Damaged(reason)),
+            Ok(_) | Err(SegmentError::Damaged(_)) => at += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn read_at(file: &impl FileExt, at: u64, len: u64) -> io::Result<Bytes> {
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let mut buffer = vec![0; len];
     file.read_exact_at(&mut buffer, at)?;
@@ -217,8 +234,8 @@ fn read_at(file: &File, at: u64, len: u64) -> io::Result<Bytes> {
 
 /// Reads frames from one place of a file to another.
 #[derive(Debug)]
-pub(super) struct Frames<'a> {
-    file: &'a File,
+pub(super) struct Frames<'a, F = File> {
+    file: &'a F,
     salt: Salt,
     /// Where `buffer` is in the file.
     at: u64,
@@ -226,8 +243,8 @@ pub(super) struct Frames<'a> {
     buffer: Bytes,
 }
 
-impl<'a> Frames<'a> {
-    pub(super) fn new(file: &'a File, salt: Salt, at: u64, end: u64) -> Self {
+impl<'a, F: FileExt> Frames<'a, F> {
+    pub(super) fn new(file: &'a F, salt: Salt, at: u64, end: u64) -> Self {
         Frames { file, salt, at, end, buffer: Bytes::new() }
     }
 

@@ -77,10 +77,10 @@ pub(super) struct State {
 /// One partition.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    next: Offset,
+    pub(super) next: Offset,
     applied: Offset,
     /// The value of the last control record, with its offset.
-    control: Option<(Offset, Bytes)>,
+    pub(super) control: Option<(Offset, Bytes)>,
     /// Where the last readers go on, the latest first.
     pub(super) cursors: VecDeque<Cursor>,
 }
@@ -367,7 +367,7 @@ fn header(topic: Topic, sequence: u64, settings: &Settings, lanes: &[Lane]) -> H
 }
 
 /// Moves the lanes past a frame's records.
-fn restore(lanes: &mut [Lane], payload: &Bytes) -> Result<(), SegmentError> {
+pub(super) fn restore(lanes: &mut [Lane], payload: &Bytes) -> Result<(), SegmentError> {
     let damaged = || SegmentError::Damaged("a record batch is not well formed".into());
     for run in frame::runs(payload).ok_or_else(damaged)? {
         let lane = lanes.get_mut(run.partition as usize).filter(|lane| lane.next == run.first).ok_or_else(damaged)?;

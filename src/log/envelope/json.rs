@@ -111,14 +111,16 @@ impl<'a> Scanner<'a> {
         found
     }
 
-    /// Steps over `"name":` if exactly that is next.
+    /// Steps over `"name":` if exactly that is next. A name that has to be escaped is left to [`key`](Scanner::key): its
+    /// bytes as they are would be another name's spelling, or none.
     pub(super) fn accept_key(&mut self, name: &str) -> bool {
         let name = name.as_bytes();
         let found = self.peek() == Some(b'"')
             && self
                 .rest()
                 .get(1..)
-                .is_some_and(|rest| rest.starts_with(name) && rest[name.len()..].starts_with(b"\":"));
+                .is_some_and(|rest| rest.starts_with(name) && rest[name.len()..].starts_with(b"\":"))
+            && plain_len(name) == name.len();
         self.at += if found { name.len() + 3 } else { 0 };
         found
     }

@@ -138,6 +138,21 @@ fn other_writers_may_reorder_add_wrap_and_space() {
 }
 
 #[test]
+fn a_column_whose_name_needs_escapes_is_found_by_its_name_and_not_by_its_spelling() {
+    for (name, right, wrong) in [
+        ("back\\slash", r#""back\\slash""#, r#""back\slash""#),
+        ("a\\n", r#""a\\n""#, r#""a\n""#),
+        ("line\n", r#""line\n""#, "\"line\n\""),
+        ("a\":1,\"b", r#""a\":1,\"b""#, r#""a":1,"b""#),
+    ] {
+        let schema = schema(&[name], &[0]);
+        let image = |key: &str| format!(r#"{{"after":{{{key}:2}},"op":"c"}}"#);
+        assert_eq!(decode(&image(right), &schema), Ok(vec![Some("2".into())]), "{name:?}");
+        assert!(decode(&image(wrong), &schema).is_err(), "{wrong} is not {name:?}");
+    }
+}
+
+#[test]
 fn what_is_missing_or_ambiguous_is_an_error() {
     let schema = schema(&["a", "b"], &[0]);
     let image = r#"{"a":1,"b":2}"#;

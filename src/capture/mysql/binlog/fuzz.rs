@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    DecodeOptions, Event, Flavor, Header, RowDecoder, TableMap, TableMapBody, WireType, count_rows, ddl, decode,
+    DecodeOptions, Event, Flavor, Header, RowDecoder, SqlMode, TableMap, TableMapBody, WireType, count_rows,
+    ddl::{self, Statement},
+    decode,
 };
-use crate::model::{Column, ColumnType, TableName, TableSchema};
+use crate::model::{Column, ColumnType, TableName, TableSchema, fuzz::Input};
 
 /// The first byte is the flavor, the next nineteen a header, the rest a body.
 pub fn event(bytes: &[u8]) {
@@ -37,6 +39,56 @@ pub fn rows(bytes: &[u8]) {
     drop(count_rows(&map, &rows));
     let Ok(decoder) = RowDecoder::new(&map, fitting_schema(&map), &DecodeOptions::default()) else { return };
     decoder.rows(&rows).into_iter().flatten().for_each(drop);
+}
+
+/// The first byte is the SQL mode, and whether the rest is the text of a statement, or names and a comment for some.
+pub fn statements(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let mode = SqlMode { ansi_quotes: first & 1 == 1, no_backslash_escapes: first & 2 == 2 };
+    if first & 4 == 4 {
+        return named_statements(&mut Input::new(rest), mode);
+    }
+    let text = String::from_utf8_lossy(rest);
+    let found = ddl::classify(&text, "s", mode);
+    let ends = text.bytes().filter(|byte| *byte == b';').count() + 1;
+    // CREATE OR REPLACE TABLE is two.
+    assert!(found.len() <= 2 * ends, "a semicolon ends a statement");
+    for statement in found {
+        if let Statement::AlterTable { kinds, columns, .. } = statement {
+            assert!(!kinds.is_empty() && kinds.len() + columns.len() <= 2 * text.len() + 1);
+        }
+    }
+}
+
+/// Statements about tables and columns of any name, behind any comment, are told for what they are.
+fn named_statements(input: &mut Input<'_>, mode: SqlMode) {
+    let quote = if mode.ansi_quotes && input.byte() & 1 == 1 { '"' } else { '`' };
+    let quoted = |name: &str| format!("{quote}{}{quote}", name.replace(quote, &format!("{quote}{quote}")));
+    let (schema, old, new) = (input.text(), input.text(), input.text());
+    let comment = input.text().replace(['*', '\n'], " ");
+    let comment = match input.below(3) {
+        0 => format!("/* {comment} */"),
+        1 => format!("-- {comment}\n"),
+        _ => format!("#{comment}\n"),
+    };
+    let table = |name: &str| TableName::new(&*schema, name);
+    let spelled = |name: &str| format!("{}.{}", quoted(&schema), quoted(name));
+    let (a, b) = (spelled(&old), spelled(&new));
+    let altered = Statement::AlterTable {
+        table: table(&old),
+        kinds: vec![ddl::AlterKind::DropColumn, ddl::AlterKind::AddColumn],
+        columns: if old == new { vec![old.clone()] } else { vec![new.clone(), old.clone()] },
+    };
+    for (sql, expected) in [
+        (format!("TRUNCATE {comment} TABLE {a}"), Statement::Truncate(table(&old))),
+        (format!("{comment}DROP TABLE IF EXISTS {a} , {b}"), Statement::DropTable(vec![table(&old), table(&new)])),
+        (format!("RENAME TABLE {a}{comment}TO {b};"), Statement::RenameTable(vec![(table(&old), table(&new))])),
+        (format!("CREATE TABLE {a} (x INT {comment})"), Statement::CreateTable(table(&old))),
+        (format!("ALTER TABLE {a} DROP {}, ADD {} INT", quoted(&new), quoted(&old)), altered),
+        (format!("{comment} DELETE FROM {a}"), Statement::Dml),
+    ] {
+        assert_eq!(ddl::classify(&sql, "other", mode), [expected], "{sql}");
+    }
 }
 
 fn flavor(byte: u8) -> Flavor {

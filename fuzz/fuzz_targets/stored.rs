@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    cutover::log::fuzz::stored(bytes);
+    cutover::capture::mysql::fuzz::position(bytes);
+});
