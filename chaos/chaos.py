@@ -47,19 +47,19 @@ class Run:
         self.servers = Servers(self.journal)
         self.proxies = Proxies()
         self.controls = Controls()
-        self.pipelines = [self.pipeline("shop", "mysql80", 0), self.pipeline("bank", "mariadb", 1)]
+        self.pipelines = [self.pipeline("shop", "mysql80", ShopTables.TABLES, 0), self.pipeline("bank", "mariadb", BankTables.TABLES, 1)]
         self.loads, self.counts = [], Counter()
         self.rows_compared = self.rows_different = None
         self.watching = threading.Event()
 
-    def pipeline(self, name, source, number):
+    def pipeline(self, name, source, tables, number):
         base = int(os.environ["CHAOS_PORT_BASE"]) + 351 + 20 * number
         proxies = {
             "source": self.proxies.open(f"{name} source", base, self.servers.ports[source]),
             "target": self.proxies.open(f"{name} target", base + 1, self.servers.ports["pg15"]),
         }
         environment = {**os.environ, "CHAOS_SOURCE_PROXY": str(base), "CHAOS_TARGET_PROXY": str(base + 1)}
-        return Pipeline(name, source, name, f"chaos/{name}.toml", self.arguments.binary, self.folder, environment, base + 2,
+        return Pipeline(name, source, name, tables, f"chaos/{name}.toml", self.arguments.binary, self.folder, environment, base + 2,
                         proxies, Disk(f"chaos-run/disk-{name}"), self.servers, self.journal)
 
     def say(self, text):

@@ -18,7 +18,8 @@ from worker import Worker as BenchWorker
 
 HTTP_PORTS = 8
 LEASE_LOST = "has taken the lease"
-HALTED = re.compile(r"ERROR.* halted\b.*")
+HALTED = re.compile(r"ERROR halted\b.*")
+COPY_AGAIN = "copy every table again with `cutover resnapshot"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -59,8 +60,8 @@ class Worker(BenchWorker):
 
 
 class Pipeline:
-    def __init__(self, name, source, database, config, binary, folder, environment, http_base, proxies, disk, servers, journal):
-        self.name, self.source, self.database, self.config = name, source, database, config
+    def __init__(self, name, source, database, tables, config, binary, folder, environment, http_base, proxies, disk, servers, journal):
+        self.name, self.source, self.database, self.tables, self.config = name, source, database, tables, config
         self.binary, self.folder, self.environment = binary, folder, environment
         self.http_base, self.proxies, self.disk = http_base, proxies, disk
         self.servers, self.journal = servers, journal
@@ -69,6 +70,7 @@ class Pipeline:
         self.current = None
         self.starts = 0
         self.in_hands = threading.Event()    # a fault looks after the workers at the moment
+        self.halts = set()
         self.lag_max = 0.0
         # What a change of a column in use must have led to: (table, generation before it).
         self.recopies_owed = []
@@ -113,8 +115,7 @@ class Pipeline:
                     continue
                 worker.judged = True
                 code, text = worker.process.returncode, worker.said()
-                for halt in HALTED.findall(text):
-                    self.journal.problem(f"{self.name}: worker {worker.number} {halt[:400]}")
+                self.look_for_halts(worker, text)
                 if "panicked" in text:
                     self.journal.problem(f"{self.name}: worker {worker.number} panicked: {worker.log}")
                 if code not in worker.expected or (code == 3 and LEASE_LOST not in text):
@@ -122,8 +123,26 @@ class Pipeline:
                     self.journal.problem(f"{self.name}: worker {worker.number} ended by itself with {code}: {last} ({worker.log})")
                 else:
                     self.journal.note(f"{self.name}: worker {worker.number} ended with {code}, as it should")
+            if self.current is not None and self.current.alive():
+                self.look_for_halts(self.current, self.current.said())
             if self.current is not None and not self.current.alive() and not self.in_hands.is_set():
                 self.start_worker()
+
+    def look_for_halts(self, worker, text):
+        """A halt is a problem. Its remedy is followed where it is a command, so that the rest of the run means something."""
+        for halt in HALTED.findall(text):
+            if (worker.number, halt) in self.halts:
+                continue
+            self.halts.add((worker.number, halt))
+            self.journal.problem(f"{self.name}: worker {worker.number} {halt[:400]}")
+            if COPY_AGAIN in halt and worker is self.current and worker.alive():
+                threading.Thread(target=self.copy_everything_again, daemon=True).start()
+
+    def copy_everything_again(self):
+        for table in self.tables:
+            command = self.command("resnapshot", table)
+            said = command.communicate()[0].strip()
+            self.journal.note(f"{self.name}: the halt's remedy, resnapshot {table}, ended with {command.returncode}: {said[-200:]}")
 
     def sample(self):
         lag = self.current.metric("cutover_sync_lag_seconds") if self.current else None

@@ -53,9 +53,9 @@ class WorkerFaults(Faults):
 
     def take_over(self, draw):
         """Stopped until a second worker has the lease; continued, it must notice and leave."""
-        first, before = self.pipeline.current, self.epoch()
-        if before is None:
-            return self.skipped("worker paused until a second one took over", "the target is away")
+        first = self.pipeline.current
+        if self.lease_holder() != first.process.pid:
+            return self.skipped("worker paused until a second one took over", "it has no lease yet, or the target is away")
         first.signal(signal.SIGSTOP)
         second = self.pipeline.start_worker(current=False)
         self.injected("worker paused until a second one took over", f"worker {first.number}, then {second.number}")
@@ -64,17 +64,17 @@ class WorkerFaults(Faults):
         while not taken and time.monotonic() < deadline and not self.controls.stop.is_set():
             self.rest(0.5)
             # The second one holds it for a moment at a time, as long as the first one has the log open.
-            now = self.epoch()
-            taken = now is not None and now > before
+            taken = self.lease_holder() == second.process.pid
         self.rest(draw.uniform(0, 6))
         first.expected.add(3)
         first.signal(signal.SIGCONT)
         self.settle(first, second, taken)
 
-    def epoch(self):
-        """The number of the newest lease; None while the target is away."""
+    def lease_holder(self):
+        """The process that took the newest lease; None while the target is away."""
         rows = self.pipeline.servers.ask_target(
-            self.pipeline.database, "SELECT epoch FROM cutover.lease WHERE pipeline = %s AND role = 'worker'", self.where)
+            self.pipeline.database, "SELECT split_part(holder, ':', 2)::int FROM cutover.lease WHERE pipeline = %s "
+            "AND role = 'worker' AND holder <> ''", self.where)
         return rows[0][0] if rows else None
 
     def settle(self, first, second, taken):
