@@ -1,15 +1,18 @@
 # The commands of the house. `scripts/services` installs and starts the real servers; it says what it installs.
 
 SERVICES := scripts/services
-INSTANCES := test demo bench ci
+INSTANCES := test demo bench ci chaos
 SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
-.PHONY: help demo test simulate bench-smoke check clean-services
+MINUTES := 10
+
+.PHONY: help demo test simulate chaos bench-smoke check clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running)"
 	@echo "make test            all tests, against real servers, which stay up for the next run"
 	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
+	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
 	@echo "make check           format, lints, dependency policy"
 	@echo "make clean-services  stop and delete the servers of this checkout, data and binaries"
@@ -26,6 +29,9 @@ simulate:
 	$(SERVICES) install build
 	CUTOVER_SIMULATE_SEEDS=$(or $(SEEDS),0..1000000) $(if $(RUN),CUTOVER_SIMULATE_RUN=$(RUN)) \
 		cargo test --locked --profile simulate --test it -- --ignored --nocapture simulator::as_many_seeds_as_asked
+
+chaos:
+	scripts/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench-smoke:
 	scripts/bench-smoke

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use mysql_async::Conn;
 use tokio::sync::{mpsc, watch};
 
 use super::store::Store;
@@ -14,10 +15,11 @@ use crate::{
     database::mysql::{
         catalog::{self, CatalogError},
         connect::{ConnectError, Connector, QueryError},
+        liveness,
         scan::{ScanError, Scanner, Watermark},
         server::{self, ServerFacts},
     },
-    model::{Disposition, Position, TableName, TableSchema, Version},
+    model::{Disposition, MysqlPosition, Position, TableName, TableSchema, Version},
     observe::{Captured, now_us},
     pipeline::capture::{OpenSource, Register},
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
@@ -131,12 +133,15 @@ impl Register for Notes {
 impl OpenScan for MysqlServer {
     async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
         let scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
-        Ok(Box::new(MysqlScan { scanner }))
+        Ok(Box::new(MysqlScan { scanner, connector: self.connector.clone() }))
     }
 
     async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
         let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
-        let found = catalog::load_tables(&mut conn, &self.database, Some(&[table.to_owned()])).await?;
+        let (id, only) = (conn.id(), [table.to_owned()]);
+        let found = catalog::load_tables(&mut conn, &self.database, Some(&only));
+        let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
+        let found = found?;
         drop(conn.disconnect().await);
         found.into_iter().next().map(Arc::new).ok_or_else(|| SnapshotError::Halt {
             reason: format!("the source has no table {}.{table} any more", self.database),
@@ -146,8 +151,9 @@ impl OpenScan for MysqlServer {
 
     async fn end(&self) -> Result<Position, SnapshotError> {
         let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
-        let facts = ServerFacts::load(&mut conn).await.map_err(ScanError::from)?;
-        let end = server::current_position(&mut conn, &facts).await.map_err(ScanError::from)?;
+        let id = conn.id();
+        let end = liveness::answered(&self.connector, id, here(&mut conn)).await;
+        let end = end.map_or_else(gone, |end| Ok(end.map_err(ScanError::from)?))?;
         drop(conn.disconnect().await);
         Ok(Position::Mysql(end))
     }
@@ -155,6 +161,39 @@ impl OpenScan for MysqlServer {
 
 struct MysqlScan {
     scanner: Scanner,
+    connector: Connector,
+}
+
+impl MysqlScan {
+    /// Rows as they come: a server may take its time, but it has to have the session still.
+    async fn rows(
+        &mut self,
+        table: &TableSchema,
+        range: &Range,
+        watermark: &Watermark,
+        blocks: &mpsc::Sender<Block>,
+    ) -> Result<(), SnapshotError> {
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let mut rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
+        loop {
+            let batch = rows.next_batch(BLOCK_ROWS).await?;
+            // A closed channel means that the writer has failed: its error is the one that counts.
+            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Where the source's log ends now.
+async fn here(conn: &mut Conn) -> Result<MysqlPosition, QueryError> {
+    let facts = ServerFacts::load(conn).await?;
+    server::current_position(conn, &facts).await
+}
+
+/// The error of a scan whose session is gone.
+fn gone<T>() -> Result<T, SnapshotError> {
+    Err(SnapshotError::Source("it has the session no more, though the connection stands".into()))
 }
 
 #[async_trait]
@@ -165,11 +204,15 @@ impl Scan for MysqlScan {
         lower: Option<&str>,
         rows: u64,
     ) -> Result<Option<String>, SnapshotError> {
-        Ok(self.scanner.next_bound(table, lower, rows).await?)
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        let bound = liveness::answered(&connector, id, self.scanner.next_bound(table, lower, rows)).await;
+        bound.map_or_else(gone, |bound| Ok(bound?))
     }
 
     async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
-        Ok(self.scanner.estimate_rows(&table.table).await?)
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        let rows = liveness::answered(&connector, id, self.scanner.estimate_rows(&table.table)).await;
+        rows.map_or_else(gone, |rows| Ok(rows?))
     }
 
     async fn read(
@@ -184,15 +227,8 @@ impl Scan for MysqlScan {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
         };
         let watermark = Watermark { position, version: clock };
-        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
-        let mut rows = self.scanner.read_chunk(table, lower, upper, &watermark).await?;
-        loop {
-            let batch = rows.next_batch(BLOCK_ROWS).await?;
-            // A closed channel means that the writer has failed: its error is the one that counts.
-            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
-                return Ok(());
-            }
-        }
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        liveness::answered(&connector, id, self.rows(table, range, &watermark, &blocks)).await.unwrap_or_else(gone)
     }
 }
 

@@ -72,8 +72,12 @@ impl Steward {
 
     /// Starts the apply loops and looks after the pipeline until `stop` or until it is synced.
     pub(super) async fn run(&mut self, stop: CancellationToken) -> Result<Ended, WorkerError> {
-        self.remember_counts().await?;
-        self.note_script().await?;
+        let prepared = self.worker.patiently("state", || async {
+            self.remember_counts().await?;
+            self.note_script().await?;
+            Ok(())
+        });
+        let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
         self.start_applying(&stop);
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
         loop {

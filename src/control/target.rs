@@ -54,6 +54,8 @@ pub struct PgTarget {
     store: Arc<Store>,
     pub(super) lease_epoch: i64,
     sources: Vec<Arc<TableSchema>>,
+    /// The version as of which the source had these tables.
+    planned_at: Version,
     plans: RwLock<Arc<[Plan]>>,
 }
 
@@ -63,6 +65,7 @@ impl PgTarget {
         worker: &Worker,
         lease_epoch: i64,
         tables: &[TableSchema],
+        planned_at: Version,
     ) -> Result<Self, TargetError> {
         let target = PgTarget {
             config: Arc::clone(&worker.config),
@@ -70,6 +73,7 @@ impl PgTarget {
             store: Arc::clone(&worker.store),
             lease_epoch,
             sources: tables.iter().cloned().map(Arc::new).collect(),
+            planned_at,
             plans: RwLock::new(Arc::from([])),
         };
         let session = target.session("prepare").await?;
@@ -242,7 +246,7 @@ impl PgTarget {
             check_offset: topic == Topic::Changes,
             config: self.config.apply.clone(),
         };
-        PostgresSink::open(options, self.plans()).await
+        Ok(PostgresSink::open(options, self.plans()).await?.planned_at(self.planned_at))
     }
 }
 

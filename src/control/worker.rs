@@ -8,7 +8,10 @@
 //!
 //! Every task has its place in one `JoinSet` and ends with the token that it was given.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,14 +30,14 @@ use crate::{
     database::{
         Problem,
         mysql::{
-            catalog,
+            self, catalog,
             connect::{ConnectError, Connector},
             server::{self, Flavor, Grants, ServerFacts},
         },
         postgres::{self, PgError, privileges},
     },
     log::{Log, LogError, Topic, embedded::EmbeddedLog},
-    model::{Disposition, MysqlPosition, Position, TableSchema},
+    model::{Disposition, MysqlPosition, Position, TableSchema, Version},
     observe::{Frontier, Halt, Halts, Machine},
     pipeline::{
         apply::{self, ApplyLoop},
@@ -47,6 +50,8 @@ use crate::{
 /// How long a stopping worker waits for its tasks.
 const DRAIN_MAX: Duration = Duration::from_secs(8);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// A worker that has waited for longer than this looks at the source again.
+const STALE_AFTER: Duration = Duration::from_secs(2);
 /// Snapshot rows written in one transaction: the stream waits for at most one such transaction.
 const SNAPSHOT_BATCH_ROWS_MAX: usize = 2_000;
 
@@ -141,6 +146,7 @@ struct Opened {
     facts: ServerFacts,
     tables: Vec<TableSchema>,
     end: MysqlPosition,
+    at: Instant,
 }
 
 /// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
@@ -210,7 +216,11 @@ impl Worker {
     }
 
     /// Tries until it works, until it is hopeless, or until the worker is stopped (then none).
-    async fn patiently<T, F>(&self, part: &str, mut attempt: impl FnMut() -> F) -> Result<Option<T>, WorkerError>
+    pub(super) async fn patiently<T, F>(
+        &self,
+        part: &str,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<Option<T>, WorkerError>
     where
         F: Future<Output = Result<T, Attempt>>,
     {
@@ -244,7 +254,14 @@ impl Worker {
 
     async fn open_source(&self) -> Result<Opened, Attempt> {
         let connector = Connector::new(&self.config.source.url)?;
-        let mut conn = connector.connect().await?;
+        let conn = connector.connect().await?;
+        let id = conn.id();
+        let opened = mysql::liveness::answered(&connector, id, self.look_at(connector.clone(), conn)).await;
+        opened.unwrap_or_else(|| Err(Attempt::Later("the source has ended the session".into())))
+    }
+
+    /// What the source is, if it can be captured.
+    async fn look_at(&self, connector: Connector, mut conn: mysql_async::Conn) -> Result<Opened, Attempt> {
         let database = connector.database().unwrap_or_default();
         let grants = Grants::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
         // What a role gives is not in the list: then the server itself says what is missing.
@@ -263,7 +280,7 @@ impl Worker {
         if let Err(error) = conn.disconnect().await {
             tracing::debug!(%error, "the connection for the catalog did not close well");
         }
-        Ok(Opened { connector, facts, tables, end })
+        Ok(Opened { connector, facts, tables, end, at: Instant::now() })
     }
 
     async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
@@ -323,6 +340,25 @@ impl Worker {
         Ok(true)
     }
 
+    /// The tables may have changed while this worker waited for another one's end.
+    async fn up_to_date(&self, opened: Opened) -> Result<Option<Opened>, WorkerError> {
+        if opened.at.elapsed() < STALE_AFTER {
+            return Ok(Some(opened));
+        }
+        let again = self.patiently("source", || self.open_source()).await?;
+        Ok(again.map(|again| Opened { end: opened.end, ..again }))
+    }
+
+    /// Registers the tables, and takes from the target what it has: how far it is behind, and its position in the source.
+    async fn take_stock(&self, tables: &[String]) -> Result<Option<(Position, Version)>, Attempt> {
+        // A stalled pipeline that is restarted has the lag that it had.
+        for (partition, newest_us) in self.store.newest_commits().await? {
+            self.frontier.applied_changes(partition, 0, None, Some(newest_us));
+        }
+        self.store.register_tables(tables).await?;
+        Ok(self.store.position().await?)
+    }
+
     /// Runs the pipeline while this process holds the lease.
     async fn hold(
         &self,
@@ -333,24 +369,28 @@ impl Worker {
         until_synced: bool,
         show: fn(&Status),
     ) -> Result<Ended, WorkerError> {
-        let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
         let work = self.stop.child_token();
         let _ended_with_this = work.clone().drop_guard();
         let renewing = renew(Arc::clone(leases), self.config.name.clone(), lease, work.clone());
         let mut renewing = tokio::spawn(renewing);
-        // A stalled pipeline that is restarted has the lag that it had.
-        for (partition, newest_us) in self.store.newest_commits().await? {
-            self.frontier.applied_changes(partition, 0, None, Some(newest_us));
-        }
-        self.store.register_tables(&names).await?;
-        let prepared =
-            self.patiently("target", || async { Ok(PgTarget::prepare(self, lease.epoch, &opened.tables).await?) });
+        let Some(opened) = self.up_to_date(opened).await? else { return Ok(Ended::Stopped) };
+        let names: Vec<String> = opened.tables.iter().map(|schema| schema.table.table.clone()).collect();
+        let Some(fallback) = self.patiently("target", || self.take_stock(&names)).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let Some(planned_at) = self.patiently("log", || newest_version(&log, opened.facts.now_us)).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let prepared = self.patiently("target", || async {
+            Ok(PgTarget::prepare(self, lease.epoch, &opened.tables, planned_at).await?)
+        });
         let Some(target) = prepared.await?.map(Arc::new) else { return Ok(Ended::Stopped) };
         let mut tasks = JoinSet::new();
 
-        let fallback = self.store.position().await?;
         // With a stored position the clock is stored as well, and is the highest.
-        let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
+        let clock_min = self
+            .patiently("target", || async { Ok(if fallback.is_none() { target.highest_version().await? } else { 0 }) });
+        let Some(clock_min) = clock_min.await? else { return Ok(Ended::Stopped) };
         let server = Arc::new(MysqlServer {
             pipeline: self.config.name.clone(),
             config: self.config.source.clone(),
@@ -447,7 +487,7 @@ impl Worker {
 }
 
 /// Why one attempt at something needed for the start did not work.
-enum Attempt {
+pub(super) enum Attempt {
     Later(String),
     Hopeless(WorkerError),
 }
@@ -519,6 +559,18 @@ fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Ve
         add(what, "add one at the source, or leave the table out of [source] tables");
     }
     problems
+}
+
+/// The version up to which everything happened before the source's tables were looked at, at `now_us` of its clock: what the
+/// log holds may be of a clock that was ahead.
+async fn newest_version(log: &Arc<dyn Log>, now_us: i64) -> Result<Version, Attempt> {
+    let mut newest = now_us;
+    for partition in 0..log.partitions() {
+        let last = log.last_control(Topic::Changes, partition).await;
+        let last = last.map_err(|error| Attempt::Later(error.to_string()))?;
+        newest = last.map_or(newest, |(_, control)| newest.max(control.clock));
+    }
+    Ok(newest)
 }
 
 /// Renews the lease until `stop`; true if it was lost.

@@ -190,6 +190,7 @@ pub enum Network {
 pub struct Proxy {
     port: u16,
     network: watch::Sender<Network>,
+    deserted: watch::Sender<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -202,15 +203,17 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let network = watch::Sender::new(network);
         let states = network.subscribe();
+        let deserted = watch::Sender::new(());
+        let desertions = deserted.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 if *states.borrow() != Network::Cut {
-                    tokio::spawn(connect(client, server.clone(), states.clone()));
+                    tokio::spawn(connect(client, server.clone(), states.clone(), desertions.subscribe()));
                 }
             }
         });
-        Proxy { port, network, accepting }
+        Proxy { port, network, deserted, accepting }
     }
 
     /// The URL that leads through this network.
@@ -223,6 +226,11 @@ impl Proxy {
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
     }
+
+    /// Takes the server away from the connections that there are, without a word to their clients. New ones are not concerned.
+    pub fn desert(&self) {
+        self.deserted.send_replace(());
+    }
 }
 
 impl Drop for Proxy {
@@ -232,16 +240,25 @@ impl Drop for Proxy {
     }
 }
 
-async fn connect(client: TcpStream, server: String, network: watch::Receiver<Network>) {
+async fn connect(
+    client: TcpStream,
+    server: String,
+    network: watch::Receiver<Network>,
+    mut deserted: watch::Receiver<()>,
+) {
     let Ok(server) = TcpStream::connect(server).await else { return };
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
     tokio::select! {
-        () = pump(from_client, to_server, network.clone()) => {}
-        () = pump(from_server, to_client, network) => {}
+        () = pump(&mut from_client, &mut to_server, network.clone()) => return,
+        () = pump(&mut from_server, &mut to_client, network) => return,
+        _ = deserted.changed() => {}
     }
+    drop((from_server, to_server));
+    let _until_the_client_gives_up = tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await;
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut network: watch::Receiver<Network>) {
+async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, mut network: watch::Receiver<Network>) {
     let mut bytes = vec![0; 64 << 10];
     loop {
         let read = tokio::select! {

@@ -14,6 +14,7 @@ mod apply_rate;
 mod apply_rig;
 mod apply_rules;
 mod bad_input;
+mod broken_sessions;
 mod capture_mysql;
 mod check;
 mod connect_mysql;

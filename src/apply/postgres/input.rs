@@ -89,18 +89,26 @@ pub fn items<'a>(events: &'a [Event]) -> Vec<Item<'a>> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     pub plan: usize,
-    /// Places in the schema of the columns that the plan reads.
-    pub columns: Vec<usize>,
+    /// Places in the schema of the columns that the plan reads; none for one that is younger than the schema.
+    pub columns: Vec<Option<usize>>,
     pub types: Vec<ColumnType>,
 }
 
 impl Binding {
-    /// Matches by name. A column that the plan reads and the schema lacks stops the pipeline: the log keeps everything.
-    pub fn new(index: usize, plan: &Plan, schema: &TableSchema) -> Result<Self, ApplyError> {
+    /// Matches by name. A column that the plan reads and the schema lacks stops the pipeline: the log keeps everything. Rows
+    /// from before a column was added go without it where no transform asks for it: with a column that is new to both
+    /// sides their table is copied again.
+    pub fn new(index: usize, plan: &Plan, schema: &TableSchema, before_plan: bool) -> Result<Self, ApplyError> {
         let mut binding = Binding { plan: index, columns: Vec::new(), types: Vec::new() };
         for name in &plan.reads {
             let place = schema.columns.iter().position(|column| column.name == *name);
             let Some((place, column)) = place.and_then(|place| Some((place, schema.columns.get(place)?))) else {
+                let added = plan.source.columns.iter().find(|column| column.name == *name);
+                if let Some(added) = added.filter(|_| before_plan && plan.file.is_none()) {
+                    binding.columns.push(None);
+                    binding.types.push(added.column_type.clone());
+                    continue;
+                }
                 return Err(ApplyError::Halt {
                     reason: format!(
                         "{} reads column `{name}`, which source table {} no longer has",
@@ -110,7 +118,7 @@ impl Binding {
                     remedy: "change the transform and start again; the log keeps every change until then".into(),
                 });
             };
-            binding.columns.push(place);
+            binding.columns.push(Some(place));
             binding.types.push(column.column_type.clone());
         }
         Ok(binding)
@@ -122,18 +130,21 @@ impl Binding {
 pub struct Bindings {
     by_schema: HashMap<u64, Arc<[usize]>>,
     pub all: Vec<Binding>,
+    /// The plans were made for tables as they were at this version; what is older may lack columns that came since.
+    pub planned_at: Version,
 }
 
 impl Bindings {
-    /// The bindings of a schema: one for each plan that reads its table.
-    pub fn of(&mut self, plans: &[Plan], schema: &TableSchema) -> Result<Arc<[usize]>, ApplyError> {
+    /// The bindings of an event's schema: one for each plan that reads its table.
+    pub fn of(&mut self, plans: &[Plan], event: &RowEvent) -> Result<Arc<[usize]>, ApplyError> {
+        let schema = &event.schema;
         let id = schema.id();
         if let Some(known) = self.by_schema.get(&id) {
             return Ok(known.clone());
         }
         let mut places = Vec::new();
         for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.source.table == schema.table) {
-            let binding = Binding::new(index, plan, schema)?;
+            let binding = Binding::new(index, plan, schema, event.version <= self.planned_at)?;
             let known = self.all.iter().position(|other| *other == binding);
             places.push(known.unwrap_or_else(|| {
                 self.all.push(binding);
@@ -207,7 +218,7 @@ impl<'a> Input<'a> {
                 if let Some(known) = schemas.get(&address) {
                     return Ok(known.clone());
                 }
-                let found = bindings.of(plans, &event.schema)?;
+                let found = bindings.of(plans, event)?;
                 schemas.insert(address, found.clone());
                 Ok(found)
             };
@@ -304,11 +315,11 @@ impl<'a> Input<'a> {
     }
 
     /// One column of these images, as the array to send.
-    pub fn column(&self, images: &Images, column: usize) -> Vec<Option<&str>> {
+    pub fn column(&self, images: &Images, column: Option<usize>) -> Vec<Option<&str>> {
         images
             .rows
             .iter()
-            .map(|row| self.rows.get(*row).and_then(|row| row.get(column)).and_then(|cell| cell.as_deref()))
+            .map(|row| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref()))
             .collect()
     }
 
@@ -326,8 +337,8 @@ fn nul(text: &str) -> bool {
     text.as_bytes().contains(&0)
 }
 
-fn has_nul(row: &envelope::Row<'_>, columns: &[usize]) -> bool {
-    columns.iter().any(|column| row.get(*column).and_then(|cell| cell.as_deref()).is_some_and(nul))
+fn has_nul(row: &envelope::Row<'_>, columns: &[Option<usize>]) -> bool {
+    columns.iter().flatten().any(|column| row.get(*column).and_then(|cell| cell.as_deref()).is_some_and(nul))
 }
 
 /// A record that cannot be read is never skipped: its row would be lost.

@@ -40,7 +40,7 @@ use super::{Applied, ApplyError, Batch, Counts, Sink};
 use crate::{
     database::postgres::{Options, PgError, Session, Target, catalog},
     log::Topic,
-    model::{Plan, TableSchema},
+    model::{Plan, TableSchema, Version},
 };
 
 /// How often a batch starts over because another lane set rows aside meanwhile.
@@ -114,6 +114,13 @@ impl PostgresSink {
             begun: false,
             unfinished: false,
         })
+    }
+
+    /// Says as of which version the plans know the source's tables. Without it no event is older than they are.
+    #[must_use]
+    pub fn planned_at(mut self, version: Version) -> Self {
+        self.bindings.planned_at = version;
+        self
     }
 
     /// Whether foreign keys and ordinary triggers rest in this sink's session.

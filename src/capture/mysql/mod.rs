@@ -14,6 +14,7 @@
 
 pub mod binlog;
 pub mod config;
+mod described;
 #[doc(hidden)]
 pub mod fuzz;
 mod progress;
@@ -42,6 +43,7 @@ use crate::{
     database::mysql::{
         catalog::{CatalogError, load_tables},
         connect::{ConnectError, QueryError},
+        liveness,
         server::{self, Flavor, ServerFacts},
     },
     model::{Clock, Disposition, MysqlPosition, TableName, TableSchema, Version, ZeroDates},
@@ -68,9 +70,21 @@ impl MysqlSource {
         config: &MysqlSourceConfig,
         from: Option<(MysqlPosition, Version)>,
         known: &[Arc<TableSchema>],
-        watch: &[TableName],
+        watched: &[TableName],
     ) -> Result<Self, CaptureError> {
-        let mut conn = config.connector.connect().await.map_err(connect_error)?;
+        let conn = config.connector.connect().await.map_err(connect_error)?;
+        let id = conn.id();
+        let opened = liveness::answered(&config.connector, id, Self::open_on(conn, config, from, known, watched)).await;
+        opened.unwrap_or_else(|| Err(gone()))
+    }
+
+    async fn open_on(
+        mut conn: Conn,
+        config: &MysqlSourceConfig,
+        from: Option<(MysqlPosition, Version)>,
+        known: &[Arc<TableSchema>],
+        watched: &[TableName],
+    ) -> Result<Self, CaptureError> {
         let facts = ServerFacts::load(&mut conn).await.map_err(query_error)?;
         refuse_settings(&facts)?;
         let clock_ahead_max_us = config.clock_ahead_max_us;
@@ -86,7 +100,7 @@ impl MysqlSource {
         let mut progress = Progress::new(&position, facts.flavor == Flavor::Mariadb)
             .map_err(|error| halt(format!("the stored position cannot be read: {error}"), COPY_AGAIN))?;
         progress.moved_to(&facts.server);
-        let schemas = watched_schemas(&mut conn, known, watch).await?;
+        let schemas = watched_schemas(&mut conn, known, watched).await?;
         let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates));
         let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us);
         for schema in schemas {
@@ -102,7 +116,7 @@ impl MysqlSource {
             gtids = !matches!(start, Start::File { .. }),
             file = position.file,
             offset = position.offset,
-            tables = watch.len(),
+            tables = watched.len(),
             "capture starts"
         );
         let stream = Stream::open(conn, flavor, &start, config.server_id).await?;
@@ -134,8 +148,10 @@ impl MysqlSource {
 
     async fn present_schema(&self, table: &TableName) -> Result<Option<TableSchema>, CaptureError> {
         let mut conn = self.config.connector.connect().await.map_err(connect_error)?;
-        let only = [table.table.clone()];
-        let schemas = load_tables(&mut conn, &table.schema, Some(&only)).await.map_err(catalog_error)?;
+        let (id, only) = (conn.id(), [table.table.clone()]);
+        let schemas = load_tables(&mut conn, &table.schema, Some(&only));
+        let schemas = liveness::answered(&self.config.connector, id, schemas).await.ok_or_else(gone)?;
+        let schemas = schemas.map_err(catalog_error)?;
         if let Err(error) = conn.disconnect().await {
             tracing::debug!(%error, "closing the catalog's connection");
         }
@@ -213,6 +229,11 @@ const COPY_AGAIN: &str = "keep binlogs longer (binlog_expire_logs_seconds, expir
 
 fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
     CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
+}
+
+/// The session ended at the server alone.
+fn gone() -> CaptureError {
+    CaptureError::Unreachable("it has the session no more, though the connection stands".into())
 }
 
 /// What was captured and what the source has do not join.

@@ -2,12 +2,16 @@
 //!
 //! The catalog shows the present, the log the past. A schema is therefore held against every table map, and replaced only
 //! when a DDL statement passed or the map does not fit. A catalog that is already ahead of the log still helps where the event names
-//! its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end.
+//! its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end; what neither knows any more, such
+//! an event may describe itself.
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::binlog::{DecodeError, DecodeOptions, RowDecoder, SchemaMismatch, TableMap, TableMapBody};
-use crate::model::{TableName, TableSchema};
+use super::{
+    binlog::{DecodeError, DecodeOptions, RowDecoder, SchemaMismatch, TableMap, TableMapBody},
+    described,
+};
+use crate::model::{Column, TableName, TableSchema};
 
 /// Table ids are new after every DDL and restart of the server: beyond this many the old ones are forgotten.
 const MAPS_MAX: usize = 4096;
@@ -148,7 +152,7 @@ impl Tables {
     }
 }
 
-/// Tries the catalog as it is, the schema before, and what can be put together of both.
+/// Tries the catalog as it is, the schema before, what can be put together of both, and of both and the event itself.
 fn fit(
     map: &TableMap,
     table: &TableName,
@@ -158,12 +162,15 @@ fn fit(
 ) -> Result<RowDecoder, BindError> {
     let catalog = catalog.map(Arc::new);
     let names = map.metadata.names.as_deref();
+    let known = [catalog.as_deref(), current.map(AsRef::as_ref)];
     let candidates = [
         catalog.clone(),
         current.map(Arc::clone),
         names.and_then(|names| by_name(names, &[catalog.as_deref(), current.map(AsRef::as_ref)])),
         names.and_then(|names| by_name(names, &[current.map(AsRef::as_ref), catalog.as_deref()])),
         catalog.as_deref().and_then(|catalog| prefix(catalog, map.columns.len())),
+        names.and_then(|names| by_description(map, names, &known, false)),
+        names.and_then(|names| by_description(map, names, &known, true)),
     ];
     let mut first_mismatch = None;
     for candidate in candidates.into_iter().flatten() {
@@ -180,12 +187,36 @@ fn fit(
     }
 }
 
-/// A schema with exactly these columns, each from the first of `schemas` that has it. The key is the first
-/// schema's whose key columns are all there.
+/// A schema with exactly these columns, each from the first of `schemas` that has it.
 fn by_name(names: &[String], schemas: &[Option<&TableSchema>]) -> Option<Arc<TableSchema>> {
+    assembled(names, schemas, |_, known| known.cloned())
+}
+
+/// A schema with exactly these columns: those that no schema has as the event describes them, and the others too where
+/// `retyped` says that they may have had another type for a while.
+fn by_description(
+    map: &TableMap,
+    names: &[String],
+    schemas: &[Option<&TableSchema>],
+    retyped: bool,
+) -> Option<Arc<TableSchema>> {
+    assembled(names, schemas, |index, known| match known {
+        Some(known) if retyped => described::column(map, index, Some(known)).or_else(|| Some(known.clone())),
+        Some(known) => Some(known.clone()),
+        None => described::column(map, index, None),
+    })
+}
+
+/// A schema of columns that `column` makes of each name's place and of the first column of that name. The key is the first
+/// schema's whose key columns are all there.
+fn assembled(
+    names: &[String],
+    schemas: &[Option<&TableSchema>],
+    column: impl Fn(usize, Option<&Column>) -> Option<Column>,
+) -> Option<Arc<TableSchema>> {
     let mut known = schemas.iter().flatten();
-    let columns: Option<Vec<_>> =
-        names.iter().map(|name| known.clone().find_map(|schema| schema.column(name)).cloned()).collect();
+    let named = |name: &String| known.clone().find_map(|schema| schema.column(name));
+    let columns: Option<Vec<_>> = names.iter().enumerate().map(|(index, name)| column(index, named(name))).collect();
     let position = |name: &str| names.iter().position(|other| other == name);
     let key_of = |schema: &&TableSchema| {
         schema.key_columns().map(|column| position(&column.name)).collect::<Option<Vec<usize>>>()
@@ -205,7 +236,7 @@ fn prefix(catalog: &TableSchema, columns: usize) -> Option<Arc<TableSchema>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Column, ColumnType};
+    use crate::model::ColumnType;
 
     fn schema(names: &[&str], key: &[usize]) -> TableSchema {
         let column = |name: &&str| Column {

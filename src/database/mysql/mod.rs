@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod connect;
 pub mod details;
 mod literal;
+pub mod liveness;
 pub mod scan;
 pub mod server;
 pub mod spelling;

@@ -22,6 +22,9 @@ use crate::model::{Disposition, GtidSet, MysqlPosition, TableName, TableSchema, 
 const VISIBLE_WAIT: Duration = Duration::from_secs(10);
 /// How long the table lock of a server without GTIDs may be waited for: writers queue up behind it meanwhile.
 const LOCK_WAIT_SECONDS: u32 = 1;
+/// What a table that is altered while it is copied answers: unknown column, no such table (the catalog knows better), a
+/// definition newer than the snapshot.
+const ALTERED: [u16; 3] = [1054, 1146, 1412];
 /// Between two tries of a consistent snapshot on MariaDB. The gap between log and visibility is a few milliseconds.
 const SNAPSHOT_RETRY: Duration = Duration::from_millis(2);
 
@@ -55,6 +58,8 @@ impl ScanError {
     pub fn disposition(&self) -> Disposition {
         match self {
             ScanError::Connect(error) => error.disposition(),
+            // Read again with the columns that the table has by then.
+            ScanError::Query(error) if error.code().is_some_and(|code| ALTERED.contains(&code)) => Disposition::Retry,
             ScanError::Query(error) => error.disposition(),
             ScanError::Value { source, .. } => match source {
                 SpellingError::ZeroDate { .. } | SpellingError::NotText { .. } => Disposition::Halt,
@@ -91,6 +96,11 @@ impl Scanner {
         let mut conn = connector.connect().await?;
         let facts = ServerFacts::load(&mut conn).await?;
         Ok(Scanner { conn, connector: connector.clone(), facts, zero_dates, locker: None, in_snapshot: false })
+    }
+
+    /// The session's number at the server.
+    pub fn id(&self) -> u32 {
+        self.conn.id()
     }
 
     /// What the server was when this connection was made.

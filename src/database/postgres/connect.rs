@@ -1,19 +1,26 @@
 //! Opening a session with its settings pinned.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
     task::JoinHandle,
 };
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{PgError, sql, tls};
+use super::{
+    PgError,
+    liveness::{self, Identity},
+    sql, tls,
+};
 
 /// How long a connection may take to open.
 const CONNECT_SECONDS_MAX: u64 = 10;
+/// How long the server may take to answer whoever has just connected.
+const ANSWER_SECONDS_MAX: u64 = 30;
 /// A peer that answers nothing for this long is gone.
 const SILENCE_SECONDS_MAX: u64 = 60;
 
@@ -161,31 +168,24 @@ impl Drop for Session {
 impl Session {
     /// Connects and pins the session's settings.
     pub async fn open(target: &Target, options: &Options) -> Result<Self, PgError> {
-        let mut config = target.config.clone();
-        config.application_name(&options.application_name);
-        let (client, connection) = match (&target.dial, target.mode) {
-            (Some(dial), _) => {
-                config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-                let wire = dial.dial().await.map_err(|error| PgError::Unreachable(error.to_string()))?;
-                let (client, connection) =
-                    config.connect_raw(wire, NoTls).await.map_err(|error| named(target, error))?;
-                (client, tokio::spawn(drive(connection)))
-            }
-            (None, tls::Mode::Disable) => {
-                let (client, connection) = config.connect(NoTls).await.map_err(|error| named(target, error))?;
-                (client, tokio::spawn(drive(connection)))
-            }
-            (None, tls::Mode::Verify | tls::Mode::Require) => {
-                let settings = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
-                let connector = MakeRustlsConnect::new(settings);
-                let (client, connection) = config.connect(connector).await.map_err(|error| named(target, error))?;
-                (client, tokio::spawn(drive(connection)))
-            }
-        };
+        let (client, connection) = timely(connect(target, options)).await?;
+        let (watched, watch) = oneshot::channel();
+        let connection = tokio::spawn(drive(connection, target.clone(), options.clone(), watch));
         let mut session = Session { client, replica: false, connection };
-        session.client.batch_execute(&settings(&options.schemas)).await?;
+        timely(session.pin(options)).await?;
+        // A server inside this process needs no watch: its wire cannot break in the middle.
+        if target.dial.is_none() {
+            let identity = timely(liveness::identity(&session.client)).await?;
+            // The other end waits for it as long as the connection stands.
+            let _ = watched.send(identity);
+        }
+        Ok(session)
+    }
+
+    async fn pin(&mut self, options: &Options) -> Result<(), PgError> {
+        self.client.batch_execute(&settings(&options.schemas)).await?;
         if options.replica {
-            session.replica = match session.client.batch_execute("SET session_replication_role = replica").await {
+            self.replica = match self.client.batch_execute("SET session_replication_role = replica").await {
                 Ok(()) => true,
                 Err(error) => match PgError::from(error) {
                     // Only a superuser may, or who was granted the parameter: without it foreign keys are obeyed.
@@ -194,8 +194,41 @@ impl Session {
                 },
             };
         }
-        Ok(session)
+        Ok(())
     }
+}
+
+/// A connection's own work: it ends when the connection does.
+pub(super) type Connection = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Connects and logs in.
+pub(super) async fn connect(target: &Target, options: &Options) -> Result<(Client, Connection), PgError> {
+    let mut config = target.config.clone();
+    config.application_name(&options.application_name);
+    Ok(match (&target.dial, target.mode) {
+        (Some(dial), _) => {
+            config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+            let wire = dial.dial().await.map_err(|error| PgError::Unreachable(error.to_string()))?;
+            let (client, connection) = config.connect_raw(wire, NoTls).await.map_err(|error| named(target, error))?;
+            (client, Box::pin(run(connection)) as Connection)
+        }
+        (None, tls::Mode::Disable) => {
+            let (client, connection) = config.connect(NoTls).await.map_err(|error| named(target, error))?;
+            (client, Box::pin(run(connection)) as Connection)
+        }
+        (None, tls::Mode::Verify | tls::Mode::Require) => {
+            let settings = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
+            let connector = MakeRustlsConnect::new(settings);
+            let (client, connection) = config.connect(connector).await.map_err(|error| named(target, error))?;
+            (client, Box::pin(run(connection)) as Connection)
+        }
+    })
+}
+
+/// What belongs to opening a session is answered soon, or there is nobody.
+pub(super) async fn timely<T>(work: impl Future<Output = Result<T, PgError>>) -> Result<T, PgError> {
+    let nobody = |_| PgError::Unreachable(format!("no answer to the login within {ANSWER_SECONDS_MAX} s"));
+    tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS_MAX), work).await.map_err(nobody)?
 }
 
 /// Adds the address and, where TLS is the likely cause, the way out.
@@ -216,7 +249,7 @@ fn named(target: &Target, error: tokio_postgres::Error) -> PgError {
     }
 }
 
-async fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+async fn run<S, T>(connection: tokio_postgres::Connection<S, T>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
@@ -224,6 +257,23 @@ where
     // The client's next call reports why the connection ended.
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a PostgreSQL connection ended");
+    }
+}
+
+/// Runs a connection until it ends, or until the server has the session no more; whoever waits for an answer then gets an error.
+async fn drive(connection: Connection, target: Target, options: Options, watch: oneshot::Receiver<Identity>) {
+    let lost = async {
+        match watch.await {
+            Ok(identity) => liveness::gone(&target, &options, &identity).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = connection => {}
+        () = lost => tracing::warn!(
+            session = options.application_name,
+            "the target has this session no more, though the connection stands; it is opened again"
+        ),
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod catalog;
 mod connect;
 mod error;
+mod liveness;
 pub mod privileges;
 pub mod sql;
 pub mod state;
