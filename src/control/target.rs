@@ -102,7 +102,7 @@ impl PgTarget {
         plans: Arc<[Plan]>,
     ) -> Self {
         let sources = plans.iter().map(|plan| Arc::clone(&plan.source)).collect();
-        PgTarget { config, address, store, lease_epoch, sources, plans: RwLock::new(plans) }
+        PgTarget { config, address, store, lease_epoch, sources, planned_at: 0, plans: RwLock::new(plans) }
     }
 
     /// Plans again, after the target's tables were changed.

@@ -113,8 +113,9 @@ pub trait Log: Send + Sync {
     /// mistaken for this one's.
     fn epoch(&self) -> &str;
 
-    /// Appends records, each to its partition, in order. `Ok` means durable. When it fails, any
-    /// prefix per partition may have been written; the caller appends again, behind a `Start`.
+    /// Appends records, each to its partition, in order. `Ok` means durable. When it fails with anything but
+    /// [`LogError::Full`], any prefix per partition may have been written; the caller appends again, behind a `Start`, from
+    /// where the open transaction begins.
     async fn append(&self, topic: Topic, records: Vec<(u32, Record)>) -> Result<(), LogError>;
 
     /// Reads records from `from` on: at least one and up to about `bytes_max` bytes, waiting up to

@@ -225,9 +225,13 @@ impl CaptureLoop {
 
     /// Appends groups in order until the reader ends.
     async fn write(&self, mut groups: mpsc::Receiver<Group>, stop: &CancellationToken) -> Result<(), SessionError> {
+        // Whether an earlier group ended inside a transaction.
+        let mut within = false;
         while let Some(group) = groups.recv().await {
             let (records, complete) = group.into_records(self.log.partitions());
-            self.append(records, stop).await?;
+            let ends_within = ends_within(&records).unwrap_or(within);
+            self.append(records, within, stop).await?;
+            within = ends_within;
             let Some(complete) = complete else { continue };
             let mut ends = Vec::new();
             for partition in 0..self.log.partitions() {
@@ -240,8 +244,14 @@ impl CaptureLoop {
         Ok(())
     }
 
-    /// Appends one group, waiting for as long as the log is full or its disk refuses.
-    async fn append(&self, records: Vec<(u32, Record)>, stop: &CancellationToken) -> Result<(), SessionError> {
+    /// Appends one group, waiting for as long as the log is full or its disk refuses. `within` is whether it goes on with a
+    /// transaction that an earlier group has begun.
+    async fn append(
+        &self,
+        records: Vec<(u32, Record)>,
+        within: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
         let mut backoff = Backoff::default();
         loop {
             // Records share their bytes, so that a copy for the retry costs little.
@@ -255,6 +265,15 @@ impl CaptureLoop {
                         biased;
                         () = stop.cancelled() => return Err(error.into()),
                         () = tokio::time::sleep(pause) => {}
+                    }
+                    // Nothing of the group was written, and it still follows what was.
+                    if matches!(error, LogError::Full { .. }) {
+                        continue;
+                    }
+                    // A start record drops all of the open transaction, also what earlier groups have of it: capture goes
+                    // back to where it begins.
+                    if within {
+                        return Err(error.into());
                     }
                     // The failed append may have left a part behind: a start record makes readers drop it.
                     if let Err(error) = self.log.append(Topic::Changes, self.start().records).await {
@@ -430,6 +449,13 @@ impl Group {
         records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
         (records, Some(complete))
     }
+}
+
+/// Whether these records leave a transaction open; none if there is no row among them.
+fn ends_within(records: &[(u32, Record)]) -> Option<bool> {
+    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate);
+    let last = records.iter().rev().find(rows)?;
+    Some(last.1.headers.transaction == TransactionPart::Open)
 }
 
 /// Where the transaction after `position` is, for the envelope's `source` block.

@@ -147,7 +147,7 @@ async fn history(seed: u64, batch_rows: usize) {
 async fn any_order_and_any_batch_size_end_as_the_source() {
     for seed in 0..4 {
         for batch_rows in [1, 3, 20] {
-            history(seed, batch_rows).await;
+            Box::pin(history(seed, batch_rows)).await;
         }
     }
 }

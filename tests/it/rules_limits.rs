@@ -319,3 +319,22 @@ async fn rule_28_rows_that_a_policy_hides_are_an_error_and_not_absent() {
     assert_eq!(ended.code(), Some(3), "{said}");
     assert!(said.contains("row-level security"), "{said}");
 }
+
+/// Rule 18. What was appended of the transaction before stays, and the rest follows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_full_in_the_middle_of_a_transaction_loses_nothing_of_it() {
+    let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
+    pipe.work.configure_also("[log]\nbytes_max = 16777216\n");
+    pipe.insert(0..10).await;
+    let worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.target.exec("BEGIN; LOCK TABLE t").await;
+    pipe.insert_at_once(1_000, 1_000, 10_000).await;
+    pipe.insert_at_once(5_000, 1_000, 10_000).await;
+    let full = async || ready(&worker, 503).await.contains("the log is full");
+    eventually("the log is full", PATIENCE, full).await;
+    sleep(Duration::from_secs(2)).await;
+    pipe.target.exec("COMMIT").await;
+    pipe.in_step().await;
+    assert_eq!(pipe.at_target("SELECT count(*) FROM t").await.as_deref(), Some("2010"));
+}

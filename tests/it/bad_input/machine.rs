@@ -135,3 +135,30 @@ async fn a_full_disk_is_waited_for_and_nothing_is_lost() {
     pipeline.assert_equal().await;
     drop(disk);
 }
+
+#[tokio::test]
+async fn a_disk_that_fills_up_in_the_middle_of_a_transaction_loses_nothing_of_it() {
+    let pipeline = Pipeline::small().await;
+    let folder = pipeline.work.path().join("disk");
+    let Some(disk) = TinyDisk::mount(&folder, 64) else {
+        eprintln!("SKIPPED: no file system may be mounted here, so that no disk can be full");
+        return;
+    };
+    pipeline.work.configure_also("[log]\nurl = \"file:disk/log\"\n");
+    let worker = pipeline.work.start(&[]);
+    pipeline.eventually_status(&["\"synced\":true"]).await;
+
+    // Room for the beginning.
+    let ballast = folder.join("ballast");
+    fs::write(&ballast, vec![1; 80 << 20]).unwrap_err();
+    let file = fs::File::options().write(true).open(&ballast).unwrap();
+    file.set_len(file.metadata().unwrap().len() - (4 << 20)).unwrap();
+    let rows: Vec<String> = (1_000..41_000).map(|id| format!("({id}, 'row {id}')")).collect();
+    pipeline.source.exec(&format!("INSERT INTO t VALUES {}", rows.join(", "))).await;
+    pipeline.eventually_status(&["\"retrying\":{\"capture\":", "disk/log", "free space there"]).await;
+    fs::remove_file(&ballast).unwrap();
+    pipeline.eventually_status(&["\"synced\":true"]).await;
+    pipeline.assert_equal().await;
+    stop(worker).await.expect(0, &[]);
+    drop(disk);
+}

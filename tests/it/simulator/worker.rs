@@ -191,7 +191,7 @@ struct Worker {
 impl Worker {
     async fn run(self) {
         loop {
-            match self.attempt().await {
+            match Box::pin(self.attempt()).await {
                 Ok(()) => return,
                 Err(error) => self.halts.trouble("start", &error.to_string()),
             }
