@@ -51,7 +51,7 @@ async fn several_mistakes_are_all_told_at_once_and_each_once() {
     let text = std::fs::read_to_string(work.path().join("cutover.toml")).unwrap();
     work.configure(&text.replace("nmae", "name").replace("'t'", "['t']").replace("'Target-Pa55word'", "1"));
     let words = [
-        "source.url: oracle://",
+        "source.url: has a scheme that is not supported here; allowed are mysql://",
         "allowed are mysql://",
         "target.url: ",
         "names no database",

@@ -158,6 +158,12 @@ impl Watch for Oracle {
                 self.chance.note(format!("{session}: {table} {:?} -> {:?}", change.before, change.after));
             }
             let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
+            // Pipeline, topic, partition, log epoch, offset, lease epoch.
+            if change.table == "cutover.offsets" && before[3] == after[3] {
+                self.hold(before[4].int() <= after[4].int() && before[5].int() <= after[5].int(), || {
+                    format!("{} moved an offset from {before:?} back to {after:?}", session.application_name)
+                });
+            }
             if change.table.starts_with("public.") || change.table.starts_with("cutover.tombstones_") {
                 let (old, new) = (before[before.len() - 1].int(), after[after.len() - 1].int());
                 self.hold(old <= new, || {
