@@ -62,8 +62,9 @@ pub async fn acquire(
     }
     let row = client
         .query_one(
-            "SELECT holder, extract(epoch FROM expires_at - clock_timestamp())::float8 \
-             FROM cutover.lease WHERE pipeline = $1 AND role = $2",
+            // Given up since, it ended at minus infinity, from which older servers cannot subtract.
+            "SELECT holder, CASE WHEN isfinite(expires_at) THEN extract(epoch FROM expires_at - clock_timestamp())::float8 \
+             ELSE 0 END FROM cutover.lease WHERE pipeline = $1 AND role = $2",
             &[&pipeline, &role],
         )
         .await?;

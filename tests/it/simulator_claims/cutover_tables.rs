@@ -256,6 +256,9 @@ async fn leases(rig: &Rig) -> Vec<String> {
     lines.push(of(lease::acquire(&b.client, PIPELINE, "worker", "b").await.unwrap()));
     lines.push(format!("{}", lease::renew(&a.client, PIPELINE, "worker", held).await.unwrap()));
     lease::release(&a.client, PIPELINE, "worker", held).await.unwrap();
+    let holder = crate::simulator::postgres::Postgres::text_of("lease holder");
+    let row = a.client.query_one(holder, &[&PIPELINE, &"worker"]).await.unwrap();
+    lines.push(format!("{} {}", row.get::<_, String>(0), row.get::<_, f64>(1)));
     let second = lease::acquire(&b.client, PIPELINE, "worker", "b").await.unwrap();
     lines.push(of(second));
     lines.push(format!("{}", lease::renew(&a.client, PIPELINE, "worker", held).await.unwrap()));
@@ -281,6 +284,6 @@ async fn claim_a_lease_lasts_as_long_as_its_session() {
     for rig in rigs(Deferral::NotDeferrable).await {
         told.push(leases(&rig).await);
     }
-    assert_eq!(told[0], ["epoch 1", "a has it, true", "true", "epoch 2", "false", "true"]);
+    assert_eq!(told[0], ["epoch 1", "a has it, true", "true", "a 0", "epoch 2", "false", "true"]);
     assert!(told.iter().all(|other| *other == told[0]), "{told:#?}");
 }

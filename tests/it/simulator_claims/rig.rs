@@ -27,6 +27,8 @@ use crate::{
 const POLL_EVERY: Duration = Duration::from_millis(2);
 /// Long enough for all who are to be in a deadlock to get there, on a busy machine too: the first looks first.
 const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than a busy machine is late.
+const PAUSE: Duration = Duration::from_secs(1);
 const STEP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A server: a real one, or the model.
@@ -190,6 +192,8 @@ pub type Text = Arc<dyn Fn(&[Plan]) -> String + Send + Sync>;
 pub enum What {
     /// A simple query.
     Simple(&'static str),
+    /// Nothing, for a while.
+    Pause,
     /// A statement by its text, which may depend on the plans.
     Run(Text, Vec<Param>),
 }
@@ -199,6 +203,10 @@ pub type Step = (&'static str, What);
 
 pub fn simple(session: &'static str, sql: &'static str) -> Step {
     (session, What::Simple(sql))
+}
+
+pub fn pause(session: &'static str) -> Step {
+    (session, What::Pause)
 }
 
 /// A statement of the product, by the model's name for it.
@@ -295,6 +303,10 @@ pub async fn play(rig: &Rig, steps: &[Step], replica: bool) -> Vec<String> {
         let task = tokio::spawn(async move {
             match what {
                 What::Simple(sql) => outcome(session.client.batch_execute(sql).await.map(|()| Vec::new())),
+                What::Pause => {
+                    tokio::time::sleep(PAUSE).await;
+                    outcome(Ok(Vec::new()))
+                }
                 What::Run(text, params) => {
                     let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|param| param.as_ref() as _).collect();
                     outcome(session.client.query(&text(&plans), &params).await)

@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::{
     dead, live,
-    rig::{Part, Step, claim, claims, param, plan, rigs, run, simple},
+    rig::{Part, Step, claim, claims, param, pause, plan, rigs, run, simple},
     said,
 };
 use crate::simulator::postgres::{Deferral, Postgres};
@@ -86,7 +86,10 @@ async fn claim_a_savepoint_gives_back_the_locks_that_were_taken_after_it() {
 #[tokio::test]
 async fn claim_the_first_to_look_finds_the_deadlock_and_gives_way() {
     let begun = |mut steps: Vec<Step>| {
+        let last = steps.split_off(3);
         steps.splice(0..0, [simple("a", "BEGIN"), simple("b", "BEGIN")]);
+        steps.push(pause("b"));
+        steps.extend(last);
         steps
     };
     let locks = begun(vec![lock("a", &[1]), lock("b", &[2]), lock("a", &[2]), lock("b", &[1])]);
@@ -96,7 +99,7 @@ async fn claim_the_first_to_look_finds_the_deadlock_and_gives_way() {
     let told = claims(Deferral::NotDeferrable, false, &[locks, rows, mixed]).await;
     for told in &told {
         said(told, "a4: waits");
-        said(told, "b5: waits");
+        said(told, "b6: waits");
         said(told, "a4: error 40P01 at the end");
     }
 }

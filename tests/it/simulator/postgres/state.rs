@@ -6,7 +6,7 @@ use super::{
     own::{chunks, dead_letters, fences, lease, notes, offsets, schemas, tables, waiting},
     session::Answer,
     store::{RowLock, TableId},
-    value::{Param, Row, SqlError, Value},
+    value::{Param, Row, Value},
 };
 
 /// `'-infinity'`.
@@ -709,10 +709,9 @@ async fn lease_statement(
         State::LeaseHolder => {
             let mut answer = Vec::new();
             for row in exec.rows(lease::ID, has(&wanted)) {
-                if row[lease::expires_at].int() == NEVER {
-                    return Err(SqlError::new("22008", "cannot subtract infinite timestamps").into());
-                }
-                answer.push(vec![row[lease::holder].clone(), Value::Int(row[lease::expires_at].int() - now)]);
+                let expires = row[lease::expires_at].int();
+                let left = if expires == NEVER { 0 } else { expires - now };
+                answer.push(vec![row[lease::holder].clone(), Value::Int(left)]);
             }
             Ok(Answer::rows(answer))
         }

@@ -5,7 +5,7 @@
 //! trace of an aborted transaction is ever met. Deliberately absent: waiting. What must wait answers [`Claim::Busy`] or
 //! [`Clash::Busy`], and `exec` waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     faults::SessionInfo,
@@ -71,7 +71,15 @@ pub struct Tuple {
     pub ended: Option<(Stamp, RowLock)>,
     /// The tuple that an update made of it.
     pub next: Option<TupleId>,
-    lockers: Vec<(TxId, RowLock)>,
+    lockers: Vec<Locker>,
+}
+
+/// Who has locked a tuple: for as long as the transaction has the lock of this number, on the tuple and on what updates make of it.
+#[derive(Debug, Clone, Copy)]
+struct Locker {
+    tx: TxId,
+    mode: RowLock,
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -90,6 +98,8 @@ pub enum Undo {
     Update(TableId, TupleId, TupleId),
     Delete(TableId, TupleId),
     Advisory(i64, bool),
+    /// The row lock of this number.
+    RowLock(u64),
 }
 
 /// A foreign key that is yet to be checked.
@@ -116,6 +126,7 @@ pub struct Tx {
     pub command: u32,
     undo: Vec<Undo>,
     savepoints: Vec<Savepoint>,
+    row_locks: BTreeSet<u64>,
     /// Checks put off until the commit.
     pub pending: Vec<Pending>,
     /// What `SET CONSTRAINTS ALL` said.
@@ -152,6 +163,7 @@ pub struct Store {
     next_pid: i32,
     next_tx: TxId,
     next_tuple: TupleId,
+    next_lock: u64,
     commit: u64,
     /// Snapshots in use, by commit number.
     active: BTreeMap<u64, usize>,
@@ -177,6 +189,7 @@ impl Store {
             next_pid: 1000,
             next_tx: 1,
             next_tuple: 1,
+            next_lock: 1,
             commit: 1,
             active: BTreeMap::new(),
             garbage: VecDeque::new(),
@@ -199,6 +212,7 @@ impl Store {
             command: 0,
             undo: Vec::new(),
             savepoints: Vec::new(),
+            row_locks: BTreeSet::new(),
             pending: Vec::new(),
             deferred: None,
         };
@@ -284,20 +298,33 @@ impl Store {
             Some((Stamp::Done(_), _)) => return found.next.map_or(Claim::Gone, Claim::Moved),
             None => {}
         }
-        let conflicting =
-            |(other, held): &&(TxId, RowLock)| *other != tx && mode.conflicts(*held) && self.txs.contains_key(other);
-        found.lockers.iter().find(conflicting).map_or(Claim::Free, |(other, _)| Claim::Busy(*other))
+        let conflicting = |held: &&Locker| held.tx != tx && mode.conflicts(held.mode) && self.holds(held);
+        found.lockers.iter().find(conflicting).map_or(Claim::Free, |held| Claim::Busy(held.tx))
+    }
+
+    fn holds(&self, locker: &Locker) -> bool {
+        self.txs.get(&locker.tx).is_some_and(|tx| tx.row_locks.contains(&locker.number))
     }
 
     /// Locks a tuple that is [`Claim::Free`], and what an open update has made of it, until the transaction ends.
     pub fn lock_row(&mut self, table: TableId, tuple: TupleId, mode: RowLock, tx: TxId) {
+        let own = |locker: &Locker| locker.tx == tx && locker.mode >= mode && self.holds(locker);
+        if self.tuple(table, tuple).lockers.iter().any(own) {
+            return;
+        }
+        let locker = Locker { tx, mode, number: self.next_lock };
+        self.next_lock += 1;
+        let open = self.tx(tx);
+        open.row_locks.insert(locker.number);
+        open.undo.push(Undo::RowLock(locker.number));
         let mut place = Some(tuple);
         while let Some(tuple) = place {
-            let Some(found) = self.tables[table].tuples.get_mut(&tuple) else { return };
-            found.lockers.retain(|(other, _)| self.txs.contains_key(other));
-            if !found.lockers.contains(&(tx, mode)) {
-                found.lockers.push((tx, mode));
-            }
+            let Some(found) = self.find_tuple(table, tuple) else { return };
+            let mut lockers = found.lockers.clone();
+            lockers.retain(|other| self.holds(other));
+            lockers.push(locker);
+            let found = self.tuple_mut(table, tuple);
+            found.lockers = lockers;
             place = found.next;
         }
     }
@@ -393,6 +420,11 @@ impl Store {
             }
             Undo::Delete(table, tuple) => self.tuple_mut(table, tuple).ended = None,
             Undo::Advisory(key, shared) => self.locks.release(tx, key, shared),
+            Undo::RowLock(number) => {
+                if let Some(open) = self.txs.get_mut(&tx) {
+                    open.row_locks.remove(&number);
+                }
+            }
         }
     }
 
@@ -421,7 +453,7 @@ impl Store {
                     gone.ended = gone.ended.map(|(_, mode)| (done, mode));
                     self.garbage.push_back((self.commit, table, tuple));
                 }
-                Undo::Advisory(..) => {}
+                Undo::Advisory(..) | Undo::RowLock(_) => {}
             }
         }
         let changes = changes.finish(self);

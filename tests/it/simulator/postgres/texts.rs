@@ -494,8 +494,8 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text, Text],
         Some(&[Text, Seconds]),
-        "SELECT holder, extract(epoch FROM expires_at - clock_timestamp())::float8
-         FROM cutover.lease WHERE pipeline = $1 AND role = $2",
+        "SELECT holder, CASE WHEN isfinite(expires_at) THEN extract(epoch FROM expires_at - clock_timestamp())::float8
+         ELSE 0 END FROM cutover.lease WHERE pipeline = $1 AND role = $2",
     ),
     of(
         S::EndPredecessor,
