@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::kafka::{KafkaProperties, KafkaUrl};
+
 /// Bounds on `partitions`: lanes cost a connection to the target each.
 const PARTITIONS_MAX: u32 = 256;
 
@@ -16,20 +18,28 @@ const HOURS_MAX: u64 = 24 * 3650;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// `file:FOLDER` for the embedded log; the folder is relative to the configuration file.
+    /// `file:FOLDER` for the embedded log, relative to the configuration file; `kafka://HOST:PORT,…` for Kafka.
     pub url: String,
     /// How many partitions each topic has; fixed at the log's first start.
     pub partitions: u32,
     /// How long records stay after they are applied, for `cutover replay`.
     pub retention_hours: u64,
     /// How much the log may hold. Applied records go first, oldest first, whatever their age;
-    /// what is not applied is never dropped: capture waits.
+    /// what is not applied is never dropped: capture waits. Of the embedded log alone: a broker's disk is the broker's.
     pub bytes_max: u64,
+    /// Settings for librdkafka: SASL, TLS, compression.
+    pub kafka: KafkaProperties,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { url: "file:cutover-data/log".into(), partitions: 1, retention_hours: 24 * 7, bytes_max: 20 << 30 }
+        LogConfig {
+            url: "file:cutover-data/log".into(),
+            partitions: 1,
+            retention_hours: 24 * 7,
+            bytes_max: 20 << 30,
+            kafka: KafkaProperties::default(),
+        }
     }
 }
 
@@ -42,11 +52,22 @@ impl LogConfig {
         (!folder.is_empty()).then(|| base.join(folder))
     }
 
+    /// Whether the log is on Kafka.
+    pub fn is_kafka(&self) -> bool {
+        self.url.starts_with("kafka://")
+    }
+
     /// Every mistake, as (key, problem).
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
-        if self.folder(Path::new("")).is_none() {
-            problems.push(("log.url", "must be `file:FOLDER`, as in `file:cutover-data/log`".to_owned()));
+        if self.is_kafka() {
+            problems.extend(KafkaUrl::parse(&self.url).err().map(|problem| ("log.url", problem)));
+            problems.extend(self.kafka.problems().into_iter().map(|problem| ("log.kafka", problem)));
+        } else if self.folder(Path::new("")).is_none() {
+            let allowed = "must be `file:FOLDER`, as in `file:cutover-data/log`, or `kafka://HOST:PORT,HOST:PORT`";
+            problems.push(("log.url", allowed.to_owned()));
+        } else if !self.kafka.is_empty() {
+            problems.push(("log.kafka", "is for a `kafka://` log.url; set that, or remove the section".to_owned()));
         }
         if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
             let problem = format!("must be from 1 to {PARTITIONS_MAX}, not {}", self.partitions);
@@ -86,6 +107,30 @@ mod tests {
             let config = LogConfig { url: url.into(), ..LogConfig::default() };
             assert_eq!(config.folder(Path::new("/etc/cart")), Some("/srv/log".into()), "{url}");
         }
+    }
+
+    #[test]
+    fn kafka_is_named_with_its_settings_however_they_are_written() {
+        let text = "url = 'kafka://a:9092,b'\n[kafka]\nsasl.username = 'u'\n'sasl.password' = 'hunter2'\nlinger.ms = 5";
+        let config = parse(text).expect("valid");
+        assert_eq!(config.problems(), vec![]);
+        assert!(config.is_kafka() && config.folder(Path::new("/")).is_none());
+        let shown = format!("{config:?}");
+        assert!(shown.contains("sasl.password") && !shown.contains("hunter2"), "{shown}");
+        assert!(parse("kafka.linger = 0.5").is_err_and(|error| error.to_string().contains("a whole number")));
+    }
+
+    #[test]
+    fn settings_that_would_break_a_guarantee_are_refused() {
+        let text = "url = 'kafka://u:p@a:9092'\n[kafka]\nacks = 1\nno.such = 'hunter2'\ncompression.type = 'hunter2'";
+        let problems = parse(text).expect("well formed").problems();
+        let text = format!("{problems:?}");
+        for part in ["names a user", "`acks` cannot be set", "`no.such`", "`compression.type`"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(problems.len() == 4 && !text.contains("hunter2"), "{text}");
+        let problems = parse("[kafka]\nlinger.ms = 5").expect("well formed").problems();
+        assert_eq!(problems.iter().map(|(key, _)| *key).collect::<Vec<_>>(), ["log.kafka"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod embedded;
 pub mod envelope;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod kafka;
 pub mod record;
 
 use async_trait::async_trait;
@@ -18,8 +19,10 @@ use bytes::Bytes;
 
 pub use config::LogConfig;
 pub use embedded::EmbeddedLog;
+pub use kafka::KafkaLog;
 pub use record::{Control, Headers, Kind, Record, TransactionPart};
 
+use self::kafka::TopicProblem;
 use crate::model::Disposition;
 
 /// The two topics of a pipeline. Both have the same partitions and the same partitioner, so that a
@@ -69,7 +72,8 @@ pub enum LogError {
     )]
     Trimmed { topic: &'static str, partition: u32, wanted: Offset, start: Offset },
     #[error(
-        "{topic}/{partition} at offset {offset} is corrupt: {reason}; restore the log's folder, or remove it to start a new epoch from the position in the target"
+        "{topic}/{partition} at offset {offset} is corrupt: {reason}; restore the log, or remove it (the folder, or both topics) to start a new \
+         epoch from the position in the target"
     )]
     Corrupt { topic: &'static str, partition: u32, offset: Offset, reason: String },
     #[error("the log at {path} is already open in another process; stop that worker first")]
@@ -84,21 +88,60 @@ pub enum LogError {
         "the log's folder {path} cannot be used ({source}); give this user the right to read and write it, or choose another with [log] url"
     )]
     Folder { path: String, source: std::io::Error },
+    #[error(
+        "the Kafka brokers at {brokers} do not answer ({reason}); start them or correct [log] url, whose tls is `verify` unless \
+         it says otherwise or all brokers are on this host; it goes on by itself"
+    )]
+    Unreachable { brokers: String, reason: String },
+    #[error(
+        "the Kafka brokers at {brokers} refuse this worker ({reason}); correct the login in [log.kafka], or allow it what the \
+         README's section on Kafka lists"
+    )]
+    Refused { brokers: String, reason: String },
+    #[error("the Kafka client cannot be made: {reason}; correct [log.kafka]")]
+    Client { reason: String },
+    #[error("the log's topics cannot be used:{}", listed(.0))]
+    Topics(Vec<TopicProblem>),
+    #[error(
+        "another worker writes to {topic}/{partition} now, and what this one sends there is void; make sure that one worker \
+         runs for this pipeline"
+    )]
+    Fenced { topic: String, partition: u32 },
+    #[error(
+        "a record of {bytes} bytes does not fit into topic {topic}, which takes {limit}; raise its max.message.bytes (and, above \
+         100 MB, socket.request.max.bytes of the brokers)"
+    )]
+    TooLarge { topic: String, bytes: u64, limit: u64 },
     #[error("the log failed: {0}")]
     Other(String),
+}
+
+/// One problem on the line, several on lines of their own.
+fn listed(problems: &[TopicProblem]) -> String {
+    match problems {
+        [problem] => format!(" {problem}"),
+        problems => problems.iter().map(|problem| format!("\n  {problem}")).collect(),
+    }
 }
 
 impl LogError {
     /// What the stage that met this error does next.
     pub fn disposition(&self) -> Disposition {
         match self {
-            LogError::Full { .. } | LogError::Disk { .. } | LogError::Other(_) => Disposition::Retry,
+            LogError::Full { .. } | LogError::Disk { .. } | LogError::Unreachable { .. } | LogError::Other(_) => {
+                Disposition::Retry
+            }
             LogError::Trimmed { .. }
             | LogError::Corrupt { .. }
             | LogError::InUse { .. }
             | LogError::NewerFormat { .. }
             | LogError::Partitions { .. }
-            | LogError::Folder { .. } => Disposition::Halt,
+            | LogError::Folder { .. }
+            | LogError::Refused { .. }
+            | LogError::Client { .. }
+            | LogError::Topics(_)
+            | LogError::Fenced { .. }
+            | LogError::TooLarge { .. } => Disposition::Halt,
         }
     }
 }

@@ -23,6 +23,8 @@ mod fuzz_corpora;
 mod init;
 mod log_contract;
 mod log_embedded;
+mod log_kafka;
+mod log_rate;
 mod operations;
 mod own_servers;
 mod pipeline;

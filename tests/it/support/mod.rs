@@ -3,6 +3,7 @@
 //! Nothing here knows cutover's own modules: a test that compares databases must not trust the code it tests.
 
 mod http;
+mod kafka;
 mod mysql;
 mod own;
 mod postgres;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use kafka::Kafka;
 pub use mysql::Mysql;
 pub use own::Own;
 pub use postgres::Postgres;

@@ -4,7 +4,7 @@
 //! when this process is gone, however it ended. One test has a server at a time.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,16 +14,17 @@ use tokio::sync::{Mutex, MutexGuard};
 /// Below the ports of all other instances.
 const PORT_BASES: std::ops::Range<u16> = 2000..2270;
 /// What `scripts/services` adds to the base for the servers used here.
-const PORT_OFFSETS: [u16; 4] = [306, 307, 309, 2432];
+const PORT_OFFSETS: [u16; 6] = [92, 93, 306, 307, 309, 2432];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
     Mysql57,
     Mysql80,
     Pg15,
+    Kafka,
 }
 
-static SERVERS: [Mutex<()>; 3] = [const { Mutex::const_new(()) }; 3];
+static SERVERS: [Mutex<()>; 4] = [const { Mutex::const_new(()) }; 4];
 static PORT_BASE: OnceLock<u16> = OnceLock::new();
 
 /// A running server that no other test uses meanwhile.
@@ -39,6 +40,7 @@ impl Own {
             Self::Mysql57 => "mysql57",
             Self::Mysql80 => "mysql80",
             Self::Pg15 => "pg15",
+            Self::Kafka => "kafka",
         }
     }
 
@@ -53,6 +55,16 @@ impl OwnServer {
     /// Starts it again after it was ended, on the same data.
     pub fn start(&self) {
         start(self.server);
+    }
+
+    /// Ends it and deletes everything that it had.
+    pub fn wipe(&self) {
+        services(&["wipe", self.server.name()]);
+    }
+
+    /// Where its data are.
+    pub fn data(&self) -> PathBuf {
+        services_folder().join(instance()).join(self.server.name()).join("data")
     }
 
     /// Stops it and starts it with more options, such as `--skip-log-bin`; without any it is as it was.
@@ -104,11 +116,15 @@ fn command(base: u16) -> Command {
     command
 }
 
+fn services_folder() -> PathBuf {
+    std::env::var_os("CUTOVER_SERVICES_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".services"), Into::into)
+}
+
 /// Wipes the instance when this process has ended.
 #[expect(clippy::zombie_processes, reason = "the guard outlives this process")]
 fn guard(base: u16) {
-    let folder = std::env::var_os("CUTOVER_SERVICES_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".services"), Into::into);
+    let folder = services_folder();
     let wait = format!(
         "while [ -d /proc/{} ]; do sleep 0.5; done; \"$@\"; cd '{}' && rmdir {instance}; rm -f locks/{instance}-*",
         std::process::id(),

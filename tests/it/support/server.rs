@@ -17,9 +17,10 @@ pub enum Server {
     Mariadb,
     Pg15,
     Pg18,
+    Kafka,
 }
 
-static URLS: [OnceCell<String>; 6] = [const { OnceCell::const_new() }; 6];
+static URLS: [OnceCell<String>; 7] = [const { OnceCell::const_new() }; 7];
 static DATABASES: AtomicUsize = AtomicUsize::new(0);
 
 impl Server {
@@ -31,6 +32,7 @@ impl Server {
             Self::Mariadb => "mariadb",
             Self::Pg15 => "pg15",
             Self::Pg18 => "pg18",
+            Self::Kafka => "kafka",
         }
     }
 

@@ -1,0 +1,323 @@
+//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`.
+//!
+//! What enters is appended by one writer, idempotent and with `acks=all`; `append` answers when every record is
+//! acknowledged. What leaves is read by offset, from consumers that are told where to begin. Invariants:
+//!
+//! - Every record says at which offset its writer put it ([`place`]). One that stands elsewhere is void, for all readers
+//!   alike: so a second writer fences the first without a round trip, and a broker that lost its tail cannot have other
+//!   records pass for the lost ones.
+//! - The log's identity, its epoch, is in every record. Topics that were deleted and made again are another log.
+//! - The broker drops nothing by itself; what is applied and old enough is dropped from here.
+//!
+//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0007-records-say-where-they-stand.md), consumer
+//! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
+
+mod broker;
+mod place;
+mod properties;
+mod reader;
+mod retention;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod writer;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+
+use self::{
+    broker::Broker,
+    place::Found,
+    reader::Readers,
+    retention::Retention,
+    topics::{BOTH, Examined},
+    writer::Writer,
+};
+pub use self::{
+    properties::KafkaProperties,
+    settings::{KafkaUrl, Settings},
+    topics::TopicProblem,
+};
+use super::{Control, Log, LogError, Offset, Record, Stored, Topic};
+
+/// How soon a topic that was just made is looked for again.
+const MADE_WAIT: Duration = Duration::from_millis(30);
+
+/// A log on Kafka, open for writing and reading.
+pub struct KafkaLog {
+    epoch: u64,
+    epoch_text: String,
+    partitions: u32,
+    /// Set once it is this process's turn to write.
+    claimed: OnceCell<()>,
+    broker: Arc<Broker>,
+    changes: Lanes,
+    snapshot: Lanes,
+    /// What has been seen of the records' size: how many, and their bytes.
+    seen: (AtomicU64, AtomicU64),
+}
+
+/// One topic.
+struct Lanes {
+    name: String,
+    readers: Arc<Readers>,
+    writer: Writer,
+    retention: Retention,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaLog").field("epoch", &self.epoch_text).finish_non_exhaustive()
+    }
+}
+
+/// Looks whether the log could be used, without making or writing anything: what is wrong, if something is.
+///
+/// # Errors
+/// When the brokers do not answer or refuse.
+pub async fn examine(settings: &Settings) -> Result<Vec<TopicProblem>, LogError> {
+    let broker = Broker::new(settings)?;
+    let Examined { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
+    if !missing.is_empty() {
+        match topics::make(&broker, settings, &missing, true).await {
+            Ok(()) => {}
+            Err(LogError::Topics(more)) => problems.extend(more),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(problems)
+}
+
+impl KafkaLog {
+    /// Opens the log, making its topics if there are none. The turn to write is taken with the first append, or when
+    /// it is asked where to resume: a log that lost its tail can still be told by where it ends.
+    ///
+    /// # Errors
+    /// When the brokers do not answer or refuse, or when the topics have other settings than the log needs, or belong
+    /// to no log or to several.
+    pub async fn open(settings: Settings) -> Result<Self, LogError> {
+        let settings = Arc::new(settings);
+        let broker = Arc::new(Broker::new(&settings)?);
+        let record_bytes_max = prepare(&broker, &settings).await?;
+        let readers = BOTH.map(|topic| Arc::new(Readers::new(&settings, &broker, topic)));
+        let mut bounds = [const { Vec::new() }; 2];
+        for (topic, bounds) in BOTH.into_iter().zip(&mut bounds) {
+            for partition in 0..settings.partitions {
+                bounds.push(broker.bounds(&settings.topic(topic), partition).await?);
+            }
+        }
+        let epoch = identify(&settings, &readers, &bounds).await?;
+        let lanes = |topic: Topic, readers: &Arc<Readers>, bounds: &[(Offset, Offset)]| Lanes {
+            name: settings.topic(topic),
+            readers: Arc::clone(readers),
+            writer: Writer::new(&settings, &broker, readers, topic, epoch, record_bytes_max, bounds),
+            retention: Retention::new(&settings, &broker, topic),
+        };
+        let (changes, snapshot) =
+            (lanes(Topic::Changes, &readers[0], &bounds[0]), lanes(Topic::Snapshot, &readers[1], &bounds[1]));
+        Ok(KafkaLog {
+            epoch,
+            claimed: OnceCell::new(),
+            epoch_text: format!("{epoch:016x}"),
+            partitions: settings.partitions,
+            broker,
+            changes,
+            snapshot,
+            seen: Default::default(),
+        })
+    }
+
+    fn lanes(&self, topic: Topic) -> &Lanes {
+        match topic {
+            Topic::Changes => &self.changes,
+            Topic::Snapshot => &self.snapshot,
+        }
+    }
+
+    /// Takes the turn, if that was not done yet: what an earlier writer sends from then on is void.
+    async fn claim(&self) -> Result<(), LogError> {
+        self.claimed.get_or_try_init(|| self.changes.writer.claim()).await.copied()
+    }
+
+    async fn newest_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
+        let lanes = self.lanes(topic);
+        let bounds = self.broker.bounds(&lanes.name, partition).await?;
+        let control = |offset, record: Record| record.headers.kind.is_resumable().then_some((offset, record.value));
+        let found = lanes.readers.looker()?.last(self.epoch, partition, bounds, control).await?;
+        let Some((offset, value)) = found else { return Ok(None) };
+        let control = serde_json::from_slice(&value).map_err(|error| LogError::Corrupt {
+            topic: topic.suffix(),
+            partition,
+            offset,
+            reason: format!("the control record cannot be read: {error}"),
+        })?;
+        Ok(Some((offset, control)))
+    }
+
+    fn note_size<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+        for record in records {
+            self.seen.0.fetch_add(1, Ordering::Relaxed);
+            self.seen.1.fetch_add((record.key.len() + record.value.len()) as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes the topics that are missing and refuses those that the log cannot use; the size of the largest record.
+async fn prepare(broker: &Broker, settings: &Settings) -> Result<u64, LogError> {
+    let mut examined = topics::examine(broker, settings).await?;
+    if !examined.missing.is_empty() {
+        topics::make(broker, settings, &examined.missing, false).await?;
+        let deadline = tokio::time::Instant::now() + settings::ANSWER_MAX;
+        while !examined.missing.is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(MADE_WAIT).await;
+            examined = topics::examine(broker, settings).await?;
+        }
+    }
+    if let Some(topic) = examined.missing.first() {
+        let reason = format!("topic {} was created and is not there yet", settings.topic(*topic));
+        return Err(LogError::Unreachable { brokers: broker.brokers.clone(), reason });
+    }
+    if examined.problems.is_empty() { Ok(examined.record_bytes_max) } else { Err(LogError::Topics(examined.problems)) }
+}
+
+/// The epoch that the first record of every partition names; a new one for a log without records.
+async fn identify(
+    settings: &Settings,
+    readers: &[Arc<Readers>; 2],
+    bounds: &[Vec<(Offset, Offset)>; 2],
+) -> Result<u64, LogError> {
+    let mut found: Option<u64> = None;
+    let mut had_records = false;
+    for ((topic, readers), bounds) in BOTH.into_iter().zip(readers).zip(bounds) {
+        let looker = readers.looker()?;
+        for (partition, (start, end)) in (0..).zip(bounds) {
+            had_records |= *end > 0;
+            let mut first = None;
+            looker
+                .look(None, partition, *start, *end, |_, record| {
+                    first = match record {
+                        Found::Record(place, _) | Found::Claim(place) => Some(place.epoch),
+                        Found::Void(_) => None,
+                    };
+                    first.is_none()
+                })
+                .await?;
+            if let (Some(epoch), Some(first)) = (found, first)
+                && epoch != first
+            {
+                let problem = format!("{} holds records of another log than the rest", settings.topic(topic));
+                return Err(unidentified(settings, problem));
+            }
+            found = found.or(first);
+        }
+    }
+    match found {
+        Some(epoch) => Ok(epoch),
+        None if had_records => Err(unidentified(settings, "no record is left that says which log it is".to_owned())),
+        None => Ok(settings.epoch),
+    }
+}
+
+fn unidentified(settings: &Settings, what: String) -> LogError {
+    let (changes, snapshot) = (settings.topic(Topic::Changes), settings.topic(Topic::Snapshot));
+    let fix = format!("delete topics {changes} and {snapshot} to start a new epoch from the position in the target");
+    LogError::Topics(vec![TopicProblem { what, fix }])
+}
+
+#[async_trait]
+impl Log for KafkaLog {
+    fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    fn epoch(&self) -> &str {
+        &self.epoch_text
+    }
+
+    async fn append(&self, topic: Topic, records: Vec<(u32, Record)>) -> Result<(), LogError> {
+        self.claim().await?;
+        self.lanes(topic).writer.append(&records).await?;
+        self.note_size(records.iter().map(|(_, record)| record));
+        Ok(())
+    }
+
+    async fn read(
+        &self,
+        topic: Topic,
+        partition: u32,
+        from: Offset,
+        bytes_max: usize,
+        wait: Duration,
+    ) -> Result<Vec<Stored>, LogError> {
+        let lanes = self.lanes(topic);
+        let read = lanes.readers.read(self.epoch, partition, from, bytes_max, wait).await?;
+        // Nothing may be missing that was acknowledged to us.
+        if let Some((_, acknowledged)) = lanes.writer.bounds(partition)
+            && read.is_empty()
+            && from < acknowledged
+        {
+            let (_, end) = self.broker.bounds(&lanes.name, partition).await?;
+            if end < acknowledged {
+                return Err(reader::tail_lost(topic.suffix(), partition, acknowledged, end));
+            }
+        }
+        self.note_size(read.iter().map(|stored| &stored.record));
+        Ok(read)
+    }
+
+    async fn bounds(&self, topic: Topic, partition: u32) -> Result<(Offset, Offset), LogError> {
+        let lanes = self.lanes(topic);
+        if let Some(bounds) = lanes.writer.bounds(partition) {
+            return Ok(bounds);
+        }
+        self.broker.bounds(&lanes.name, partition).await
+    }
+
+    async fn last_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
+        // Whoever asks is going to write: no other writer may add a control record after this answer.
+        self.claim().await?;
+        self.newest_control(topic, partition).await
+    }
+
+    async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError> {
+        let lanes = self.lanes(topic);
+        if !lanes.retention.is_due(partition, offset) {
+            return Ok(());
+        }
+        // The newest control record stays whatever its age: it is where the writer resumes, and it says which log this is.
+        let dropped = match self.newest_control(topic, partition).await {
+            Ok(Some((control, _))) => lanes.retention.drop_applied(partition, offset.min(control)).await,
+            Ok(None) => return Ok(()),
+            Err(error) => Err(error),
+        };
+        match dropped {
+            Ok(Some(start)) => lanes.writer.starts(partition, start),
+            Ok(None) => {}
+            // Old records cost space, nothing else.
+            Err(error) => tracing::warn!(topic = lanes.name, partition, %error, "applied records are not dropped yet"),
+        }
+        Ok(())
+    }
+
+    /// About: the brokers tell no sizes, so it is what records have had on average, without compression.
+    async fn size_bytes(&self) -> Result<u64, LogError> {
+        let mut records = 0;
+        for topic in BOTH {
+            for partition in 0..self.partitions {
+                let (start, end) = self.bounds(topic, partition).await?;
+                records += end - start;
+            }
+        }
+        let (count, bytes) = (self.seen.0.load(Ordering::Relaxed), self.seen.1.load(Ordering::Relaxed));
+        Ok(records.saturating_mul(bytes) / count.max(1))
+    }
+}
