@@ -9,13 +9,21 @@ use crate::{
 };
 
 pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
-    if role != Role::All && config.log.url.starts_with("file:") {
-        return Err(Failure::Usage(anyhow::anyhow!(
-            "--role {} needs a log that both halves can reach, and {} is a folder of one worker; \
-             run without --role, or set [log] url to a Kafka broker",
-            if role == Role::Capture { "capture" } else { "apply" },
-            config.log.url
-        )));
+    let half = match role {
+        Role::Capture => Some("capture"),
+        Role::Apply => Some("apply"),
+        Role::All => None,
+    };
+    if let Some(half) = half {
+        return Err(Failure::Usage(if config.log.is_kafka() {
+            anyhow::anyhow!("--role {half} is not there yet; run without --role: one worker does both")
+        } else {
+            anyhow::anyhow!(
+                "--role {half} needs a log that both halves can reach, and {} is a folder of one worker; \
+                 run without --role, or set [log] url to a Kafka broker",
+                config.log.url
+            )
+        }));
     }
     super::init_logs();
     let stop = CancellationToken::new();

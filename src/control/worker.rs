@@ -36,7 +36,7 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{Log, LogError, Topic, embedded::EmbeddedLog},
+    log::{EmbeddedLog, KafkaLog, Log, LogError, Topic, kafka},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
     observe::{Frontier, Halt, Halts, Machine},
     pipeline::{
@@ -306,18 +306,8 @@ impl Worker {
     /// Takes the lease and the log. A worker that lost the lease may still have the log open: it lets go when it notices.
     async fn take_over(&self, leases: &Store) -> Result<(Lease, Arc<dyn Log>), Attempt> {
         let lease = self.take_lease(leases).await?;
-        let opened = match self.config.log.folder(&self.config.folder) {
-            // A folder for each pipeline, as for all other state.
-            Some(folder) => EmbeddedLog::open(&folder.join(&self.config.name), (&self.config.log).into()).await,
-            None => {
-                let url = &self.config.log.url;
-                return Err(Attempt::Hopeless(WorkerError::Usage(format!(
-                    "[log] url {url} is not supported; use file:FOLDER"
-                ))));
-            }
-        };
-        let error = match opened {
-            Ok(log) => return Ok((lease, Arc::new(log))),
+        let error = match self.open_log().await {
+            Ok(log) => return Ok((lease, log)),
             Err(error) => error,
         };
         self.release_lease(leases, lease).await;
@@ -326,6 +316,16 @@ impl Worker {
             error if error.disposition() == Disposition::Retry => Err(Attempt::Later(error.to_string())),
             error => Err(Attempt::Hopeless(WorkerError::Log(error))),
         }
+    }
+
+    async fn open_log(&self) -> Result<Arc<dyn Log>, LogError> {
+        let Config { name, log, folder, .. } = &*self.config;
+        if let Some(folder) = log.folder(folder) {
+            // A folder for each pipeline, as for all other state.
+            return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
+        }
+        let settings = kafka::Settings::new(name, log).map_err(|reason| LogError::Client { reason })?;
+        Ok(Arc::new(KafkaLog::open(settings).await?))
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.

@@ -21,6 +21,7 @@ mod connect_mysql;
 mod follow;
 mod fuzz_corpora;
 mod init;
+mod kafka_pipeline;
 mod log_contract;
 mod log_embedded;
 mod log_kafka;

@@ -1,4 +1,5 @@
-//! Where the worker is to run: the port for metrics and health, and the disk of the embedded log.
+//! Where the worker is to run: the port for metrics and health, and the log: the disk of the embedded one, or Kafka's brokers
+//! and topics.
 
 use std::{
     fs::{self, File},
@@ -7,7 +8,11 @@ use std::{
 };
 
 use super::{Part, Report};
-use crate::{config::Config, control::worker};
+use crate::{
+    config::Config,
+    control::worker,
+    log::{LogError, kafka},
+};
 
 /// What is written to see whether the log's disk takes it.
 const PROBE_BYTES: usize = 64 << 10;
@@ -23,7 +28,7 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
             "stop what holds it (another pipeline's worker?), or choose another address with [http] listen or `run --listen`",
         );
     }
-    let Some(folder) = config.log.folder(&config.folder) else { return };
+    let Some(folder) = config.log.folder(&config.folder) else { return examine_kafka(config, report).await };
     if let Err(error) = probe(&folder) {
         let fix = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -32,6 +37,26 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
             _ => "give this user the right to read and write it, or choose another folder with [log] url",
         };
         report.blocks_on(Part::Worker, format!("the log's folder {} cannot be used ({error})", folder.display()), fix);
+    }
+}
+
+/// Asks the brokers, without making the topics.
+async fn examine_kafka(config: &Config, report: &mut Report) {
+    let examined = match kafka::Settings::new(&config.name, &config.log) {
+        Ok(settings) => kafka::examine(&settings).await,
+        Err(reason) => Err(LogError::Client { reason }),
+    };
+    match examined {
+        Ok(problems) => {
+            for problem in problems {
+                report.blocks_on(Part::Worker, problem.what, &problem.fix);
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let (what, fix) = text.split_once("; ").unwrap_or((&text, "correct [log] in the configuration"));
+            report.blocks_on(Part::Worker, what.to_owned(), fix);
+        }
     }
 }
 
