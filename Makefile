@@ -9,7 +9,7 @@ MINUTES := 10
 .PHONY: help demo test simulate chaos bench-smoke check clean-services
 
 help:
-	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running)"
+	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
 	@echo "make test            all tests, against real servers, which stay up for the next run"
 	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
@@ -18,7 +18,7 @@ help:
 	@echo "make clean-services  stop and delete the servers of this checkout, data and binaries"
 
 demo:
-	scripts/demo $(if $(KEEP),--keep)
+	LOG=$(LOG) scripts/demo $(if $(KEEP),--keep)
 
 test:
 	$(SERVICES) install build
