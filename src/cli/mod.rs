@@ -135,7 +135,10 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
                 RoleArgument::Capture => Role::Capture,
                 RoleArgument::Apply => Role::Apply,
             };
-            runtime.block_on(run::run(config, role, until_synced))
+            let ended = runtime.block_on(run::run(config, role, until_synced));
+            // A question to a broker that does not answer must not keep a stopped worker.
+            runtime.shutdown_background();
+            ended
         }
         Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),

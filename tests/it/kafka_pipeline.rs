@@ -125,7 +125,12 @@ async fn a_broker_that_is_away_is_waited_for_and_readyz_says_so() {
     broker.start();
     pipe.in_step().await;
     eventually("the worker is ready again", PATIENCE, async || is_ready(&worker).await).await;
+
+    // A worker that is asked to stop does not wait for it.
+    broker.crash();
+    pipe.insert(20..30).await;
     stop(&mut worker).await;
+    broker.start();
 }
 
 /// Cuts off the second half of what a partition's last segment holds.

@@ -81,6 +81,13 @@ impl Broker {
     pub(super) fn error(&self, error: &KafkaError, trouble: (Option<Code>, String)) -> LogError {
         let (kept, reason) = trouble;
         let brokers = self.brokers.clone();
+        if matches!(error.rdkafka_error_code(), Some(Code::UnknownTopicOrPartition | Code::UnknownTopic)) {
+            return LogError::Other(
+                "a topic of the log is not there; if it was deleted, restart the worker: it starts a new log at the \
+                 position in the target"
+                    .into(),
+            );
+        }
         match (error.rdkafka_error_code(), kept) {
             (Some(code), _) if is_refusal(code) => LogError::Refused { brokers, reason: error.to_string() },
             (_, Some(code)) if is_refusal(code) => LogError::Refused { brokers, reason },
