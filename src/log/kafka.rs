@@ -9,7 +9,7 @@
 //! - The log's identity, its epoch, is in every record. Topics that were deleted and made again are another log.
 //! - The broker drops nothing by itself; what is applied and old enough is dropped from here.
 //!
-//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0007-records-say-where-they-stand.md), consumer
+//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0008-records-say-where-they-stand.md), consumer
 //! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;

@@ -3,7 +3,7 @@
 //! A writer knows the offset that each of its records is going to have, because it is the only one that writes. It
 //! says so in the record: `epoch writer offset`. A record that stands elsewhere was written by somebody whose idea of the
 //! log is out of date: a worker that lost its lease, or one whose broker lost its tail. It is *void*, readers pass it
-//! over, and its writer learns the same from the acknowledgement. docs/adr/0007-records-say-where-they-stand.md has the argument.
+//! over, and its writer learns the same from the acknowledgement. docs/adr/0008-records-say-where-they-stand.md has the argument.
 
 use rdkafka::message::{Header, Headers as _, Message, OwnedHeaders};
 
