@@ -187,6 +187,37 @@ async fn a_record_that_is_in_the_log_twice_waits_once() {
 }
 
 #[tokio::test]
+async fn two_changes_of_a_row_that_waits_do_not_claim_each_others_key() {
+    let rig = users_rig().await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    lane.apply(vec![insert(&users(), 1, &user(9, "z"))]).await;
+    let mut events: Vec<Event> = (3..7).map(|id| insert(&users(), 10 + id, &user(id, &format!("u{id}")))).collect();
+    events.push(insert(&users(), 20, &user(2, "z")));
+    events.push(update(&users(), 21, &user(2, "z"), &json!({ "id": 2, "email": "z", "age": 7, "boss": null })));
+    let applied = lane.apply(events).await;
+    assert_eq!((applied.waiting, applied.dead_letters), (1, 0));
+    lane.apply(vec![delete(&users(), 30, &user(9, "z"))]).await;
+    lane.sink.retry_waiting().await.unwrap();
+    assert_eq!(rig.count("users WHERE id = 2 AND age = 7").await, 1);
+    assert_eq!(rig.count("cutover.waiting").await, 0);
+}
+
+#[tokio::test]
+async fn rule_23_a_waiting_row_that_comes_in_clears_its_older_dead_letter() {
+    let rig = users_rig().await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    let bad = json!({ "id": 2, "email": "b", "age": "old", "boss": null });
+    let applied = lane.apply(vec![insert(&users(), 1, &user(1, "a")), insert(&users(), 2, &bad)]).await;
+    assert_eq!(applied.dead_letters, 1);
+    assert_eq!(lane.apply(vec![update(&users(), 3, &bad, &user(2, "a"))]).await.waiting, 1);
+    assert_eq!(rig.count("cutover.dead_letters").await, 1);
+    rig.pg.exec("DELETE FROM users WHERE id = 1").await;
+    lane.sink.retry_waiting().await.unwrap();
+    assert_eq!(rig.count("users WHERE id = 2").await, 1);
+    assert_eq!(rig.count("cutover.dead_letters WHERE state = 'open'").await, 0);
+}
+
+#[tokio::test]
 async fn rule_5_a_newer_change_of_a_waiting_row_replaces_it() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

@@ -4,7 +4,7 @@
 //! still fails is set aside with all that it would have written, in every target. Rows that refer to a missing parent, or whose
 //! unique value another row still has, wait; they are tried again when everything else of the batch is in.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
 
 use super::{
     PostgresSink, add,
@@ -105,11 +105,8 @@ impl PostgresSink {
             if outcome.waiting.is_empty() || !progress || round == ROUNDS_MAX {
                 break;
             }
-            left = Vec::new();
-            for (item, _) in std::mem::take(&mut outcome.waiting) {
-                left.push(item);
-            }
             // Kept as waiting if they fail again: `halve` puts them back.
+            left = together(std::mem::take(&mut outcome.waiting).into_iter().map(|(item, _)| item));
         }
         Ok(outcome)
     }
@@ -414,9 +411,31 @@ impl PostgresSink {
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
-        self.clear_waiting(&done).await?;
+        self.clear(&done).await?;
         self.set_aside(outcome).await
     }
+}
+
+/// Rows whose events were tried one after the other, and wait, as one item each again: apart they would claim each other's keys.
+fn together<'a>(items: impl Iterator<Item = Item<'a>>) -> Vec<Item<'a>> {
+    let mut places: HashMap<SourceKey, usize> = HashMap::new();
+    let mut whole: Vec<Item<'a>> = Vec::new();
+    for item in items {
+        let Some(newest) = item.newest() else { continue };
+        match places.entry(SourceKey::of(newest)) {
+            Entry::Occupied(place) => {
+                if let Some(first) = whole.get_mut(*place.get()) {
+                    first.events.extend(item.events);
+                    first.events.sort_by_key(|event| event.version);
+                }
+            }
+            Entry::Vacant(place) => {
+                place.insert(whole.len());
+                whole.push(item);
+            }
+        }
+    }
+    whole
 }
 
 /// The later events of the same row, if its events are being tried one after the other: on top of the stack.

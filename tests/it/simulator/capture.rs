@@ -326,7 +326,7 @@ impl Scan for ModelScan {
             rows.into_iter().filter(|(key, _)| within(key, lower, upper)).map(|(_, row)| row).collect();
         for block in rows.chunks(BLOCK_ROWS) {
             // Rows travel for a while after they were read.
-            self.server.chance.sleep(Duration::from_millis(8)).await;
+            self.server.chance.sleep(self.server.chance.taste.travel).await;
             self.gate.passed().await;
             if self.server.is_away() {
                 return Err(SnapshotError::Source("away".into()));

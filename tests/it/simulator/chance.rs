@@ -203,19 +203,27 @@ fn odds(mut dice: SmallRng, often: &BTreeSet<Fault>) -> BTreeMap<Fault, f64> {
     Fault::ALL.iter().map(|fault| (*fault, of(fault))).collect()
 }
 
-/// What the load of a run is fond of, as most applications are of something.
+/// What the load of a run is fond of, as most applications are of something, and how slow its parts are beside each other.
 #[derive(Debug, Clone, Copy)]
 pub struct Taste {
     /// A kind of step that is every second one.
     pub favourite: Option<u64>,
     /// How often a note is one that the target refuses.
     pub bad: f64,
+    /// How long a commit is in the binlog, at most, before reads see it.
+    pub unseen: Duration,
+    /// How long copied rows travel, at most, before they are in the log.
+    pub travel: Duration,
+    /// How long the log takes, at most, for an append.
+    pub append: Duration,
 }
 
 impl Taste {
     fn new(mut dice: SmallRng) -> Self {
         let favourite = dice.random_bool(0.5).then(|| dice.random_range(0..STEP_KINDS));
-        Taste { favourite, bad: [0.05, 0.15, 0.5][dice.random_range(0..3)] }
+        let mut one_of = |millis: [u64; 3]| Duration::from_millis(millis[dice.random_range(0..3)]);
+        let (unseen, travel, append) = (one_of([12, 12, 200]), one_of([8, 80, 400]), one_of([3, 3, 150]));
+        Taste { favourite, bad: [0.05, 0.15, 0.5][dice.random_range(0..3)], unseen, travel, append }
     }
 }
 

@@ -162,7 +162,7 @@ impl Log for ModelLog {
         if self.chance().run.mutation == Some(Mutation::NoStartRecord) {
             records.retain(|(_, record)| record.headers.kind != Kind::Start);
         }
-        self.chance().sleep(Duration::from_millis(3)).await;
+        self.chance().sleep(self.chance().taste.append).await;
         self.gate.passed().await;
         self.chance().boundary("before an append").await;
         self.fenced()?;

@@ -35,7 +35,7 @@ pub enum Mutation {
     NoStartRecord,
     /// Rule 19: the offset is stored apart from the rows.
     OffsetOutsideTransaction,
-    /// Rule 19: a batch is written from whatever offset and lease.
+    /// Rule 19: a batch is written from whatever offset and lease, and a lane is taken back from a newer lease.
     OffsetUnchecked,
     /// Rule 22: tombstones are forgotten while tables are copied.
     TombstonesForgottenEarly,
@@ -85,7 +85,8 @@ impl Mutation {
             Mutation::NoCopyWithoutPosition => vec![Fault::LogLost, Fault::Slow],
             Mutation::ResumeAtTheNewestPartition => vec![Fault::LogRefuses, Fault::Kill],
             Mutation::NoStartRecord => vec![Fault::LogRefuses, Fault::FailoverWithLoss],
-            Mutation::RecopyTooEarly => vec![Fault::Alter, Fault::Slow],
+            Mutation::OffsetUnchecked => vec![Fault::Zombie],
+            Mutation::RecopyTooEarly => vec![Fault::Alter, Fault::LogRefuses],
             Mutation::NoWatermarkWait => vec![Fault::Resnapshot, Fault::Slow],
             Mutation::NoTruncateFence => vec![Fault::Truncate, Fault::Resnapshot, Fault::Slow],
             Mutation::NoReplace
@@ -98,7 +99,6 @@ impl Mutation {
             | Mutation::ClockStartsLow
             | Mutation::SkipGaps
             | Mutation::OffsetOutsideTransaction
-            | Mutation::OffsetUnchecked
             | Mutation::TombstonesForgottenEarly
             | Mutation::NoSweep => Vec::new(),
         }

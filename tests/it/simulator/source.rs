@@ -333,7 +333,7 @@ impl Server {
         state.log.push(Logged { gtid, commit_us, steps, visible: false });
         drop(state);
         self.stirred();
-        let (this, pause) = (Arc::clone(self), self.chance.pause(Duration::from_millis(12)));
+        let (this, pause) = (Arc::clone(self), self.chance.pause(self.chance.taste.unseen));
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             this.show(server, index, &locks);

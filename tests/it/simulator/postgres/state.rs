@@ -321,7 +321,8 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
         State::HeldWaiting => picked(rows, &[waiting::source_table, waiting::key_text, waiting::version]),
         State::Records => {
             let keys = params[1].text_values();
-            dead.retain(|row| keys.contains(&row[dead_letters::key_text]));
+            let fenced = !exec.pg.weakness().no_dead_letter_fence;
+            dead.retain(|row| fenced && keys.contains(&row[dead_letters::key_text]));
             rows.retain(|row| keys.contains(&row[waiting::key_text]));
             let mut found = picked(
                 dead,
