@@ -3,7 +3,9 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+mod asked;
 pub mod check;
+mod dlq;
 pub mod init;
 mod movable;
 mod progress;
@@ -60,12 +62,14 @@ enum Command {
         /// The source table.
         table: String,
     },
+    /// Rows that could not be stored: list, show, retry or discard them.
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
 }
 
 /// What to do about dead letters.
-pub(crate) const DEAD_LETTERS: &str = "see SELECT source_table, key_text, error FROM cutover.dead_letters WHERE state = 'open' in the \
-     target; correct the rows at the source, which clears them, or the transform or the target's column, \
-     and then `cutover resnapshot TABLE`";
+pub(crate) const DEAD_LETTERS: &str = "`cutover dlq list` shows them; correct the rows at the source, which clears them, or the \
+     transform or the target's column, and then `cutover dlq retry --all`";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum RoleArgument {
@@ -141,6 +145,7 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             ended
         }
         Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
 }

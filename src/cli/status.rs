@@ -63,6 +63,9 @@ fn render(name: &str, status: &Status) -> String {
     line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
     let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
     line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
+    if status.dead_letters_discarded > 0 {
+        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
+    }
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -7,7 +7,9 @@
 
 pub mod copies;
 pub mod http;
+mod jobs;
 pub mod lease;
+pub mod letters;
 pub mod requests;
 pub mod source;
 pub mod status;

@@ -31,6 +31,8 @@ pub struct Status {
     pub dead_letters: u64,
     /// How long the oldest of them has been open; null when none is.
     pub dead_letters_oldest_seconds: Option<f64>,
+    /// Dead letters that an operator has closed: their rows stay as they are at the target.
+    pub dead_letters_discarded: u64,
     pub drift_rows: u64,
     pub halted: Option<Halt>,
     /// Whether a worker has reported lately.
@@ -172,7 +174,8 @@ impl Store {
                         (SELECT extract(epoch FROM clock_timestamp() - min(since))::float8 \
                            FROM cutover.waiting WHERE pipeline = $1), \
                         (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
-                           FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open')",
+                           FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'), \
+                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
                 &[&self.pipeline],
             )
             .await?;
@@ -189,6 +192,7 @@ impl Store {
             waiting_oldest_seconds: counts.get(3),
             dead_letters_oldest_seconds: counts.get(4),
             dead_letters: counts.get::<_, i64>(1).cast_unsigned(),
+            dead_letters_discarded: counts.get::<_, i64>(5).cast_unsigned(),
             drift_rows: 0,
             halted: report.halted,
             worker_running,

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    jobs::{self, Jobs},
     requests,
     status::{Phase, Report, Status},
     target::{PgTarget, TargetError},
@@ -23,6 +24,7 @@ use crate::{
     log::Log,
     model::Position,
     observe::{Halt, metric, now_us},
+    snapshot::refetch::Refetch,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -46,6 +48,7 @@ pub(super) struct Steward {
     show: fn(&Status),
     applying: JoinSet<()>,
     apply_stop: CancellationToken,
+    jobs: Jobs,
     samples: VecDeque<(Instant, u64, u64)>,
 }
 
@@ -54,10 +57,12 @@ impl Steward {
         worker: Worker,
         log: Arc<dyn Log>,
         target: Arc<PgTarget>,
+        refetch: Refetch,
         end: Option<Position>,
         show: fn(&Status),
     ) -> Self {
         Steward {
+            jobs: Jobs::new(Arc::clone(&worker.store), Arc::clone(&worker.halts), refetch),
             worker,
             log,
             target,
@@ -105,8 +110,14 @@ impl Steward {
         }
     }
 
+    /// Ends what was begun on request, which the next worker begins again, and stops the apply loops.
+    pub(super) async fn stop(&mut self) {
+        self.jobs.stop().await;
+        self.stop_applying().await;
+    }
+
     /// Stops the apply loops and waits for the batches at work.
-    pub(super) async fn stop_applying(&mut self) {
+    async fn stop_applying(&mut self) {
         self.apply_stop.cancel();
         while self.applying.join_next().await.is_some() {}
     }
@@ -285,8 +296,8 @@ impl Steward {
         Ok(())
     }
 
-    async fn answer_requests(&self) -> Result<(), PgError> {
-        let store = &self.worker.store;
+    async fn answer_requests(&mut self) -> Result<(), PgError> {
+        let store = Arc::clone(&self.worker.store);
         for request in store.open_requests().await? {
             match request.command.as_str() {
                 "resnapshot" if store.queue_copy(&request.subject, 0).await? => {
@@ -306,6 +317,12 @@ impl Steward {
                 "resnapshot" => {
                     let text = format!("the pipeline has no source table `{}`", request.subject);
                     store.answer(request.id, "refused", &text).await?;
+                }
+                "dlq retry" => self.jobs.retry(&request),
+                "dlq discard" => {
+                    let discarded = store.discard_letters(&jobs::ids(&request)).await?;
+                    tracing::warn!(discarded, "dead letters were closed; their rows stay as they are at the target");
+                    store.answer(request.id, "done", &discarded.to_string()).await?;
                 }
                 other => {
                     let text = format!("this worker does not know the request `{other}`; use a newer one");

@@ -44,7 +44,7 @@ use crate::{
         batches::Bounds,
         capture::CaptureLoop,
     },
-    snapshot::copier::Copier,
+    snapshot::{copier::Copier, refetch::Refetch},
 };
 
 /// How long a stopping worker waits for its tasks.
@@ -419,7 +419,7 @@ impl Worker {
             return Ok(Ended::Stopped);
         };
         let copier = Copier {
-            scans: server,
+            scans: Arc::clone(&server) as _,
             progress: Arc::clone(&self.store) as _,
             sweep: Arc::clone(&target) as _,
             log: Arc::clone(&log),
@@ -437,7 +437,16 @@ impl Worker {
             tasks.spawn(copier.run(work.clone()));
         }
         let end = until_synced.then_some(Position::Mysql(opened.end));
-        let mut steward = Steward::new(self.clone(), log, target, end, show);
+        let refetch = Refetch {
+            scans: Arc::clone(&server) as _,
+            fetch: server,
+            log: Arc::clone(&log),
+            frontier: Arc::clone(&self.frontier),
+            ambient: Arc::new(Machine),
+            pipeline: self.config.name.clone(),
+            connector: connector.into(),
+        };
+        let mut steward = Steward::new(self.clone(), log, target, refetch, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,
             lost = &mut renewing => match lost {
@@ -446,7 +455,7 @@ impl Worker {
             },
         };
         work.cancel();
-        steward.stop_applying().await;
+        steward.stop().await;
         while tasks.join_next().await.is_some() {}
         ended
     }

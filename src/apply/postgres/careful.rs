@@ -408,8 +408,12 @@ impl PostgresSink {
         let mut items = input::items(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        self.held.fence(&mut items);
+        let touched = self.held.fence(&mut items);
+        let older = held::records(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
+        held::attach(&mut items, &older);
         let outcome = self.settle(items).await?;
+        // A row that is in has no dead letter of an older state any more.
+        self.clear(&outcome.written).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();

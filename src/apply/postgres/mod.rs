@@ -12,6 +12,7 @@ mod failure;
 mod held;
 mod input;
 mod lane;
+mod letters;
 mod statement;
 mod steps;
 mod store;

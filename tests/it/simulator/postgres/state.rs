@@ -3,6 +3,7 @@
 use super::{
     exec::{Exec, Inserted, OnConflict, Stop},
     faults::SessionInfo,
+    letters,
     own::{chunks, dead_letters, fences, lease, notes, offsets, schemas, tables, waiting},
     session::Answer,
     store::{RowLock, TableId},
@@ -33,6 +34,10 @@ pub enum State {
     ClearDead,
     ClearWaiting,
     Dead,
+    CountDead,
+    OpenLetters,
+    Supersede,
+    RenewLetters,
     Wait,
     Note,
     SetNote,
@@ -65,19 +70,19 @@ pub enum State {
     Release,
 }
 
-type Params<'p> = &'p [Param];
+pub type Params<'p> = &'p [Param];
 
 /// Whether the row has these values in these columns.
-fn has<'p>(wanted: &'p [(usize, Value)]) -> impl Fn(&[Value]) -> bool + Send + Sync + 'p {
+pub fn has<'p>(wanted: &'p [(usize, Value)]) -> impl Fn(&[Value]) -> bool + Send + Sync + 'p {
     move |row| wanted.iter().all(|(column, value)| row[*column] == *value)
 }
 
 /// Pairs of column and parameter, by place.
-fn given(params: Params<'_>, columns: &[(usize, usize)]) -> Vec<(usize, Value)> {
+pub fn given(params: Params<'_>, columns: &[(usize, usize)]) -> Vec<(usize, Value)> {
     columns.iter().map(|(column, param)| (*column, params[*param].value())).collect()
 }
 
-fn picked(rows: Vec<Row>, columns: &[usize]) -> Answer {
+pub fn picked(rows: Vec<Row>, columns: &[usize]) -> Answer {
     let pick = |row: Row| columns.iter().map(|column| row[*column].clone()).collect();
     Answer::rows(rows.into_iter().map(pick).collect())
 }
@@ -90,6 +95,9 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
     match state {
         State::Lock { shared } => lock(exec, params[0].ints(), shared).await,
         State::Advance | State::Holds | State::HasLease | State::Claim => lane(state, exec, params).await,
+        State::CountDead | State::OpenLetters | State::Supersede | State::RenewLetters => {
+            letters::run(state, exec, params).await
+        }
         State::Mark | State::HeldDead | State::HeldWaiting | State::Records | State::Waiting => {
             Ok(set_aside(state, exec, params))
         }
@@ -299,11 +307,11 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
     let mut rows = exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0)])));
     match state {
         State::Mark => {
-            let newest = dead.iter().map(|row| row[dead_letters::id].int()).max();
+            let newest = dead.iter().map(letters::mark).max();
             Answer::row(vec![Value::Int(newest.unwrap_or(0))])
         }
         State::HeldDead => {
-            dead.sort_by_key(|row| row[dead_letters::id].int());
+            dead.sort_by_key(letters::mark);
             if exec.pg.weakness().no_dead_letter_fence {
                 let unfenced = |row: &Row| {
                     let mut row = row.to_vec();
@@ -312,7 +320,13 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
                 };
                 dead = dead.iter().map(unfenced).collect();
             }
-            picked(dead, &[dead_letters::id, dead_letters::source_table, dead_letters::key_text, dead_letters::version])
+            let marked = dead.into_iter().map(|row| {
+                let mut shown = vec![Value::Int(letters::mark(&row))];
+                let columns = [dead_letters::source_table, dead_letters::key_text, dead_letters::version];
+                shown.extend(columns.map(|column| row[column].clone()));
+                shown
+            });
+            Answer::rows(marked.collect())
         }
         State::HeldWaiting => picked(rows, &[waiting::source_table, waiting::key_text, waiting::version]),
         State::Records => {
@@ -365,7 +379,7 @@ async fn clear(
     Ok(Answer::affected(exec.delete_where(table, wanted).await?.len()))
 }
 
-fn next_id(exec: &Exec<'_>, table: TableId) -> Value {
+pub fn next_id(exec: &Exec<'_>, table: TableId) -> Value {
     let mut store = exec.pg.store();
     store.tables[table].sequence += 1;
     Value::Int(store.tables[table].sequence)
@@ -391,6 +405,9 @@ async fn store_dead(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, S
             records[at].clone(),
             Value::Int(exec.pg.started_us(exec.tx)),
             Value::text("open"),
+            Value::Int(1),
+            Value::Null,
+            Value::Null,
         ];
         let outcome = exec.insert(dead_letters::ID, row, OnConflict::Nothing).await?;
         stored += usize::from(outcome != Inserted::Skipped);
