@@ -53,6 +53,11 @@ pub(super) async fn follow(
     every: Duration,
 ) -> Result<String, Failure> {
     let request = store.ask_with(command, arguments).await?;
+    answer(store, request, every).await
+}
+
+/// Waits for the answer to a request. A refusal has been printed.
+pub(super) async fn answer(store: &Store, request: i64, every: Duration) -> Result<String, Failure> {
     let asked = Instant::now();
     loop {
         tokio::time::sleep(every).await;

@@ -5,10 +5,12 @@
 
 mod asked;
 pub mod check;
+mod checkpoint;
 mod dlq;
 pub mod init;
 mod movable;
 mod progress;
+mod replay;
 mod resnapshot;
 mod run;
 mod status;
@@ -62,6 +64,11 @@ enum Command {
         /// The source table.
         table: String,
     },
+    /// Name a point of the log, or list those that have a name.
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
+    /// Apply a part of the log again, through today's transforms, beside the stream.
+    Replay(replay::ReplayArgs),
     /// Rows that could not be stored: list, show, retry or discard them.
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -145,6 +152,8 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             ended
         }
         Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
+        Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }

@@ -66,6 +66,11 @@ fn render(name: &str, status: &Status) -> String {
     if status.dead_letters_discarded > 0 {
         line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
     }
+    if let Some(replay) = &status.replay {
+        let eta = replay.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
+        let (rows, total) = (replay.rows, replay.rows_total);
+        line("replay", format!("{:.1} % from {}: {rows} of {total} rows{eta}", replay.percent, replay.from));
+    }
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -5,11 +5,13 @@
 //! Commands never talk to the worker: they leave a request there and follow its progress, so that
 //! they work from any host and whether or not a worker runs.
 
+pub mod checkpoints;
 pub mod copies;
 pub mod http;
 mod jobs;
 pub mod lease;
 pub mod letters;
+pub mod replay;
 pub mod requests;
 pub mod source;
 pub mod status;

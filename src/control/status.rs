@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::Store;
+use super::{replay::ReplayStatus, store::Store};
 use crate::{database::postgres::PgError, observe::Halt};
 
 /// A worker whose report is older than this is not running.
 const REPORT_SECONDS_MAX: f64 = 10.0;
+
+const UNDEFINED_TABLE: &str = "42P01";
 
 /// `status --json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,6 +46,9 @@ pub struct Status {
     /// Until the copy is complete; null when that cannot be told.
     pub eta_seconds: Option<f64>,
     pub conflicts: u64,
+    /// The replay that is under way; null without one.
+    #[serde(default)]
+    pub replay: Option<ReplayStatus>,
 }
 
 /// Where a pipeline is in its life.
@@ -179,6 +184,13 @@ impl Store {
                 &[&self.pipeline],
             )
             .await?;
+        drop(session);
+        let replay = match self.running_replay().await {
+            Ok(replay) => replay.map(|replay| replay.status()),
+            // The state of an older release knows of none.
+            Err(PgError::Refused(refusal)) if refusal.sqlstate == UNDEFINED_TABLE => None,
+            Err(error) => return Err(error),
+        };
         let waiting = counts.get::<_, i64>(0).cast_unsigned();
         let phase = phase_of(&tables, after_copy_done);
         let left: u64 = tables.iter().map(|table| table.rows.saturating_sub(table.copied)).sum();
@@ -201,6 +213,7 @@ impl Store {
             changes_per_second: if worker_running { report.changes_per_second } else { 0.0 },
             eta_seconds: (worker_running && rate > 0.0 && phase != Phase::Following).then(|| left as f64 / rate),
             conflicts: 0,
+            replay,
         })
     }
 }

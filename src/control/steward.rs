@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     jobs::{self, Jobs},
+    replay::Replayer,
     requests,
     status::{Phase, Report, Status},
     target::{PgTarget, TargetError},
@@ -62,7 +63,16 @@ impl Steward {
         show: fn(&Status),
     ) -> Self {
         Steward {
-            jobs: Jobs::new(Arc::clone(&worker.store), Arc::clone(&worker.halts), refetch),
+            jobs: Jobs::new(
+                &worker,
+                Replayer {
+                    config: Arc::clone(&worker.config),
+                    store: Arc::clone(&worker.store),
+                    log: Arc::clone(&log),
+                    target: Arc::clone(&target),
+                    refetch,
+                },
+            ),
             worker,
             log,
             target,
@@ -80,9 +90,12 @@ impl Steward {
         let prepared = self.worker.patiently("state", || async {
             self.remember_counts().await?;
             self.note_script().await?;
+            let (epoch, partitions) = (self.log.epoch(), self.log.partitions());
+            self.worker.store.note_transforms(epoch, partitions, &self.target.plans()).await?;
             Ok(())
         });
         let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
+        self.jobs.go_on_replaying();
         self.start_applying(&stop);
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
         loop {
@@ -319,6 +332,7 @@ impl Steward {
                     store.answer(request.id, "refused", &text).await?;
                 }
                 "dlq retry" => self.jobs.retry(&request),
+                "replay" => self.jobs.replay(&request),
                 "dlq discard" => {
                     let discarded = store.discard_letters(&jobs::ids(&request)).await?;
                     tracing::warn!(discarded, "dead letters were closed; their rows stay as they are at the target");
@@ -334,8 +348,10 @@ impl Steward {
     }
 
     /// Forgets tombstones that no late row can meet: nothing is being copied, nothing waits or is
-    /// set aside, and the stream has passed them (CORRECTNESS rule 22).
+    /// set aside, nothing is replayed, and the stream has passed them (CORRECTNESS rule 22).
     async fn forget_tombstones(&self) {
+        // No replay begins meanwhile; one that is about to comes first.
+        let Ok(_barrier) = self.jobs.barrier().try_lock_owned() else { return };
         let applied = self.worker.frontier.applied_clock();
         let idle =
             self.worker.store.status().await.is_ok_and(|status| {
@@ -343,6 +359,7 @@ impl Steward {
             });
         if idle
             && applied > 0
+            && self.worker.store.any_replay().await.is_ok_and(|replaying| !replaying)
             && let Err(error) = self.target.forget_tombstones(applied).await
         {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");

@@ -159,7 +159,7 @@ async fn values_are_shown_on_request_only_and_what_cannot_be_done_is_said() {
     }
     worker.terminate().await;
     worker.wait_exit(SOON).await;
-    for arguments in [["dlq", "retry", &id], ["dlq", "discard", &id]] {
+    for arguments in [["dlq", "retry", id.as_str()], ["dlq", "discard", id.as_str()]] {
         let (code, text) = said(&rig, &arguments).await;
         assert_eq!((code, text.contains("no worker runs, and nothing was done")), (Some(1), true), "{text}");
     }

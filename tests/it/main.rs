@@ -30,6 +30,7 @@ mod log_rate;
 mod operations;
 mod own_servers;
 mod pipeline;
+mod replay;
 mod rules_limits;
 mod rules_merge;
 mod rules_positions;

@@ -384,7 +384,7 @@ impl PostgresSink {
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
-        let topic = self.options.topic.suffix();
+        let topic = self.lane_name();
         self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
         let mut steps = Steps::new(&self.session.client);
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);

@@ -11,10 +11,10 @@ use super::{
     failure::Failure,
     input::SourceKey,
     steps::Param,
-    store::{Aside, json, texts},
+    store::{Aside, cleared_params, json, texts},
 };
 use crate::{
-    apply::{ApplyError, RowEvent},
+    apply::{ApplyError, Pass, RowEvent},
     database::postgres::PgError,
     log::{
         Topic,
@@ -47,6 +47,25 @@ FROM unnest($4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], 
   x(id, version, schema_id, log_offset, sqlstate, error, record)
 WHERE d.pipeline = $1 AND d.id = x.id";
 
+/// Rows of a replay that failed and have been applied since.
+pub(super) const FORGET_NOTED: &str = "
+DELETE FROM cutover.dead_letters d USING unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
+WHERE d.pipeline = $1 AND d.state = 'replay' AND d.source_table = x.source AND md5(d.key_text) = md5(x.key)
+  AND d.key_text = x.key AND d.version < x.version";
+
+const NOTE: &str = "
+INSERT INTO cutover.dead_letters
+  (pipeline, source_table, key, key_text, version, schema_id, topic, part, log_offset, sqlstate, error, record, state)
+SELECT DISTINCT ON (x.source, x.key)
+  $1, x.source, x.key::json, x.key, x.version, x.schema_id, $2, $3, x.log_offset, x.sqlstate, x.error, x.record::json, 'replay'
+FROM unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
+  $11::text[]) x(source, key, version, schema_id, log_offset, sqlstate, error, record)
+WHERE NOT EXISTS (SELECT FROM cutover.dead_letters d WHERE d.pipeline = $1 AND d.state = 'replay'
+  AND d.source_table = x.source AND md5(d.key_text) = md5(x.key) AND d.key_text = x.key AND d.version >= x.version)
+ORDER BY x.source, x.key, x.version DESC";
+
+const NOTED: &str = "SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'replay'";
+
 /// An open dead letter of a row that failed again.
 struct Letter {
     id: i64,
@@ -61,6 +80,9 @@ impl PostgresSink {
         if dead.is_empty() {
             return Ok(());
         }
+        if self.replay.is_some() {
+            return self.note(dead).await;
+        }
         // What the changes topic brings is the row's next event, which needs a letter of its own; what the snapshot topic
         // brings is the row again.
         let fresh = match self.options.topic {
@@ -70,7 +92,7 @@ impl PostgresSink {
         self.held.stale = true;
         if let Some(first) = fresh.first() {
             self.bound(first, fresh.len() as u64).await?;
-            self.insert_dead(&fresh).await?;
+            self.insert_dead(DEAD, &fresh).await?;
         }
         let mut counts: BTreeMap<(String, &str), u64> = BTreeMap::new();
         for aside in dead {
@@ -85,6 +107,39 @@ impl PostgresSink {
             );
         }
         Ok(())
+    }
+
+    /// Notes rows of a replay: what the log has of them may be old, so that their failure says nothing yet.
+    async fn note(&mut self, rows: &[Aside<'_>]) -> Result<(), Failure> {
+        let keys: Vec<(SourceKey, Version)> =
+            rows.iter().map(|row| (SourceKey::of(row.event), row.event.version)).collect();
+        let forget = self.statement(FORGET_NOTED).await?;
+        self.execute(&forget, cleared_params(&self.options.pipeline, &keys)).await?;
+        self.insert_dead(NOTE, rows).await?;
+        let row = self.session.client.query_one(NOTED, &[&self.options.pipeline]).await.map_err(PgError::from)?;
+        let noted: i64 = row.try_get(0).map_err(PgError::from)?;
+        let bound = self.options.config.dead_letters_max;
+        match rows.first().filter(|_| noted.unsigned_abs() > bound) {
+            None => Ok(()),
+            Some(first) => Err(Failure::Stop(ApplyError::Halt {
+                reason: format!(
+                    "more than [apply] dead_letters_max = {bound} rows of the replayed range fail in today's transforms; the \
+                     newest is of {} and fails with SQLSTATE {}",
+                    first.event.schema.table, first.sqlstate
+                ),
+                remedy: "let the transform take what the range holds and replay again, or copy the table again with `cutover \
+                         resnapshot`"
+                    .into(),
+            })),
+        }
+    }
+
+    /// Whether what is applied now may have been noted before, at an older version.
+    pub(super) fn forgets_noted(&self) -> bool {
+        match self.replay {
+            Some(Pass::Snapshot | Pass::Changes) => true,
+            Some(Pass::Deletes) | None => false,
+        }
     }
 
     /// An outage of what the rows need must not drain into the dead letters (CORRECTNESS rule 24).
@@ -111,9 +166,9 @@ impl PostgresSink {
         }))
     }
 
-    async fn insert_dead(&mut self, dead: &[Aside<'_>]) -> Result<(), PgError> {
+    async fn insert_dead(&mut self, sql: &'static str, dead: &[Aside<'_>]) -> Result<(), PgError> {
         self.store_schemas(dead).await?;
-        let statement = self.statement(DEAD).await?;
+        let statement = self.statement(sql).await?;
         let params: Vec<Param<'_>> = vec![
             Box::new(&self.options.pipeline),
             Box::new(self.options.topic.suffix()),

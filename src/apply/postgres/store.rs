@@ -12,7 +12,7 @@ use super::{
     failure::Failure,
     held::Held,
     input::{Item, SourceKey},
-    statement,
+    letters, statement,
     steps::{Param, Steps},
     write::Mark,
 };
@@ -140,6 +140,11 @@ impl PostgresSink {
             .map(|event| (SourceKey::of(event), event.version))
             .filter(|(key, _)| touched.contains(key))
             .collect();
+        if self.forgets_noted() {
+            let rows = items.iter().filter_map(Item::newest);
+            let rows: Vec<_> = rows.map(|event| (SourceKey::of(event), event.version)).collect();
+            side.0.push((self.statement(letters::FORGET_NOTED).await?, cleared_params(&pipeline, &rows)));
+        }
         if !cleared.is_empty() {
             self.held.stale = true;
             for text in [CLEAR_DEAD, CLEAR_WAITING] {
@@ -224,7 +229,7 @@ fn schema_params(pipeline: &str, schema: &TableSchema) -> Vec<Param<'static>> {
     vec![Box::new(pipeline.to_owned()), Box::new(schema.id().cast_signed()), Box::new(definition)]
 }
 
-fn cleared_params(pipeline: &str, cleared: &[(SourceKey, Version)]) -> Vec<Param<'static>> {
+pub(super) fn cleared_params(pipeline: &str, cleared: &[(SourceKey, Version)]) -> Vec<Param<'static>> {
     vec![
         Box::new(pipeline.to_owned()),
         Box::new(cleared.iter().map(|(key, _)| key.table.clone()).collect::<Vec<_>>()),

@@ -28,6 +28,7 @@ pub enum State {
     Waiting,
     Schema,
     Fence,
+    RaiseFence,
     FenceDead,
     FenceWaiting,
     Chunk,
@@ -103,6 +104,12 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
         }
         State::Schema | State::AddSchema => schema(state, exec, params).await,
         State::Fence => set_fence(exec, params).await,
+        State::RaiseFence => {
+            let mut wanted = given(params, &[(offsets::pipeline, 0), (offsets::lease_epoch, 3)]);
+            wanted.push((offsets::topic, Value::text("snapshot")));
+            let held = !exec.rows(offsets::ID, has(&wanted)).is_empty();
+            if held { set_fence(exec, &params[..3]).await } else { Ok(Answer::affected(0)) }
+        }
         State::FenceDead => {
             let mut wanted = given(params, &[(dead_letters::pipeline, 0), (dead_letters::source_table, 1)]);
             wanted.push((dead_letters::state, Value::text("open")));

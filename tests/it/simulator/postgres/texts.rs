@@ -175,6 +175,16 @@ pub const TEXTS: &[Statement] = &[
          ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)",
     ),
     of(
+        S::RaiseFence,
+        "raise fence",
+        Insert,
+        &[Text, Text, Int8, Int8],
+        None,
+        "INSERT INTO cutover.fences AS f (pipeline, source_table, version)
+         SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = 'snapshot' AND lease_epoch = $4)
+         ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)",
+    ),
+    of(
         S::FenceDead,
         "fence dead letters",
         Delete,
@@ -333,7 +343,8 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text, Text],
         Some(&[Bool, Int4, Int8]),
-        "SELECT topic = 'changes', part, next_offset FROM cutover.offsets WHERE pipeline = $1 AND log_epoch = $2",
+        "SELECT topic = 'changes', part, next_offset FROM cutover.offsets
+         WHERE pipeline = $1 AND log_epoch = $2 AND topic IN ('changes', 'snapshot')",
     ),
     of(
         S::Position,
