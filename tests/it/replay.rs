@@ -47,7 +47,7 @@ impl Corrected {
         stop(&mut self.worker).await;
         self.pipe.work.transform("t", transform);
         self.worker = self.pipe.work.start(&[]);
-        following(&self.worker).await;
+        eventually("the next worker runs", PATIENCE, async || self.status().await["worker_running"] == true).await;
     }
 
     async fn said(&self, arguments: &[&str]) -> (Option<i32>, String) {
@@ -197,6 +197,8 @@ async fn rule_22_what_a_truncate_removed_stays_gone() {
     it.replay("beginning").await;
     it.in_step().await;
     it.is("SELECT count(*) FROM moved_back", "0").await;
+    it.pipe.target.exec("INSERT INTO t VALUES (900000, 1, 'by hand')").await;
+    it.is("SELECT count(*) FROM moved_back", "1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
