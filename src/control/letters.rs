@@ -191,9 +191,13 @@ fn raw(json: String) -> Result<Box<RawValue>, PgError> {
 pub(super) async fn retry(store: &Store, refetch: &Refetch, ids: &[i64]) -> Result<Retried, SnapshotError> {
     let before = store.letters("open", &Selection::Ids(ids.to_vec())).await?;
     let before: BTreeMap<i64, i32> = before.iter().map(|letter| (letter.id, letter.attempts)).collect();
-    for (table, rows) in store.wanted("open", Some(ids), true).await? {
+    let wanted = store.wanted("open", Some(ids), true).await?;
+    let is_any = !wanted.is_empty();
+    for (table, rows) in wanted {
         refetch.send(&table, rows).await?;
     }
-    refetch.applied(&refetch.ends().await?).await;
+    if is_any {
+        refetch.applied(&refetch.ends().await?).await;
+    }
     Ok(store.retried(&before).await?)
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     follow::{Follow, Load, PATIENCE, following, stop},
-    support::{Mysql, Postgres, Worker, eventually},
+    support::{Kafka, Mysql, Postgres, Worker, eventually},
 };
 
 /// Takes note of every row that moves back, or that comes in again after it was deleted for good (ids from 900,000 on).
@@ -34,6 +34,10 @@ impl Corrected {
     /// Rows that a transform gets wrong: `n` is off by a thousand.
     async fn wrong(source: Mysql, rows: u32, batch_rows_max: u32) -> Self {
         let pipe = Follow::new(source, Postgres::v15().await).await;
+        Self::over(pipe, rows, batch_rows_max).await
+    }
+
+    async fn over(pipe: Follow, rows: u32, batch_rows_max: u32) -> Self {
         pipe.work.configure_also(&format!("[apply]\nbatch_rows_max = {batch_rows_max}\n"));
         pipe.work.transform("t", "SELECT id, n + 1000 AS n, note FROM t");
         pipe.insert(0..rows).await;
@@ -88,12 +92,25 @@ impl Corrected {
     }
 }
 
+const ROWS: u32 = 20_000;
 const RIGHT: &str = "SELECT id, n, note FROM t";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_22_a_corrected_transform_corrects_every_row_under_load_and_through_a_kill() {
-    const ROWS: u32 = 20_000;
-    let mut it = Corrected::wrong(Mysql::v80().await, ROWS, 50).await;
+    let pipe = Follow::new(Mysql::v80().await, Postgres::v15().await).await;
+    corrects_every_row(Corrected::over(pipe, ROWS, 50).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_22_a_corrected_transform_corrects_every_row_over_kafka_too() {
+    let shared = Kafka::shared().await;
+    let pipe = Follow::new(Mysql::v80().await, Postgres::v15().await).await;
+    pipe.work.configure_also(&format!("[log]\nurl = {:?}\n", shared.url));
+    let _topics = Kafka::of(&shared.url, pipe.name());
+    corrects_every_row(Corrected::over(pipe, ROWS, 50).await).await;
+}
+
+async fn corrects_every_row(mut it: Corrected) {
     // Rows that were and are no more: their tombstones are forgotten by the time of the replay.
     it.pipe.insert(900_000..900_500).await;
     it.pipe.source.exec("UPDATE t SET n = n + 1 WHERE id >= 899000; DELETE FROM t WHERE id >= 900000").await;

@@ -301,7 +301,9 @@ impl Replayer {
                 )));
             }
         }
-        self.refetch.applied(&self.refetch.ends().await?).await;
+        if rows > 0 {
+            self.refetch.applied(&self.refetch.ends().await?).await;
+        }
         Ok(rows)
     }
 }
