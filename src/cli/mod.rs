@@ -4,6 +4,7 @@
 //! configuration; 3 runtime failure.
 
 pub mod check;
+mod events;
 pub mod init;
 mod movable;
 mod progress;
@@ -54,6 +55,9 @@ enum Command {
         /// Show it again every second until interrupted.
         #[arg(long)]
         watch: bool,
+        /// The events so far, one a line; with --watch also those to come, with --json as others follow them.
+        #[arg(long)]
+        events: bool,
     },
     /// Copy one table again while the stream goes on.
     Resnapshot {
@@ -140,7 +144,8 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             runtime.shutdown_background();
             ended
         }
-        Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Status { json, watch, events: true } => runtime.block_on(events::events(&config()?, json, watch)),
+        Command::Status { json, watch, events: false } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
 }

@@ -6,6 +6,7 @@
 //! they work from any host and whether or not a worker runs.
 
 pub mod copies;
+pub mod events;
 pub mod http;
 pub mod lease;
 pub mod requests;
@@ -14,4 +15,5 @@ pub mod status;
 mod steward;
 pub mod store;
 pub mod target;
+mod teller;
 pub mod worker;

@@ -16,6 +16,7 @@ use super::{
     requests,
     status::{Phase, Report, Status},
     target::{PgTarget, TargetError},
+    teller::Teller,
     worker::{Ended, Worker, WorkerError, postgres_options},
 };
 use crate::{
@@ -47,6 +48,8 @@ pub(super) struct Steward {
     applying: JoinSet<()>,
     apply_stop: CancellationToken,
     samples: VecDeque<(Instant, u64, u64)>,
+    /// None until `run`.
+    teller: Option<Teller>,
 }
 
 impl Steward {
@@ -67,6 +70,7 @@ impl Steward {
             applying: JoinSet::new(),
             apply_stop: CancellationToken::new(),
             samples: VecDeque::new(),
+            teller: None,
         }
     }
 
@@ -75,9 +79,10 @@ impl Steward {
         let prepared = self.worker.patiently("state", || async {
             self.remember_counts().await?;
             self.note_script().await?;
-            Ok(())
+            Ok(Teller::resume(Arc::clone(&self.worker.store), self.target.lease_epoch).await?)
         });
-        let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
+        let Some(teller) = prepared.await? else { return Ok(Ended::Stopped) };
+        self.teller = Some(teller);
         self.start_applying(&stop);
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
         loop {
@@ -159,6 +164,9 @@ impl Steward {
         let status = self.worker.store.status().await?;
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
         (self.show)(&status);
+        if let Some(teller) = &mut self.teller {
+            teller.tell(&status, report.halted.clone(), now_us() / 1000).await?;
+        }
         if status.tables.iter().all(|table| table.state == "copied") && status.phase == Phase::Copying {
             self.run_script(stop).await?;
         }

@@ -24,6 +24,7 @@ use super::{
     steward::Steward,
     store::Store,
     target::{PgTarget, TargetError},
+    teller,
 };
 use crate::{
     config::Config,
@@ -36,9 +37,9 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EmbeddedLog, KafkaLog, Log, LogError, Topic, kafka},
+    log::{EmbeddedLog, EventFile, KafkaLog, Log, LogError, Topic, kafka},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
-    observe::{Frontier, Halt, Halts, Machine},
+    observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{
         apply::{self, ApplyLoop},
         batches::Bounds,
@@ -432,6 +433,10 @@ impl Worker {
             parallel: self.config.snapshot.parallel,
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
+        let (store, halts) = (Arc::clone(&self.store), Arc::clone(&self.halts));
+        if let Some(sink) = self.event_sink() {
+            tasks.spawn(teller::carry(store, sink, halts, work.clone()));
+        }
         if sound {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
@@ -449,6 +454,13 @@ impl Worker {
         steward.stop_applying().await;
         while tasks.join_next().await.is_some() {}
         ended
+    }
+
+    /// Where events are carried to: beside the embedded log. With Kafka they stay in the target.
+    fn event_sink(&self) -> Option<Arc<dyn EventSink>> {
+        let Config { name, log, folder, .. } = &*self.config;
+        let file = |folder: std::path::PathBuf| Arc::new(EventFile::new(folder.join(name))) as _;
+        log.folder(folder).map(file)
     }
 
     /// Starts the apply loops; they end with `stop`.

@@ -66,6 +66,10 @@ CREATE TABLE IF NOT EXISTS cutover.tables (
 CREATE TABLE IF NOT EXISTS cutover.notes (
   pipeline text, key text, value text NOT NULL, updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (pipeline, key));
+CREATE TABLE IF NOT EXISTS cutover.events (
+  pipeline text, sequence bigint, id uuid NOT NULL DEFAULT gen_random_uuid(), body json NOT NULL,
+  carried boolean NOT NULL DEFAULT false, PRIMARY KEY (pipeline, sequence));
+CREATE INDEX IF NOT EXISTS events_to_carry ON cutover.events (pipeline, sequence) WHERE NOT carried;
 CREATE TABLE IF NOT EXISTS cutover.checkpoints (
   pipeline text, name text, details jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (pipeline, name));
