@@ -143,10 +143,15 @@ fn table_news(told: &mut ToldTable, seen: &SeenTable, rows_per_second: f64, now_
         copy,
         rows_copied,
         rows_total,
-        percent: rows_copied as f64 * 100.0 / rows_total as f64,
-        rows_per_second,
-        eta_seconds: (rows_per_second > 0.0).then(|| left / rows_per_second),
+        percent: tenths(rows_copied as f64 * 100.0 / rows_total as f64),
+        rows_per_second: tenths(rows_per_second),
+        eta_seconds: (rows_per_second > 0.0).then(|| tenths(left / rows_per_second)),
     })
+}
+
+/// More digits would say more than is known.
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 /// Tells what the worker under this lease sees.

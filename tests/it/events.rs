@@ -127,7 +127,7 @@ async fn a_killed_worker_leaves_no_event_out_and_repeats_have_the_same_id() {
     assert!(!progress.is_empty() && progress.len() < 10, "at a bounded rate: {}", progress.len());
     for event in progress {
         let (copied, percent) = (event["rows_copied"].as_f64().unwrap(), event["percent"].as_f64().unwrap());
-        assert!((percent - copied * 100.0 / event["rows_total"].as_f64().unwrap()).abs() < 1e-6, "{event}");
+        assert!((percent - copied * 100.0 / event["rows_total"].as_f64().unwrap()).abs() < 0.06, "{event}");
     }
     let found = phases(&events);
     assert_eq!(

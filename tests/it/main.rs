@@ -18,6 +18,7 @@ mod broken_sessions;
 mod capture_mysql;
 mod check;
 mod connect_mysql;
+mod deploy;
 mod events;
 mod follow;
 mod fuzz_corpora;
