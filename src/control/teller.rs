@@ -27,7 +27,7 @@ use crate::{
 const PROGRESS_EVERY_MS: i64 = 10_000;
 const CARRY_EVERY: Duration = Duration::from_millis(500);
 /// Events handed to the sink at once.
-const CARRY_EVENTS_MAX: i64 = 500;
+const CARRY_EVENTS_MAX: i64 = 100;
 /// A carrier that is told to stop has this long for what is left.
 const LAST_CARRY_MAX: Duration = Duration::from_secs(3);
 
@@ -197,19 +197,28 @@ impl Teller {
     }
 }
 
-/// Carries stored events to where others follow them, until `stop`; then once more.
+/// Carries stored events to where others follow them, until `stop`; then what is left, if that does not take long.
 pub(super) async fn carry(store: Arc<Store>, sink: Arc<dyn EventSink>, halts: Arc<Halts>, stop: CancellationToken) {
-    loop {
-        match carry_once(&store, &*sink).await {
-            Ok(()) => halts.well("events"),
-            Err(why) => halts.trouble("events", &why),
+    let carried = async {
+        loop {
+            let is_last = stop.is_cancelled();
+            match carry_once(&store, &*sink).await {
+                Ok(()) => halts.well("events"),
+                Err(why) => halts.trouble("events", &why),
+            }
+            if is_last {
+                break;
+            }
+            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(CARRY_EVERY) => {} }
         }
-        tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(CARRY_EVERY) => {} }
-    }
-    // What does not make it now, the next worker carries.
-    let last = tokio::time::timeout(LAST_CARRY_MAX, carry_once(&store, &*sink)).await;
-    if !matches!(last, Ok(Ok(()))) {
-        tracing::warn!("the last events are not carried on yet; the next worker does it");
+    };
+    let late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_CARRY_MAX).await;
+    };
+    tokio::select! {
+        () = carried => {}
+        () = late => tracing::warn!("the last events are not carried on yet; the next worker does it"),
     }
 }
 

@@ -37,7 +37,7 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EmbeddedLog, EventFile, KafkaLog, Log, LogError, Topic, kafka},
+    log::{EmbeddedLog, EventFile, KafkaEvents, KafkaLog, Log, LogError, Topic, kafka},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
     observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{
@@ -325,8 +325,11 @@ impl Worker {
             // A folder for each pipeline, as for all other state.
             return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
         }
-        let settings = kafka::Settings::new(name, log).map_err(|reason| LogError::Client { reason })?;
-        Ok(Arc::new(KafkaLog::open(settings).await?))
+        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?).await?))
+    }
+
+    fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
+        kafka::Settings::new(&self.config.name, &self.config.log).map_err(|reason| LogError::Client { reason })
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.
@@ -434,9 +437,7 @@ impl Worker {
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
         let (store, halts) = (Arc::clone(&self.store), Arc::clone(&self.halts));
-        if let Some(sink) = self.event_sink() {
-            tasks.spawn(teller::carry(store, sink, halts, work.clone()));
-        }
+        tasks.spawn(teller::carry(store, self.event_sink()?, halts, work.clone()));
         if sound {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
@@ -456,11 +457,13 @@ impl Worker {
         ended
     }
 
-    /// Where events are carried to: beside the embedded log. With Kafka they stay in the target.
-    fn event_sink(&self) -> Option<Arc<dyn EventSink>> {
+    /// Where events are carried to: beside the log.
+    fn event_sink(&self) -> Result<Arc<dyn EventSink>, LogError> {
         let Config { name, log, folder, .. } = &*self.config;
-        let file = |folder: std::path::PathBuf| Arc::new(EventFile::new(folder.join(name))) as _;
-        log.folder(folder).map(file)
+        match log.folder(folder) {
+            Some(folder) => Ok(Arc::new(EventFile::new(folder.join(name)))),
+            None => Ok(Arc::new(KafkaEvents::new(self.kafka_settings()?))),
+        }
     }
 
     /// Starts the apply loops; they end with `stop`.

@@ -21,7 +21,7 @@ use bytes::Bytes;
 pub use config::LogConfig;
 pub use embedded::EmbeddedLog;
 pub use event_file::EventFile;
-pub use kafka::KafkaLog;
+pub use kafka::{KafkaEvents, KafkaLog};
 pub use record::{Control, Headers, Kind, Record, TransactionPart};
 
 use self::kafka::TopicProblem;

@@ -23,7 +23,7 @@ fn lines(pipe: &Follow) -> Vec<Value> {
 }
 
 /// As a follower sees them: repeats dropped by id, and nothing missing.
-fn followed(lines: &[Value]) -> Vec<Value> {
+pub fn followed(lines: &[Value]) -> Vec<Value> {
     let mut by_sequence: BTreeMap<i64, &Value> = BTreeMap::new();
     for line in lines {
         let sequence = line["sequence"].as_i64().unwrap();
@@ -36,16 +36,16 @@ fn followed(lines: &[Value]) -> Vec<Value> {
     by_sequence.into_values().cloned().collect()
 }
 
-fn names(events: &[Value]) -> Vec<&str> {
+pub fn names(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["event"].as_str().unwrap()).collect()
 }
 
-fn of<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+pub fn of<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["event"] == name).collect()
 }
 
 /// The phases that were told, halted ones with a mark.
-fn phases(events: &[Value]) -> Vec<String> {
+pub fn phases(events: &[Value]) -> Vec<String> {
     let phase = |event: &&Value| {
         let mark = if event["halted"].is_null() { "" } else { " halted" };
         format!("{}{mark}", event["to"].as_str().unwrap())

@@ -23,6 +23,7 @@ mod events;
 mod follow;
 mod fuzz_corpora;
 mod init;
+mod kafka_events;
 mod kafka_pipeline;
 mod log_contract;
 mod log_embedded;
