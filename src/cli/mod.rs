@@ -7,6 +7,7 @@ mod asked;
 pub mod check;
 mod checkpoint;
 mod dlq;
+mod events;
 pub mod init;
 mod movable;
 mod progress;
@@ -58,6 +59,9 @@ enum Command {
         /// Show it again every second until interrupted.
         #[arg(long)]
         watch: bool,
+        /// The events so far, one a line; with --watch also those to come, with --json as others follow them.
+        #[arg(long)]
+        events: bool,
     },
     /// Copy one table again while the stream goes on.
     Resnapshot {
@@ -151,7 +155,8 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             runtime.shutdown_background();
             ended
         }
-        Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Status { json, watch, events: true } => runtime.block_on(events::events(&config()?, json, watch)),
+        Command::Status { json, watch, events: false } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
         Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),

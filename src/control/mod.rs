@@ -7,6 +7,7 @@
 
 pub mod checkpoints;
 pub mod copies;
+pub mod events;
 pub mod http;
 mod jobs;
 pub mod lease;
@@ -18,4 +19,5 @@ pub mod status;
 mod steward;
 pub mod store;
 pub mod target;
+mod teller;
 pub mod worker;

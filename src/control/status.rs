@@ -63,6 +63,17 @@ pub enum Phase {
     Following,
 }
 
+impl Phase {
+    /// Its name in `status --json` and in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::New => "new",
+            Phase::Copying => "copying",
+            Phase::Following => "following",
+        }
+    }
+}
+
 /// One source table's progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableStatus {

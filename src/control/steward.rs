@@ -18,6 +18,7 @@ use super::{
     requests,
     status::{Phase, Report, Status},
     target::{PgTarget, TargetError},
+    teller::Teller,
     worker::{Ended, Worker, WorkerError, postgres_options},
 };
 use crate::{
@@ -51,6 +52,8 @@ pub(super) struct Steward {
     apply_stop: CancellationToken,
     jobs: Jobs,
     samples: VecDeque<(Instant, u64, u64)>,
+    /// None until `run`.
+    teller: Option<Teller>,
 }
 
 impl Steward {
@@ -82,6 +85,7 @@ impl Steward {
             applying: JoinSet::new(),
             apply_stop: CancellationToken::new(),
             samples: VecDeque::new(),
+            teller: None,
         }
     }
 
@@ -92,9 +96,10 @@ impl Steward {
             self.note_script().await?;
             let (epoch, partitions) = (self.log.epoch(), self.log.partitions());
             self.worker.store.note_transforms(epoch, partitions, &self.target.plans()).await?;
-            Ok(())
+            Ok(Teller::resume(Arc::clone(&self.worker.store), self.target.lease_epoch).await?)
         });
-        let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
+        let Some(teller) = prepared.await? else { return Ok(Ended::Stopped) };
+        self.teller = Some(teller);
         self.jobs.go_on_replaying();
         self.start_applying(&stop);
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
@@ -183,6 +188,9 @@ impl Steward {
         let status = self.worker.store.status().await?;
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
         (self.show)(&status);
+        if let Some(teller) = &mut self.teller {
+            teller.tell(&status, report.halted.clone(), now_us() / 1000).await?;
+        }
         if status.tables.iter().all(|table| table.state == "copied") && status.phase == Phase::Copying {
             self.run_script(stop).await?;
         }

@@ -24,6 +24,7 @@ use super::{
     steward::Steward,
     store::Store,
     target::{PgTarget, TargetError},
+    teller,
 };
 use crate::{
     config::Config,
@@ -36,9 +37,9 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EmbeddedLog, KafkaLog, Log, LogError, Topic, kafka},
+    log::{EmbeddedLog, EventFile, KafkaEvents, KafkaLog, Log, LogError, Topic, kafka},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
-    observe::{Frontier, Halt, Halts, Machine},
+    observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{
         apply::{self, ApplyLoop},
         batches::Bounds,
@@ -324,8 +325,11 @@ impl Worker {
             // A folder for each pipeline, as for all other state.
             return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
         }
-        let settings = kafka::Settings::new(name, log).map_err(|reason| LogError::Client { reason })?;
-        Ok(Arc::new(KafkaLog::open(settings).await?))
+        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?).await?))
+    }
+
+    fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
+        kafka::Settings::new(&self.config.name, &self.config.log).map_err(|reason| LogError::Client { reason })
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.
@@ -432,6 +436,8 @@ impl Worker {
             parallel: self.config.snapshot.parallel,
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
+        let (store, halts) = (Arc::clone(&self.store), Arc::clone(&self.halts));
+        tasks.spawn(teller::carry(store, self.event_sink()?, halts, work.clone()));
         if sound {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
@@ -458,6 +464,15 @@ impl Worker {
         steward.stop().await;
         while tasks.join_next().await.is_some() {}
         ended
+    }
+
+    /// Where events are carried to: beside the log.
+    fn event_sink(&self) -> Result<Arc<dyn EventSink>, LogError> {
+        let Config { name, log, folder, .. } = &*self.config;
+        match log.folder(folder) {
+            Some(folder) => Ok(Arc::new(EventFile::new(folder.join(name)))),
+            None => Ok(Arc::new(KafkaEvents::new(self.kafka_settings()?))),
+        }
     }
 
     /// Starts the apply loops; they end with `stop`.

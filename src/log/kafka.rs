@@ -1,4 +1,4 @@
-//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`.
+//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`; beside them [`events`], which is none of the log's.
 //!
 //! What enters is appended by one writer, idempotent and with `acks=all`; `append` answers when every record is
 //! acknowledged. What leaves is read by offset, from consumers that are told where to begin. Invariants:
@@ -13,6 +13,7 @@
 //! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;
+mod events;
 mod place;
 mod properties;
 mod reader;
@@ -43,6 +44,7 @@ use self::{
     writer::Writer,
 };
 pub use self::{
+    events::KafkaEvents,
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
     topics::TopicProblem,
@@ -88,12 +90,13 @@ pub async fn examine(settings: &Settings) -> Result<Vec<TopicProblem>, LogError>
     let broker = Broker::new(settings)?;
     let Examined { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
     if !missing.is_empty() {
-        match topics::make(&broker, settings, &missing, true).await {
+        match topics::make_log(&broker, settings, &missing, true).await {
             Ok(()) => {}
             Err(LogError::Topics(more)) => problems.extend(more),
             Err(error) => return Err(error),
         }
     }
+    problems.extend(events::examine(&broker, settings).await?);
     Ok(problems)
 }
 
@@ -175,7 +178,7 @@ impl KafkaLog {
 async fn prepare(broker: &Broker, settings: &Settings) -> Result<u64, LogError> {
     let mut examined = topics::examine(broker, settings).await?;
     if !examined.missing.is_empty() {
-        topics::make(broker, settings, &examined.missing, false).await?;
+        topics::make_log(broker, settings, &examined.missing, false).await?;
         let deadline = tokio::time::Instant::now() + settings::ANSWER_MAX;
         while !examined.missing.is_empty() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(MADE_WAIT).await;

@@ -81,7 +81,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 /// What brings the layout of the format before up: the first to format 2, and so on.
 const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2];
 
-/// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays.
+/// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
 /// `mark` is set when a dead letter is renewed, from the numbers of new ones: by the highest of both a sink knows whether it has
 /// seen them all.
@@ -99,6 +99,10 @@ CREATE TABLE cutover.replays (
   started_at timestamptz NOT NULL DEFAULT now(), resumed_at timestamptz NOT NULL DEFAULT now(),
   resumed_done bigint NOT NULL DEFAULT 0, finished_at timestamptz, PRIMARY KEY (pipeline, id));
 CREATE UNIQUE INDEX replays_running ON cutover.replays (pipeline) WHERE state = 'running';
+CREATE TABLE cutover.events (
+  pipeline text, sequence bigint, id uuid NOT NULL DEFAULT gen_random_uuid(), body json NOT NULL,
+  carried boolean NOT NULL DEFAULT false, PRIMARY KEY (pipeline, sequence));
+CREATE INDEX events_to_carry ON cutover.events (pipeline, sequence) WHERE NOT carried;
 ";
 
 /// Creates what is missing of the schema, brings an older layout up, or refuses a newer layout. Safe to call from several

@@ -150,6 +150,11 @@ impl Settings {
         format!("{}.{}", self.name, topic.suffix())
     }
 
+    /// The name of the topic for events.
+    pub(super) fn events_topic(&self) -> String {
+        format!("{}.events", self.name)
+    }
+
     /// What every client has.
     pub(super) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();

@@ -72,7 +72,8 @@ pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Exam
     Ok(examined)
 }
 
-async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
+/// The settings of a topic.
+pub(super) async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
     let asked = [ResourceSpecifier::Topic(topic)];
     let answer = broker.admin.describe_configs(&asked, &admin_options()).await;
     let answer = answer.map_err(|error| broker.error(&error, (None, error.to_string())))?;
@@ -114,30 +115,52 @@ fn judge(name: &str, shape: Shape, config: &BTreeMap<String, String>) -> Vec<Top
     problems
 }
 
-/// Makes topics; one that somebody else has made meanwhile is fine.
-pub(super) async fn make(
+/// How many brokers have a topic that is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replication(usize);
+
+/// As many as there are, up to a bound.
+pub(super) async fn replication(broker: &Broker) -> Result<Replication, LogError> {
+    Ok(Replication(broker.count().await?.min(REPLICAS)))
+}
+
+impl Replication {
+    pub(super) fn topic(self) -> TopicReplication<'static> {
+        TopicReplication::Fixed(i32::try_from(self.0).unwrap_or(1))
+    }
+
+    /// `min.insync.replicas`
+    pub(super) fn in_sync(self) -> &'static str {
+        if self.0 > 1 { "2" } else { "1" }
+    }
+}
+
+/// Makes topics of the log.
+pub(super) async fn make_log(
     broker: &Broker,
     settings: &Settings,
     topics: &[Topic],
     only_try: bool,
 ) -> Result<(), LogError> {
-    let replicas = broker.count().await?.min(REPLICAS);
-    let in_sync = if replicas > 1 { "2" } else { "1" };
+    let replication = replication(broker).await?;
     let (bytes, segment) = (RECORD_BYTES.min(RECORD_BYTES_MAX).to_string(), SEGMENT_BYTES.to_string());
     let names: Vec<String> = topics.iter().map(|topic| settings.topic(*topic)).collect();
     let new = names.iter().map(|name| {
-        let replication = TopicReplication::Fixed(i32::try_from(replicas).unwrap_or(1));
-        NewTopic::new(name, settings.partitions.cast_signed(), replication)
+        NewTopic::new(name, settings.partitions.cast_signed(), replication.topic())
             .set("cleanup.policy", "delete")
             .set("retention.ms", "-1")
             .set("retention.bytes", "-1")
-            .set("min.insync.replicas", in_sync)
+            .set("min.insync.replicas", replication.in_sync())
             .set("unclean.leader.election.enable", "false")
             .set("max.message.bytes", &bytes)
             .set("segment.bytes", &segment)
     });
-    let new: Vec<NewTopic<'_>> = new.collect();
-    let made = broker.admin.create_topics(&new, &admin_options().validate_only(only_try)).await;
+    make(broker, &new.collect::<Vec<_>>(), only_try).await
+}
+
+/// Makes topics; one that somebody else has made meanwhile is fine.
+pub(super) async fn make(broker: &Broker, new: &[NewTopic<'_>], only_try: bool) -> Result<(), LogError> {
+    let made = broker.admin.create_topics(new, &admin_options().validate_only(only_try)).await;
     for result in made.map_err(|error| broker.error(&error, (None, error.to_string())))? {
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}

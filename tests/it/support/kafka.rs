@@ -56,8 +56,13 @@ impl Kafka {
         made.into_iter().for_each(|topic| drop(topic.unwrap()));
     }
 
+    /// Deletes the log.
     pub async fn delete_topics(&self) {
         delete(&self.url, &[&self.topic("changes"), &self.topic("snapshot")]).await;
+    }
+
+    pub async fn delete_events(&self) {
+        delete(&self.url, &[&self.topic("events")]).await;
     }
 
     /// The settings of a topic that are not the broker's.
@@ -101,8 +106,8 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        let (url, topics) = (self.url.clone(), [self.topic("changes"), self.topic("snapshot")]);
-        clean_up(async move { delete(&url, &[&topics[0], &topics[1]]).await });
+        let (url, topics) = (self.url.clone(), ["changes", "snapshot", "events"].map(|suffix| self.topic(suffix)));
+        clean_up(async move { delete(&url, &topics.each_ref().map(String::as_str)).await });
     }
 }
 

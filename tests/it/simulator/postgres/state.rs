@@ -158,6 +158,8 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
                 row[tables::bounds_done] = Value::Bool(false);
                 row[tables::rows_copied] = Value::Int(0);
                 row[tables::requested_at] = now.clone();
+                row[tables::started_at] = Value::Null;
+                row[tables::finished_at] = Value::Null;
             };
             Ok(Answer::affected(exec.update_where(tables::ID, begun, set).await?.len()))
         }
@@ -614,6 +616,8 @@ async fn change_copies(state: State, exec: &mut Exec<'_>, params: Params<'_>) ->
             row[tables::bounds_done] = Value::Bool(false);
             row[tables::rows_copied] = Value::Int(0);
             row[tables::requested_at] = now.clone();
+            row[tables::started_at] = Value::Null;
+            row[tables::finished_at] = Value::Null;
             row[tables::not_before] = Value::Int(row[tables::not_before].int().max(params[2].int()));
         }
         State::Copying => {

@@ -389,7 +389,8 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Text, Int8],
         None,
         "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
-           rows_copied = 0, requested_at = now(), not_before = greatest(not_before, $3)
+           rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL,
+           not_before = greatest(not_before, $3)
          WHERE pipeline = $1 AND source_table = $2",
     ),
     of(
@@ -399,7 +400,7 @@ pub const TEXTS: &[Statement] = &[
         &[Text],
         None,
         "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
-           rows_copied = 0, requested_at = now()
+           rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL
          WHERE pipeline = $1 AND state <> 'pending'",
     ),
     of(
