@@ -10,6 +10,7 @@ pub mod copies;
 pub mod http;
 mod jobs;
 pub mod lease;
+mod letter_topic;
 pub mod letters;
 pub mod replay;
 pub mod requests;

@@ -1,4 +1,4 @@
-//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`.
+//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`. Beside it, `<name>.dlq` has a copy of the dead letters.
 //!
 //! What enters is appended by one writer, idempotent and with `acks=all`; `append` answers when every record is
 //! acknowledged. What leaves is read by offset, from consumers that are told where to begin. Invariants:
@@ -13,6 +13,7 @@
 //! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;
+mod letters;
 mod place;
 mod properties;
 mod reader;
@@ -39,10 +40,11 @@ use self::{
     place::Found,
     reader::Readers,
     retention::Retention,
-    topics::{BOTH, Examined},
+    topics::{BOTH, Examined, NewTopics},
     writer::Writer,
 };
 pub use self::{
+    letters::DeadLetterTopic,
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
     topics::TopicProblem,
@@ -87,8 +89,11 @@ impl std::fmt::Debug for KafkaLog {
 pub async fn examine(settings: &Settings) -> Result<Vec<TopicProblem>, LogError> {
     let broker = Broker::new(settings)?;
     let Examined { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
-    if !missing.is_empty() {
-        match topics::make(&broker, settings, &missing, true).await {
+    let has_letters = broker.shape(&settings.dead_letters()).await?.is_some();
+    let letters = (!has_letters).then(|| NewTopics::of_letters(settings));
+    let log = (!missing.is_empty()).then(|| NewTopics::of_log(settings, &missing));
+    for new in log.iter().chain(&letters) {
+        match topics::make(&broker, new, true).await {
             Ok(()) => {}
             Err(LogError::Topics(more)) => problems.extend(more),
             Err(error) => return Err(error),
@@ -175,7 +180,7 @@ impl KafkaLog {
 async fn prepare(broker: &Broker, settings: &Settings) -> Result<u64, LogError> {
     let mut examined = topics::examine(broker, settings).await?;
     if !examined.missing.is_empty() {
-        topics::make(broker, settings, &examined.missing, false).await?;
+        topics::make(broker, &NewTopics::of_log(settings, &examined.missing), false).await?;
         let deadline = tokio::time::Instant::now() + settings::ANSWER_MAX;
         while !examined.missing.is_empty() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(MADE_WAIT).await;

@@ -19,6 +19,7 @@ mod capture_mysql;
 mod check;
 mod connect_mysql;
 mod dlq;
+mod dlq_topic;
 mod follow;
 mod fuzz_corpora;
 mod init;

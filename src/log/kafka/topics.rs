@@ -1,4 +1,4 @@
-//! The two topics: made with the settings that the log needs, or examined for them.
+//! The log's two topics: made with the settings that it needs, or examined for them. The dead letters' topic is made here too.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(super) const BOTH: [Topic; 2] = [Topic::Changes, Topic::Snapshot];
 /// Replicas of a topic that is made, where there are as many brokers.
 const REPLICAS: usize = 3;
 /// What a topic that is made takes as one record: a little less than brokers take as one request (`socket.request.max.bytes`).
-const RECORD_BYTES: u64 = 99 << 20;
+pub(super) const RECORD_BYTES: u64 = 99 << 20;
 /// What headers and a batch of one record add to it.
 pub(super) const RECORD_OVERHEAD_BYTES: u64 = 4 << 10;
 /// Applied records leave the disk in files of this size.
@@ -72,7 +72,7 @@ pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Exam
     Ok(examined)
 }
 
-async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
+pub(super) async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
     let asked = [ResourceSpecifier::Topic(topic)];
     let answer = broker.admin.describe_configs(&asked, &admin_options()).await;
     let answer = answer.map_err(|error| broker.error(&error, (None, error.to_string())))?;
@@ -114,21 +114,36 @@ fn judge(name: &str, shape: Shape, config: &BTreeMap<String, String>) -> Vec<Top
     problems
 }
 
+/// Topics to be made.
+#[derive(Debug)]
+pub(super) struct NewTopics {
+    names: Vec<String>,
+    partitions: u32,
+    cleanup: &'static str,
+}
+
+impl NewTopics {
+    /// Topics of the log.
+    pub(super) fn of_log(settings: &Settings, topics: &[Topic]) -> Self {
+        let names = topics.iter().map(|topic| settings.topic(*topic)).collect();
+        NewTopics { names, partitions: settings.partitions, cleanup: "delete" }
+    }
+
+    /// The topic of the dead letters, which keeps the newest record of each.
+    pub(super) fn of_letters(settings: &Settings) -> Self {
+        NewTopics { names: vec![settings.dead_letters()], partitions: 1, cleanup: "compact" }
+    }
+}
+
 /// Makes topics; one that somebody else has made meanwhile is fine.
-pub(super) async fn make(
-    broker: &Broker,
-    settings: &Settings,
-    topics: &[Topic],
-    only_try: bool,
-) -> Result<(), LogError> {
+pub(super) async fn make(broker: &Broker, topics: &NewTopics, only_try: bool) -> Result<(), LogError> {
     let replicas = broker.count().await?.min(REPLICAS);
     let in_sync = if replicas > 1 { "2" } else { "1" };
     let (bytes, segment) = (RECORD_BYTES.min(RECORD_BYTES_MAX).to_string(), SEGMENT_BYTES.to_string());
-    let names: Vec<String> = topics.iter().map(|topic| settings.topic(*topic)).collect();
-    let new = names.iter().map(|name| {
+    let new = topics.names.iter().map(|name| {
         let replication = TopicReplication::Fixed(i32::try_from(replicas).unwrap_or(1));
-        NewTopic::new(name, settings.partitions.cast_signed(), replication)
-            .set("cleanup.policy", "delete")
+        NewTopic::new(name, topics.partitions.cast_signed(), replication)
+            .set("cleanup.policy", topics.cleanup)
             .set("retention.ms", "-1")
             .set("retention.bytes", "-1")
             .set("min.insync.replicas", in_sync)

@@ -57,7 +57,16 @@ impl Kafka {
     }
 
     pub async fn delete_topics(&self) {
-        delete(&self.url, &[&self.topic("changes"), &self.topic("snapshot")]).await;
+        let topics = self.topics();
+        delete(&self.url, &topics.each_ref().map(String::as_str)).await;
+    }
+
+    pub async fn delete_topic(&self, suffix: &str) {
+        delete(&self.url, &[&self.topic(suffix)]).await;
+    }
+
+    fn topics(&self) -> [String; 3] {
+        ["changes", "snapshot", "dlq"].map(|suffix| self.topic(suffix))
     }
 
     /// The settings of a topic that are not the broker's.
@@ -76,6 +85,12 @@ impl Kafka {
             alter = alter.set(key, value);
         }
         admin(&self.url).alter_configs(&[alter], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    }
+
+    pub fn has_topic(&self, suffix: &str) -> bool {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(&self.topic(suffix)), LIMIT).unwrap();
+        metadata.topics().iter().any(|topic| !topic.partitions().is_empty())
     }
 
     /// The partition's first offset and the one after its last.
@@ -101,8 +116,8 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        let (url, topics) = (self.url.clone(), [self.topic("changes"), self.topic("snapshot")]);
-        clean_up(async move { delete(&url, &[&topics[0], &topics[1]]).await });
+        let (url, topics) = (self.url.clone(), self.topics());
+        clean_up(async move { delete(&url, &topics.each_ref().map(String::as_str)).await });
     }
 }
 
