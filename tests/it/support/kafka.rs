@@ -61,6 +61,13 @@ impl Kafka {
         delete(&self.url, &topics.each_ref().map(String::as_str)).await;
     }
 
+    /// Drops the records of a partition before an offset.
+    pub async fn delete_before(&self, suffix: &str, partition: i32, offset: i64) {
+        let mut before = TopicPartitionList::new();
+        before.add_partition_offset(&self.topic(suffix), partition, Offset::Offset(offset)).unwrap();
+        admin(&self.url).delete_records(&before, &AdminOptions::new()).await.unwrap();
+    }
+
     pub async fn delete_topic(&self, suffix: &str) {
         delete(&self.url, &[&self.topic(suffix)]).await;
     }
