@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const COLUMNS: &str = "id, source_table, key::text, sqlstate, error, \
+pub(super) const COLUMNS: &str = "id, source_table, key::text, sqlstate, error, \
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
     to_char(renewed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
     attempts, version, topic, part, log_offset, state";
@@ -165,7 +165,7 @@ impl Store {
     }
 }
 
-fn letter(row: &tokio_postgres::Row) -> Result<Letter, PgError> {
+pub(super) fn letter(row: &tokio_postgres::Row) -> Result<Letter, PgError> {
     Ok(Letter {
         id: row.try_get(0)?,
         table: row.try_get(1)?,
@@ -183,7 +183,7 @@ fn letter(row: &tokio_postgres::Row) -> Result<Letter, PgError> {
     })
 }
 
-fn raw(json: String) -> Result<Box<RawValue>, PgError> {
+pub(super) fn raw(json: String) -> Result<Box<RawValue>, PgError> {
     RawValue::from_string(json).map_err(|error| PgError::Protocol(format!("a dead letter cannot be read: {error}")))
 }
 

@@ -11,6 +11,7 @@ pub mod events;
 pub mod http;
 mod jobs;
 pub mod lease;
+mod letter_topic;
 pub mod letters;
 pub mod replay;
 pub mod requests;

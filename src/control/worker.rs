@@ -4,6 +4,7 @@
 //! http ── lease ── capture ──► log ──► apply (changes) ──► target
 //!                  copier  ──► log ──► apply (snapshot) ──┘
 //!                  steward: requests, the script after the copy, reports, tombstones
+//!                  letter_topic: the dead letters' copy on Kafka
 //! ```
 //!
 //! Every task has its place in one `JoinSet` and ends with the token that it was given.
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     http::{self, Endpoints},
     lease::{self, Lease},
+    letter_topic,
     source::{MysqlServer, Notes},
     status::Status,
     steward::Steward,
@@ -441,6 +443,10 @@ impl Worker {
         if sound {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
+        }
+        if self.config.log.is_kafka() {
+            let (config, store) = (Arc::clone(&self.config), Arc::clone(&self.store));
+            tasks.spawn(letter_topic::carry(config, store, lease.epoch, Arc::clone(&self.halts), work.clone()));
         }
         let end = until_synced.then_some(Position::Mysql(opened.end));
         let refetch = Refetch {

@@ -11,8 +11,8 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A source column that is wider than the target's, and a worker that has set `rows` rows aside.
-async fn too_long(source: Mysql, rows: &str, letters: u64) -> (Rig, Worker) {
+/// A source column that is wider than the target's.
+pub async fn narrow(source: Mysql) -> Rig {
     let at_source = "CREATE TABLE t (id int PRIMARY KEY, v varchar(40)); INSERT INTO t VALUES (1, 'one')";
     let rig = Rig::new(
         source,
@@ -21,7 +21,12 @@ async fn too_long(source: Mysql, rows: &str, letters: u64) -> (Rig, Worker) {
         at_source,
         "CREATE TABLE t (id integer PRIMARY KEY, v varchar(5))",
     );
-    let rig = rig.await;
+    rig.await
+}
+
+/// A worker that has set the rows of these statements aside, which become so many dead letters.
+async fn too_long(source: Mysql, rows: &str, letters: u64) -> (Rig, Worker) {
+    let rig = narrow(source).await;
     let worker = rig.following().await;
     rig.source.exec(rows).await;
     rig.eventually("set aside", async |status| status["dead_letters"] == letters).await;
@@ -29,13 +34,13 @@ async fn too_long(source: Mysql, rows: &str, letters: u64) -> (Rig, Worker) {
 }
 
 /// A command's exit code and all that it printed.
-async fn said(rig: &Rig, arguments: &[&str]) -> (Option<i32>, String) {
+pub async fn said(rig: &Rig, arguments: &[&str]) -> (Option<i32>, String) {
     let out = rig.work.run(arguments).await;
     let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     (out.status.code(), text)
 }
 
-async fn listed(rig: &Rig) -> Value {
+pub async fn listed(rig: &Rig) -> Value {
     let (code, text) = said(rig, &["dlq", "list", "--json"]).await;
     assert_eq!(code, Some(0), "{text}");
     serde_json::from_str(&text).unwrap()
@@ -174,7 +179,7 @@ async fn state_of_format_1_is_brought_up_with_its_dead_letters() {
     rig.target
         .exec(
             "ALTER TABLE cutover.dead_letters DROP COLUMN attempts, DROP COLUMN renewed_at, DROP COLUMN closed_at, DROP COLUMN mark;
-             DROP INDEX cutover.dead_letters_rows; DROP TABLE cutover.transforms, cutover.replays;
+             DROP INDEX cutover.dead_letters_rows; DROP TABLE cutover.transforms, cutover.replays, cutover.dead_letter_copies;
              UPDATE cutover.format SET version = 1",
         )
         .await;

@@ -114,7 +114,7 @@ async fn a_broker_that_was_away_gets_every_event_in_order() {
     assert_eq!(followed(&told(&kafka)).len(), 9);
 
     // A topic that somebody deletes is made again.
-    kafka.delete_events().await;
+    kafka.delete_topic("events").await;
     eventually("the topic is made again", PATIENCE, async || sink.append(&first).await.is_ok()).await;
     assert_eq!(followed(&told(&kafka)).len(), 3);
 }

@@ -20,6 +20,7 @@ mod check;
 mod connect_mysql;
 mod deploy;
 mod dlq;
+mod dlq_topic;
 mod events;
 mod follow;
 mod fuzz_corpora;

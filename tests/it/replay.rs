@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::{
     follow::{Follow, Load, PATIENCE, following, stop},
+    rules_rig::Rig,
     support::{Kafka, Mysql, Postgres, Worker, eventually},
 };
 
@@ -102,10 +103,10 @@ async fn rule_22_a_corrected_transform_corrects_every_row_under_load_and_through
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_22_a_corrected_transform_corrects_every_row_over_kafka_too() {
+async fn rule_22_a_corrected_transform_corrects_every_row_over_partitions_of_kafka_too() {
     let shared = Kafka::shared().await;
     let pipe = Follow::new(Mysql::v80().await, Postgres::v15().await).await;
-    pipe.work.configure_also(&format!("[log]\nurl = {:?}\n", shared.url));
+    pipe.work.configure_also(&format!("[log]\nurl = {:?}\npartitions = 3\n", shared.url));
     let _topics = Kafka::of(&shared.url, pipe.name());
     corrects_every_row(Corrected::over(pipe, ROWS, 50).await).await;
 }
@@ -250,6 +251,22 @@ async fn rule_22_a_log_that_no_longer_reaches_back_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_22_a_topic_that_somebody_has_cut_is_refused() {
+    let shared = Kafka::shared().await;
+    let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
+    pipe.work.configure_also(&format!("[log]\nurl = {:?}\n", shared.url));
+    let kafka = Kafka::of(&shared.url, pipe.name());
+    let it = Corrected::over(pipe, 100, 5_000).await;
+    it.pipe.source.exec("DELETE FROM t WHERE id < 50").await;
+    it.caught_up().await;
+    kafka.delete_before("changes", 0, kafka.bounds("changes", 0).1 - 1).await;
+    let (code, text) = it.said(&["replay", "--from", "beginning"]).await;
+    assert_eq!((code, text.contains("records between are gone")), (Some(1), true), "{text}");
+    assert!(text.contains("cutover resnapshot"), "{text}");
+    it.is("SELECT count(*) FROM cutover.replays", "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_23_an_old_image_that_todays_transform_refuses_is_no_dead_letter_if_the_row_has_changed_since() {
     let pipe = Follow::new(Mysql::v80().await, Postgres::v15().await).await;
     pipe.work.transform("t", "SELECT id, n, 'x' AS note FROM t");
@@ -282,6 +299,28 @@ async fn rule_23_an_old_image_that_todays_transform_refuses_is_no_dead_letter_if
     eventually("cleared", PATIENCE, async || it.pipe.at_target(rows).await.as_deref() == Some("1=11 2=222 3=333 5=55"))
         .await;
     it.is("SELECT count(*) FROM cutover.dead_letters", "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_tables_that_are_named_are_replayed() {
+    let tables = "CREATE TABLE t (id integer PRIMARY KEY, v varchar(40)); CREATE TABLE u (id integer PRIMARY KEY, v varchar(40))";
+    let rig = Rig::new(Mysql::v57().await, Postgres::v15().await, &["t", "u"], tables, tables).await;
+    rig.source.exec("INSERT INTO t VALUES (1, 'one'); INSERT INTO u VALUES (1, 'one')").await;
+    let _worker = rig.following().await;
+    rig.source.exec("INSERT INTO t VALUES (2, 'two'); INSERT INTO u VALUES (2, 'two')").await;
+    let same = async || {
+        rig.same("SELECT id, v FROM t ORDER BY id").await;
+        rig.same("SELECT id, v FROM u ORDER BY id").await;
+    };
+    same().await;
+    rig.target.exec("UPDATE t SET v = 'damaged'; UPDATE u SET v = 'damaged'").await;
+    let replayed = rig.work.run(&["replay", "--from", "beginning", "--table", "u"]).await;
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    rig.same("SELECT id, v FROM u ORDER BY id").await;
+    rig.target_has("SELECT count(*) FROM t WHERE v = 'damaged'", "2").await;
+    let replayed = rig.work.run(&["replay", "--from", "beginning"]).await;
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    same().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -84,13 +84,16 @@ const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2];
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
 /// `mark` is set when a dead letter is renewed, from the numbers of new ones: by the highest of both a sink knows whether it has
-/// seen them all.
+/// seen them all. `dead_letter_copies` has what other systems were told of each.
 const TO_2: &str = "
 ALTER TABLE cutover.dead_letters
   ADD COLUMN attempts integer NOT NULL DEFAULT 1, ADD COLUMN renewed_at timestamptz, ADD COLUMN closed_at timestamptz,
   ADD COLUMN mark bigint;
 CREATE INDEX dead_letters_marks ON cutover.dead_letters (pipeline, greatest(id, mark)) WHERE state = 'open';
 CREATE INDEX dead_letters_rows ON cutover.dead_letters (pipeline, state, md5(key_text));
+CREATE TABLE cutover.dead_letter_copies (
+  pipeline text, id bigint, state text NOT NULL, mark bigint NOT NULL, source_table text NOT NULL, key json NOT NULL,
+  PRIMARY KEY (pipeline, id));
 CREATE TABLE cutover.transforms (
   pipeline text, seq bigserial, hash text NOT NULL, log_epoch text NOT NULL, offsets jsonb NOT NULL,
   plans jsonb NOT NULL, since timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, seq));

@@ -9,7 +9,6 @@
 use async_trait::async_trait;
 use rdkafka::{
     ClientContext,
-    admin::NewTopic,
     config::RDKafkaLogLevel,
     error::KafkaError,
     message::DeliveryResult,
@@ -20,7 +19,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::{
     broker::{Broker, create, put_away},
     settings::{Context, Settings},
-    topics::{self, TopicProblem},
+    topics::{self, EVENT_BYTES_MAX, NewTopics, TopicProblem},
 };
 use crate::{
     log::LogError,
@@ -28,11 +27,6 @@ use crate::{
 };
 
 const PARTITION: i32 = 0;
-/// What the topic keeps; a migration's events are far fewer.
-const RETENTION_BYTES: u64 = 64 << 20;
-const SEGMENT_BYTES: u64 = 16 << 20;
-/// The largest event, one that lists a hundred thousand tables, is smaller.
-const EVENT_BYTES_MAX: u64 = 16 << 20;
 
 type Producer = ThreadedProducer<Answers>;
 
@@ -53,13 +47,13 @@ impl std::fmt::Debug for KafkaEvents {
 impl KafkaEvents {
     /// Connects to nothing: the topic is made when the first event comes.
     pub fn new(settings: Settings) -> Self {
-        let topic = settings.events_topic();
+        let topic = settings.events();
         KafkaEvents { settings, topic, producer: Mutex::default() }
     }
 
     async fn open(&self) -> Result<Producer, LogError> {
         let broker = Broker::new(&self.settings)?;
-        let prepared = prepare(&broker, &self.topic).await;
+        let prepared = prepare(&broker, &self.settings).await;
         put_away(broker).await;
         prepared?;
         create(&self.settings.producer(EVENT_BYTES_MAX), Answers(Context::default()))
@@ -125,33 +119,21 @@ impl ProducerContext for Answers {
 }
 
 /// Makes the topic if it is not there, and refuses one that would lose events.
-async fn prepare(broker: &Broker, topic: &str) -> Result<(), LogError> {
-    match look(broker, topic).await? {
+async fn prepare(broker: &Broker, settings: &Settings) -> Result<(), LogError> {
+    match look(broker, settings).await? {
         Some(problems) if problems.is_empty() => Ok(()),
         Some(problems) => Err(LogError::Topics(problems)),
-        None => make(broker, topic, false).await,
-    }
-}
-
-/// What keeps the topic from being used; looks without making it.
-pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Vec<TopicProblem>, LogError> {
-    let topic = settings.events_topic();
-    if let Some(problems) = look(broker, &topic).await? {
-        return Ok(problems);
-    }
-    match make(broker, &topic, true).await {
-        Ok(()) => Ok(Vec::new()),
-        Err(LogError::Topics(problems)) => Ok(problems),
-        Err(error) => Err(error),
+        None => topics::make(broker, &NewTopics::of_events(settings), false).await,
     }
 }
 
 /// What is wrong with the topic; none if there is no such topic.
-async fn look(broker: &Broker, topic: &str) -> Result<Option<Vec<TopicProblem>>, LogError> {
-    if broker.shape(topic).await?.is_none() {
+pub(super) async fn look(broker: &Broker, settings: &Settings) -> Result<Option<Vec<TopicProblem>>, LogError> {
+    let topic = settings.events();
+    if broker.shape(&topic).await?.is_none() {
         return Ok(None);
     }
-    let policy = topics::describe(broker, topic).await?.remove("cleanup.policy").unwrap_or_default();
+    let policy = topics::describe(broker, &topic).await?.remove("cleanup.policy").unwrap_or_default();
     if !policy.contains("compact") {
         return Ok(Some(Vec::new()));
     }
@@ -159,18 +141,4 @@ async fn look(broker: &Broker, topic: &str) -> Result<Option<Vec<TopicProblem>>,
         what: format!("topic {topic} has cleanup.policy={policy}: compaction keeps the last event alone"),
         fix: format!("kafka-configs.sh --alter --topic {topic} --add-config cleanup.policy=delete"),
     }]))
-}
-
-async fn make(broker: &Broker, topic: &str, only_try: bool) -> Result<(), LogError> {
-    let replication = topics::replication(broker).await?;
-    let (kept, segment, largest) =
-        (RETENTION_BYTES.to_string(), SEGMENT_BYTES.to_string(), EVENT_BYTES_MAX.to_string());
-    let new = NewTopic::new(topic, 1, replication.topic())
-        .set("cleanup.policy", "delete")
-        .set("retention.ms", "-1")
-        .set("retention.bytes", &kept)
-        .set("segment.bytes", &segment)
-        .set("max.message.bytes", &largest)
-        .set("min.insync.replicas", replication.in_sync());
-    topics::make(broker, &[new], only_try).await
 }

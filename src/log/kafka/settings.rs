@@ -150,8 +150,13 @@ impl Settings {
         format!("{}.{}", self.name, topic.suffix())
     }
 
-    /// The name of the topic for events.
-    pub(super) fn events_topic(&self) -> String {
+    /// The name of the dead letters' topic.
+    pub(super) fn dead_letters(&self) -> String {
+        format!("{}.dlq", self.name)
+    }
+
+    /// The name of the events' topic.
+    pub(super) fn events(&self) -> String {
         format!("{}.events", self.name)
     }
 
