@@ -54,16 +54,17 @@ impl Store {
         Ok(queued == 1)
     }
 
-    /// Has every table whose copy has begun copied again; how many they are.
-    pub async fn queue_begun_copies(&self) -> Result<u64, PgError> {
+    /// Has every table whose copy has begun copied again, or `all` of them; how many they are. Only a repeated copy removes what it does
+    /// not meet.
+    pub async fn queue_begun_copies(&self, all: bool) -> Result<u64, PgError> {
         let session = self.session().await?;
         let queued = session
             .client()?
             .execute(
                 "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false, \
                         rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL \
-                 WHERE pipeline = $1 AND state <> 'pending'",
-                &[&self.pipeline],
+                 WHERE pipeline = $1 AND (state <> 'pending' OR ($2 AND generation = 1))",
+                &[&self.pipeline, &all],
             )
             .await?;
         Ok(queued)

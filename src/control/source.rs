@@ -111,8 +111,8 @@ impl Register for Notes {
         Ok(())
     }
 
-    async fn begins_anew(&self) -> Result<(), CaptureError> {
-        let queued = self.store.queue_begun_copies().await;
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        let queued = self.store.queue_begun_copies(has_rows).await;
         let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
         if queued > 0 {
             tracing::warn!(

@@ -34,6 +34,8 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 const GROUPS_WAITING_MAX: usize = 1;
 /// How often a capture that lost its place looks whether it may begin anew.
 const REPAIRED_EVERY: Duration = Duration::from_secs(1);
+/// How much of the log is looked at at a time.
+const LOOK_BYTES: usize = 1 << 20;
 
 /// Opens the source of a pipeline.
 #[async_trait]
@@ -53,8 +55,9 @@ pub trait Register: Send + Sync {
     /// least: else a row that was changed before them would seem to be newer.
     async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError>;
     /// Capture knows of no position and begins where the source is: copies that have begun missed what happened since, and
-    /// are to be made again.
-    async fn begins_anew(&self) -> Result<(), CaptureError>;
+    /// are to be made again. If the log `has_rows` from before, each table's copy must also remove what it does not meet: what was done
+    /// to those rows since is in no log.
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError>;
     /// Whether every table has been asked to be copied again and no such copy has begun.
     async fn all_copied_again(&self) -> Result<bool, CaptureError>;
 }
@@ -174,7 +177,7 @@ impl CaptureLoop {
         let from = self.resume_point().await?;
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         if from.is_none() {
-            self.register.begins_anew().await?;
+            self.register.begins_anew(self.has_rows().await?).await?;
         }
         let opening = match from {
             Some((_, clock)) if anew => self.source.open_anew(clock),
@@ -215,6 +218,25 @@ impl CaptureLoop {
         }
         let from_log = lowest.and_then(|control| Some((control.position?, control.clock)));
         Ok(from_log.or_else(|| self.fallback.clone()))
+    }
+
+    /// Whether the log has changes of rows, wherever they came from.
+    async fn has_rows(&self) -> Result<bool, LogError> {
+        for partition in 0..self.log.partitions() {
+            let (mut from, end) = self.log.bounds(Topic::Changes, partition).await?;
+            if from > 0 {
+                return Ok(true);
+            }
+            while from < end {
+                let stored = self.log.read(Topic::Changes, partition, from, LOOK_BYTES, Duration::ZERO).await?;
+                let Some(last) = stored.last() else { break };
+                from = last.offset + 1;
+                if stored.iter().any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// A group that begins with a start record in every partition.

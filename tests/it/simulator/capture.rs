@@ -114,7 +114,8 @@ impl OpenSource for ModelServer {
             return Err(away());
         }
         let from = Position::Mysql(self.server.end());
-        OpenSource::open(self, Some((from, clock.max(self.chance().now_us())))).await
+        let clock = if self.is(Mutation::ClockStartsLow) { 0 } else { clock.max(self.chance().now_us()) };
+        OpenSource::open(self, Some((from, clock))).await
     }
 }
 

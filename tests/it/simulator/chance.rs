@@ -2,6 +2,9 @@
 //!
 //! Every kind of fault has a stream of numbers of its own, so that a run without one kind, or with fewer of all, is otherwise
 //! the run that it was: that is what shrinking a failure needs.
+//!
+//! Most runs leave out about half of the kinds and make a few of the others many times as likely (Groce et al., "Swarm Testing",
+//! ISSTA 2012): where everything goes wrong at once, what is common hides what is rare.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -103,13 +106,15 @@ pub struct Run {
     /// How many faults strike at most.
     pub faults_max: u32,
     pub without: BTreeSet<Fault>,
+    /// If there are any, these kinds strike often and no others do.
+    pub often: BTreeSet<Fault>,
     /// A rule that is broken on purpose.
     pub mutation: Option<Mutation>,
 }
 
 impl Run {
     pub fn new(seed: u64) -> Self {
-        Run { seed, transactions: 40, faults_max: 12, without: BTreeSet::new(), mutation: None }
+        Run { seed, transactions: 40, faults_max: 12, without: BTreeSet::new(), often: BTreeSet::new(), mutation: None }
     }
 }
 
@@ -118,6 +123,9 @@ impl fmt::Display for Run {
         write!(f, "seed={},transactions={},faults={}", self.seed, self.transactions, self.faults_max)?;
         for fault in &self.without {
             write!(f, ",without={fault:?}")?;
+        }
+        for fault in &self.often {
+            write!(f, ",often={fault:?}")?;
         }
         match self.mutation {
             Some(mutation) => write!(f, ",mutation={mutation:?}"),
@@ -139,8 +147,11 @@ impl std::str::FromStr for Run {
                 "transactions" => run.transactions = u32::try_from(number()?).map_err(|error| error.to_string())?,
                 "faults" => run.faults_max = u32::try_from(number()?).map_err(|error| error.to_string())?,
                 "without" => drop(run.without.insert(value.parse()?)),
+                "often" => drop(run.often.insert(value.parse()?)),
                 "mutation" => run.mutation = Some(value.parse()?),
-                other => return Err(format!("`{other}` is none of seed, transactions, faults, without, mutation")),
+                other => {
+                    return Err(format!("`{other}` is none of seed, transactions, faults, without, often, mutation"));
+                }
             }
         }
         Ok(run)
@@ -150,6 +161,7 @@ impl std::str::FromStr for Run {
 /// The chance and the time of one run.
 pub struct Chance {
     pub run: Run,
+    pub taste: Taste,
     began: Instant,
     dice: Mutex<SmallRng>,
     faults: Mutex<Faults>,
@@ -162,20 +174,64 @@ pub struct Chance {
 
 struct Faults {
     dice: BTreeMap<Fault, SmallRng>,
+    /// How many times as likely as usual each kind is in this run.
+    odds: BTreeMap<Fault, f64>,
     left: u32,
     /// No fault strikes any more.
     calm: bool,
     struck: BTreeMap<Fault, u32>,
 }
 
+/// The stream of numbers that decides which kinds of faults a run has.
+const ODDS: u64 = 1000;
+
+/// The stream of numbers that decides what the load is fond of.
+const TASTE: u64 = 1001;
+
+/// One run in four has every kind at its usual odds.
+fn odds(mut dice: SmallRng, often: &BTreeSet<Fault>) -> BTreeMap<Fault, f64> {
+    let usual = dice.random_bool(0.25);
+    let mut of = |fault: &Fault| match dice.random_range(0..10) {
+        _ if often.contains(fault) => 20.0,
+        _ if !often.is_empty() => 0.0,
+        _ if usual => 1.0,
+        0..5 => 0.0,
+        5..8 => 1.0,
+        8 => 4.0,
+        _ => 12.0,
+    };
+    Fault::ALL.iter().map(|fault| (*fault, of(fault))).collect()
+}
+
+/// What the load of a run is fond of, as most applications are of something.
+#[derive(Debug, Clone, Copy)]
+pub struct Taste {
+    /// A kind of step that is every second one.
+    pub favourite: Option<u64>,
+    /// How often a note is one that the target refuses.
+    pub bad: f64,
+}
+
+impl Taste {
+    fn new(mut dice: SmallRng) -> Self {
+        let favourite = dice.random_bool(0.5).then(|| dice.random_range(0..STEP_KINDS));
+        Taste { favourite, bad: [0.05, 0.15, 0.5][dice.random_range(0..3)] }
+    }
+}
+
+/// How many kinds of steps the load draws from; see `load::Load::step`.
+pub const STEP_KINDS: u64 = 20;
+
 impl Chance {
     pub fn new(run: Run) -> Self {
         let stream = |salt: u64| SmallRng::seed_from_u64(run.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt);
         let dice = Fault::ALL.iter().map(|fault| (*fault, stream(1 + *fault as u64))).collect();
+        let odds = odds(stream(ODDS), &run.often);
         Chance {
+            taste: Taste::new(stream(TASTE)),
             began: Instant::now(),
             dice: Mutex::new(stream(0)),
-            faults: Mutex::new(Faults { dice, left: run.faults_max, calm: false, struck: BTreeMap::new() }),
+            faults: Mutex::new(Faults { dice, odds, left: run.faults_max, calm: false, struck: BTreeMap::new() }),
             history: Mutex::default(),
             kill: Notify::new(),
             detailed: std::env::var_os("CUTOVER_SIMULATE_RUN").is_some(),
@@ -196,8 +252,12 @@ impl Chance {
     /// Whether the fault strikes here. What it did is noted.
     pub fn strikes(&self, fault: Fault, probability: f64, what: impl FnOnce() -> String) -> bool {
         let mut faults = self.faults.lock().unwrap();
+        let probability = (probability * faults.odds[&fault]).min(0.5);
         let drawn = faults.dice.get_mut(&fault).unwrap().random_bool(probability);
-        if !drawn || faults.calm || faults.left == 0 || self.run.without.contains(&fault) {
+        // No kind takes more than its share.
+        let struck = faults.struck.get(&fault).copied().unwrap_or_default();
+        let share = self.run.faults_max.div_ceil(2);
+        if !drawn || faults.calm || faults.left == 0 || struck >= share || self.run.without.contains(&fault) {
             return false;
         }
         faults.left -= 1;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cutover::model::Value;
 
 use super::{
-    chance::{Chance, Fault},
+    chance::{Chance, Fault, STEP_KINDS},
     source::{BAD, Key, Row, Server, Step, Tables, integer, key},
 };
 
@@ -130,7 +130,9 @@ impl Load<'_> {
     }
 
     fn step(&mut self) {
-        match self.chance.number(0..20) {
+        let drawn = self.chance.number(0..STEP_KINDS);
+        let favourite = self.chance.taste.favourite.filter(|_| self.chance.likely(0.5));
+        match favourite.unwrap_or(drawn) {
             0..5 => self.insert_user(),
             5..8 => self.change_user(),
             8 => self.swap_emails(),
@@ -249,7 +251,8 @@ impl Load<'_> {
     }
 
     fn note(&mut self) {
-        let body = if self.chance.likely(0.15) { BAD.to_owned() } else { format!("n{}", self.fresh()) };
+        let body =
+            if self.chance.likely(self.chance.taste.bad) { BAD.to_owned() } else { format!("n{}", self.fresh()) };
         match self.pick("notes").filter(|_| self.chance.likely(0.7)) {
             Some((_, before)) if self.chance.likely(0.3) => self.push(Step::Delete { table: "notes", before }),
             Some((_, before)) => {

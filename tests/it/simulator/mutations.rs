@@ -1,5 +1,7 @@
 //! The rules of CORRECTNESS, each broken on purpose, to show that a simulated run notices.
 
+use super::chance::Fault;
+
 /// One broken rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mutation {
@@ -71,6 +73,36 @@ impl Mutation {
         Mutation::NoCopyWithoutPosition,
         Mutation::NoSweep,
     ];
+}
+
+impl Mutation {
+    /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None stands for the runs
+    /// that every test plays.
+    pub fn shown_by(self) -> Vec<Fault> {
+        match self {
+            Mutation::NoTailCheck => vec![Fault::LogTailLost],
+            Mutation::NoDeadLetterFence => vec![Fault::Resnapshot, Fault::Slow],
+            Mutation::NoCopyWithoutPosition => vec![Fault::LogLost, Fault::Slow],
+            Mutation::ResumeAtTheNewestPartition => vec![Fault::LogRefuses, Fault::Kill],
+            Mutation::NoStartRecord => vec![Fault::LogRefuses, Fault::FailoverWithLoss],
+            Mutation::RecopyTooEarly => vec![Fault::Alter, Fault::Slow],
+            Mutation::NoWatermarkWait => vec![Fault::Resnapshot, Fault::Slow],
+            Mutation::NoTruncateFence => vec![Fault::Truncate, Fault::Resnapshot, Fault::Slow],
+            Mutation::NoReplace
+            | Mutation::NoLaneLock
+            | Mutation::NoTombstoneCheck
+            | Mutation::NoTombstones
+            | Mutation::LiveIgnoresVersion
+            | Mutation::DeadIgnoresVersion
+            | Mutation::ClockPerTransaction
+            | Mutation::ClockStartsLow
+            | Mutation::SkipGaps
+            | Mutation::OffsetOutsideTransaction
+            | Mutation::OffsetUnchecked
+            | Mutation::TombstonesForgottenEarly
+            | Mutation::NoSweep => Vec::new(),
+        }
+    }
 }
 
 impl std::str::FromStr for Mutation {

@@ -9,7 +9,10 @@ use std::{
 use super::{
     chance::{self, Chance},
     mutations::Mutation,
-    postgres::{Change, Fault, Faults, Moment, Point, Postgres, SessionInfo, Settings, Value, Watch, Weakness},
+    postgres::{
+        Change, Fault, Faults, Moment, Point, Postgres, SessionInfo, Settings, Value, Watch, Weakness, dead_letters,
+        fences,
+    },
     source::{Key, Tables, WATCHED},
     target,
     world::same,
@@ -19,11 +22,15 @@ use super::{
 pub struct Oracle {
     chance: Arc<Chance>,
     problems: Mutex<Vec<String>>,
+    /// The newest TRUNCATE of each source table.
+    truncated: Mutex<BTreeMap<String, i64>>,
+    /// Open dead letters: the version that the target refused, by number and key.
+    refused: Mutex<BTreeMap<i64, (String, i64)>>,
 }
 
 impl Oracle {
     pub fn new(chance: Arc<Chance>) -> Arc<Self> {
-        Arc::new(Oracle { chance, problems: Mutex::default() })
+        Arc::new(Oracle { chance, problems: Mutex::default(), truncated: Mutex::default(), refused: Mutex::default() })
     }
 
     pub fn first_problem(&self) -> Option<String> {
@@ -51,6 +58,59 @@ impl Oracle {
     /// The keys of the open dead letters, as the log has them.
     pub fn dead_letters(&self, postgres: &Postgres) -> Vec<String> {
         postgres.cutover_rows("dead_letters").iter().map(|letter| letter["key_text"].str().to_owned()).collect()
+    }
+
+    /// A row goes with a tombstone that is as new. What a sweep removes was never met, and a TRUNCATE leaves a fence.
+    fn hold_deletes(&self, session: &SessionInfo, changes: &[Change]) {
+        let mut truncated = self.truncated.lock().unwrap();
+        let fences = changes.iter().filter(|change| change.table == "cutover.fences");
+        for fence in fences.filter_map(|change| change.after.as_ref()) {
+            truncated.insert(fence[fences::source_table].str().to_owned(), fence[fences::version].int());
+        }
+        if !session.application_name.contains("changes") {
+            return;
+        }
+        for change in changes {
+            let (Some(name), Some(row), None) = (change.table.strip_prefix("public."), &change.before, &change.after)
+            else {
+                continue;
+            };
+            let keys = if name == "notes" { 2 } else { 1 };
+            let version = row[row.len() - 1].int();
+            if truncated.get(&format!("shop.{name}")).is_some_and(|fence| version < *fence) {
+                continue;
+            }
+            let tombstones = format!("cutover.tombstones_public_{name}");
+            let buried = changes.iter().filter(|other| other.table == tombstones).any(|other| {
+                other.after.as_ref().is_some_and(|grave| grave[..keys] == row[..keys] && grave[keys].int() >= version)
+            });
+            self.hold(buried, || {
+                let who = &session.application_name;
+                format!("{who} removed {row:?} of {name} and left no tombstone that is as new")
+            });
+        }
+    }
+
+    /// Nothing older than a dead letter of its row is written (CORRECTNESS rule 23).
+    fn hold_refused(&self, session: &SessionInfo, changes: &[Change]) {
+        let mut refused = self.refused.lock().unwrap();
+        for change in changes.iter().filter(|change| change.table == "cutover.dead_letters") {
+            let Some(before) = &change.before else { continue };
+            refused.remove(&before[dead_letters::id].int());
+        }
+        for change in changes.iter().filter(|change| change.table == "public.notes") {
+            let Some(row) = &change.after else { continue };
+            let (key, version) = (format!("{{\"a\":{},\"b\":{}}}", row[0].int(), row[1].int()), row[3].int());
+            let newer = refused.values().any(|(other, refused)| *other == key && *refused > version);
+            self.hold(!newer, || format!("{} wrote {row:?} past its dead letter", session.application_name));
+        }
+        for change in changes.iter().filter(|change| change.table == "cutover.dead_letters") {
+            let Some(letter) = &change.after else { continue };
+            if letter[dead_letters::state] == Value::text("open") {
+                let (key, version) = (letter[dead_letters::key_text].str(), letter[dead_letters::version].int());
+                refused.insert(letter[dead_letters::id].int(), (key.to_owned(), version));
+            }
+        }
     }
 
     /// Compares every row; how many there are.
@@ -152,6 +212,8 @@ impl Faults for Bad {
 
 impl Watch for Oracle {
     fn committed(&self, session: &SessionInfo, changes: &[Change]) {
+        self.hold_deletes(session, changes);
+        self.hold_refused(session, changes);
         for change in changes {
             if self.chance.detailed {
                 let (session, table) = (&session.application_name, &change.table);

@@ -117,8 +117,8 @@ impl Register for Registered {
         self.notes.rewritten(table, columns, clock).await
     }
 
-    async fn begins_anew(&self) -> Result<(), CaptureError> {
-        if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew().await }
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew(has_rows).await }
     }
 
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
@@ -154,6 +154,9 @@ impl World {
         let mut fresh = 1000;
         let chance = Arc::clone(&self.chance);
         for steps in load::beginning(&chance, &mut fresh) {
+            while !self.source.is_free(&steps) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             self.source.commit(steps);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

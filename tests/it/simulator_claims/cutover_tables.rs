@@ -254,10 +254,10 @@ async fn copies(rig: &Rig) -> Vec<String> {
     lines.push(format!("{:?}", store.queue_copy("users", 7).await.unwrap()));
     lines.push(format!("{:?}", store.queue_copy("missing", 7).await.unwrap()));
     lines.push(format!("{:?} {:?}", store.not_to_be_copied_again().await, store.unfinished().await.unwrap()));
-    lines.push(format!("{:?}", store.queue_begun_copies().await.unwrap()));
+    lines.push(format!("{:?}", store.queue_begun_copies(false).await.unwrap()));
     store.schema(&store.unfinished().await.unwrap()[0], &users(), 11).await.unwrap();
-    lines.push(format!("{:?} {:?}", store.queue_begun_copies().await.unwrap(), store.unfinished().await.unwrap()));
     store.register_tables(&names[1..]).await.unwrap();
+    lines.push(format!("{:?} {:?}", store.queue_begun_copies(true).await.unwrap(), store.unfinished().await.unwrap()));
     let mut next = store.next_offsets(EPOCH).await.unwrap();
     next.sort_unstable();
     lines.push(format!("{next:?} {:?} {:?}", store.newest_commits().await, store.position().await));

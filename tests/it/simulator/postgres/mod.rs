@@ -48,6 +48,7 @@ use futures::FutureExt;
 use tokio::{sync::mpsc, time::Instant};
 
 pub use faults::{Fault, Faults, Moment, NoFaults, Point, SessionInfo, Watch, Weakness};
+pub use own::{dead_letters, fences};
 pub use table::{Cell, Change, Deferral, ModelTable, SourceRow, Transform, Unique, integer};
 pub use value::{Row, SqlError, Value};
 

@@ -150,8 +150,11 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
         }
         State::QueueBegun => {
             let (pipeline, now) = (params[0].value(), Value::Int(exec.pg.now_us()));
-            let begun =
-                |row: &[Value]| row[tables::pipeline] == pipeline && row[tables::state] != Value::text("pending");
+            let all = params[1].value() == Value::Bool(true);
+            let begun = |row: &[Value]| {
+                let first = row[tables::generation].int() == 1;
+                row[tables::pipeline] == pipeline && (row[tables::state] != Value::text("pending") || all && first)
+            };
             let set = |row: &mut Vec<Value>| {
                 row[tables::generation] = Value::Int(row[tables::generation].int() + 1);
                 row[tables::state] = Value::text("pending");
@@ -289,8 +292,9 @@ async fn claim(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> 
     }
     row[offsets::position] = Value::Null;
     row[offsets::updated_at] = Value::Int(exec.pg.now_us());
+    let unchecked = exec.pg.weakness().offset_unchecked;
     let set = |old: &[Value]| {
-        (old[offsets::lease_epoch] <= row[offsets::lease_epoch]).then(|| {
+        (unchecked || old[offsets::lease_epoch] <= row[offsets::lease_epoch]).then(|| {
             let mut new = old.to_vec();
             if old[offsets::log_epoch] != row[offsets::log_epoch] {
                 new[offsets::next_offset] = Value::Int(0);

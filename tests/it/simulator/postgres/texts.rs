@@ -397,11 +397,11 @@ pub const TEXTS: &[Statement] = &[
         S::QueueBegun,
         "queue begun copies",
         Update,
-        &[Text],
+        &[Text, Bool],
         None,
         "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
            rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL
-         WHERE pipeline = $1 AND state <> 'pending'",
+         WHERE pipeline = $1 AND (state <> 'pending' OR ($2 AND generation = 1))",
     ),
     of(
         S::NotAgain,
