@@ -48,7 +48,7 @@ def main():
     started = time.monotonic()
     while others_at_work():
         if time.monotonic() > started + CLOSING_SECONDS:
-            raise SystemExit("the old shop is still open: stop the load first (docker compose stop load)")
+            raise SystemExit("the old shop is still open: stop the load first (docker compose stop go-on)")
         time.sleep(0.5)
     closed = time.monotonic()
     while (why := in_step(sys.argv[1], closed)) is not None:

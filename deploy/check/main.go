@@ -21,10 +21,10 @@ import (
 
 // The kinds that the example has; another one is an error until it is added here.
 var kinds = map[string]func() any{
-	"v1/ConfigMap":                             func() any { return &core.ConfigMap{} },
-	"v1/PersistentVolumeClaim":                 func() any { return &core.PersistentVolumeClaim{} },
-	"v1/Service":                               func() any { return &core.Service{} },
-	"apps/v1/Deployment":                       func() any { return &apps.Deployment{} },
+	"v1/ConfigMap":                            func() any { return &core.ConfigMap{} },
+	"v1/PersistentVolumeClaim":                func() any { return &core.PersistentVolumeClaim{} },
+	"v1/Service":                              func() any { return &core.Service{} },
+	"apps/v1/Deployment":                      func() any { return &apps.Deployment{} },
 	"monitoring.coreos.com/v1/ServiceMonitor": func() any { return &monitoring.ServiceMonitor{} },
 }
 
@@ -39,6 +39,9 @@ func compose(root string) error {
 		return err
 	}
 	for name, service := range project.Services {
+		if service.Restart != "" && service.HealthCheck == nil {
+			return fmt.Errorf("service %s: it is to stay up and has no health check", name)
+		}
 		for _, volume := range service.Volumes {
 			if _, err := os.Stat(volume.Source); volume.Type == "bind" && err != nil {
 				return fmt.Errorf("service %s: %w", name, err)

@@ -1,4 +1,4 @@
-//! What is deployed beside the worker names what the worker has: metrics in alerts, dashboard and documentation.
+//! What is deployed beside the worker names what there is: the worker's metrics, and servers like those of the tests.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -57,4 +57,37 @@ fn the_dashboard_reads_from_the_datasource_that_is_provisioned() {
         assert!(ids.insert(panel["id"].as_i64()), "{}: its id is taken", panel["title"]);
         assert!(panel["targets"].as_array().is_some_and(|targets| !targets.is_empty()), "{}", panel["title"]);
     }
+}
+
+#[test]
+fn the_broker_of_the_containers_is_the_one_of_the_tests() {
+    let (compose, install) = (read("docker-compose.yml"), read("scripts/services-install.sh"));
+    let release = install.lines().find_map(|line| line.strip_prefix("kafka_release=")).unwrap();
+    assert!(compose.contains(&format!("image: apache/kafka:{release}\n")), "{release}");
+
+    let services = read("scripts/services");
+    let (_, start) = services.split_once("\nstart_kafka() {").unwrap();
+    let (_, wanted) = start.split_once("<<PROPERTIES\n").unwrap();
+    let (wanted, rest) = wanted.split_once("\nPROPERTIES\n").unwrap();
+    let properties = read("deploy/compose/kafka.properties");
+    // Those with a variable have this instance's port.
+    for line in wanted.lines().filter(|line| !line.contains('$')) {
+        assert!(properties.lines().any(|property| property == line), "{line}");
+    }
+    let (_, java) = rest.split_once("java=(java ").unwrap();
+    let (heap, _) = java.split_once(" -cp ").unwrap();
+    assert!(compose.contains(&format!("KAFKA_HEAP_OPTS: {heap}\n")), "{heap}");
+}
+
+/// Nothing but loopback does without TLS unless it is told to.
+#[test]
+fn the_servers_of_the_containers_have_no_certificates_and_every_url_says_so() {
+    let texts = [read("docker-compose.yml"), read("deploy/compose/cutover.toml")].concat();
+    let urls: Vec<&str> = ["mysql://", "postgresql://", "kafka://"]
+        .iter()
+        .flat_map(|scheme| texts.match_indices(scheme))
+        .map(|(at, _)| texts[at..].split(['"', '\n']).next().unwrap().trim_end_matches('}'))
+        .collect();
+    assert_eq!(urls.len(), 3, "{urls:?}");
+    assert!(urls.iter().all(|url| url.ends_with("?tls=disable")), "{urls:?}");
 }
