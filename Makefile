@@ -6,7 +6,7 @@ SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
 MINUTES := 10
 
-.PHONY: help demo test simulate chaos bench-smoke check clean-services
+.PHONY: help demo test simulate chaos bench-smoke check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
@@ -15,6 +15,7 @@ help:
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
 	@echo "make check           format, lints, dependency policy"
+	@echo "make check-deploy    alert rules and their tests; with CHECK_DEPLOY_GO=1 compose and Kubernetes files too"
 	@echo "make clean-services  stop and delete the servers of this checkout, data and binaries"
 
 demo:
@@ -40,6 +41,9 @@ check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo deny --locked check bans licenses sources
+
+check-deploy:
+	scripts/check-deploy
 
 clean-services:
 	for instance in $(INSTANCES); do $(SERVICES) --instance $$instance wipe || exit 1; done

@@ -33,8 +33,8 @@ class Gone(Exception):
 class Shopper:
     """One connection's worth of customers."""
 
-    def __init__(self, number, seed):
-        self.random = random.Random(f"{seed} shopper {number}")
+    def __init__(self, number, seed, round=1):
+        self.random = random.Random(f"{seed} shopper {number} {round}")
         self.seed = seed
         self.carts = []       # keys made by this shopper, the newest last
         self.connection = shop.legacy()
@@ -231,7 +231,7 @@ class Shopper:
 
 
 def work(number, arguments, stop, counts, failures):
-    shopper = Shopper(number, arguments.seed)
+    shopper = Shopper(number, arguments.seed, arguments.round)
     interval = THREADS / arguments.rate
     due = time.monotonic()
     try:
@@ -250,7 +250,8 @@ def work(number, arguments, stop, counts, failures):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="with which the old shop was seeded")
+    parser.add_argument("--round", type=int, default=1, help="another number draws other transactions")
     parser.add_argument("--rate", type=float, default=300, help="transactions per second, at most")
     parser.add_argument("--seconds", type=float, default=3600)
     arguments = parser.parse_args()

@@ -46,7 +46,7 @@ ZERO_TIME = "0000-00-00 00:00:00"
 def legacy(database="shop", **options):
     """A connection to the old shop as its application makes one: lax mode, READ COMMITTED."""
     connection = pymysql.connect(
-        host="127.0.0.1", port=int(os.environ["LEGACY_PORT"]),
+        host=os.environ.get("LEGACY_HOST", "127.0.0.1"), port=int(os.environ["LEGACY_PORT"]),
         user=os.environ.get("LEGACY_USER", "shop"), password=os.environ["LEGACY_PASSWORD"],
         database=database, charset="utf8mb4", autocommit=False, **options)
     with connection.cursor() as cursor:
@@ -57,7 +57,7 @@ def legacy(database="shop", **options):
 
 
 def modern_dsn(dbname="shop"):
-    return (f"host=127.0.0.1 port={int(os.environ['MODERN_PORT'])} user={os.environ.get('MODERN_USER', 'shop')} "
+    return (f"host={os.environ.get('MODERN_HOST', '127.0.0.1')} port={int(os.environ['MODERN_PORT'])} user={os.environ.get('MODERN_USER', 'shop')} "
             f"password={os.environ['MODERN_PASSWORD']} dbname={dbname}")
 
 

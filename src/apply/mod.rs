@@ -112,6 +112,34 @@ impl ApplyError {
     }
 }
 
+/// A pass of a replay: which part of the log is applied again, and what of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Of the changes, the deletes alone: their tombstones keep out what the other passes would bring back.
+    Deletes,
+    Snapshot,
+    Changes,
+}
+
+impl Pass {
+    /// The topic that it reads.
+    pub fn topic(self) -> Topic {
+        match self {
+            Pass::Deletes | Pass::Changes => Topic::Changes,
+            Pass::Snapshot => Topic::Snapshot,
+        }
+    }
+
+    /// What its offsets are stored under.
+    pub fn lane(self) -> &'static str {
+        match self {
+            Pass::Deletes => "replay.deletes",
+            Pass::Snapshot => "replay.snapshot",
+            Pass::Changes => "replay.changes",
+        }
+    }
+}
+
 /// Writes batches of one lane (partition) to a target.
 #[async_trait]
 pub trait Sink: Send {

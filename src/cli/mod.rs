@@ -3,10 +3,15 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+mod asked;
 pub mod check;
+mod checkpoint;
+mod dlq;
+mod events;
 pub mod init;
 mod movable;
 mod progress;
+mod replay;
 mod resnapshot;
 mod run;
 mod status;
@@ -54,18 +59,28 @@ enum Command {
         /// Show it again every second until interrupted.
         #[arg(long)]
         watch: bool,
+        /// The events so far, one a line; with --watch also those to come, with --json as others follow them.
+        #[arg(long)]
+        events: bool,
     },
     /// Copy one table again while the stream goes on.
     Resnapshot {
         /// The source table.
         table: String,
     },
+    /// Name a point of the log, or list those that have a name.
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
+    /// Apply a part of the log again, through today's transforms, beside the stream.
+    Replay(replay::ReplayArgs),
+    /// Rows that could not be stored: list, show, retry or discard them.
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
 }
 
 /// What to do about dead letters.
-pub(crate) const DEAD_LETTERS: &str = "see SELECT source_table, key_text, error FROM cutover.dead_letters WHERE state = 'open' in the \
-     target; correct the rows at the source, which clears them, or the transform or the target's column, \
-     and then `cutover resnapshot TABLE`";
+pub(crate) const DEAD_LETTERS: &str = "`cutover dlq list` shows them; correct the rows at the source, which clears them, or the \
+     transform or the target's column, and then `cutover dlq retry --all`";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum RoleArgument {
@@ -140,7 +155,11 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             runtime.shutdown_background();
             ended
         }
-        Command::Status { json, watch } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Status { json, watch, events: true } => runtime.block_on(events::events(&config()?, json, watch)),
+        Command::Status { json, watch, events: false } => runtime.block_on(status::status(&config()?, json, watch)),
+        Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
+        Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
+        Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
 }

@@ -4,25 +4,21 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Failure;
+use super::{
+    Failure,
+    asked::{self, TAKEN_WITHIN},
+};
 use crate::{config::Config, control::worker};
 
-/// How long a worker has to take the request before the command says that none runs.
-const TAKEN_WITHIN: Duration = Duration::from_secs(15);
 const POLL_EVERY: Duration = Duration::from_millis(300);
 /// The answer to a request whose copy begins by itself.
 const QUEUED: &str = "queued";
 
 pub(crate) async fn resnapshot(config: &Config, table: &str) -> Result<(), Failure> {
     let store = worker::store(config)?;
-    let known = store.status().await?.tables;
-    if !known.iter().any(|status| status.table == table) {
-        let names: Vec<&str> = known.iter().map(|status| status.table.as_str()).collect();
-        let names = if names.is_empty() { "none yet: start the worker first".to_owned() } else { names.join(", ") };
-        return Err(Failure::Usage(anyhow::anyhow!("the pipeline has no source table `{table}`; it has {names}")));
-    }
+    asked::is_known(&store, table).await?;
     let request = store.ask("resnapshot", table).await?;
-    let asked = std::time::Instant::now();
+    let since = std::time::Instant::now();
     let bar = if std::io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{msg:20} {wide_bar} {human_pos}/{human_len} rows  eta {eta}") {
         bar.set_style(style);
@@ -32,7 +28,7 @@ pub(crate) async fn resnapshot(config: &Config, table: &str) -> Result<(), Failu
         tokio::time::sleep(POLL_EVERY).await;
         let (state, answer) = store.request_state(request).await?;
         match state.as_str() {
-            "new" if asked.elapsed() > TAKEN_WITHIN => {
+            "new" if since.elapsed() > TAKEN_WITHIN => {
                 return Err(Failure::Runtime(anyhow::anyhow!(
                     "no worker has taken the request within {} s; start one with `cutover run`, it will find the request",
                     TAKEN_WITHIN.as_secs()
@@ -47,7 +43,7 @@ pub(crate) async fn resnapshot(config: &Config, table: &str) -> Result<(), Failu
         }
         let status = store.status().await?;
         // This may be what repairs it: the worker has a while to find out.
-        if let Some(halt) = status.halted.filter(|_| asked.elapsed() > TAKEN_WITHIN) {
+        if let Some(halt) = status.halted.filter(|_| since.elapsed() > TAKEN_WITHIN) {
             return Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy)));
         }
         let Some(progress) = status.tables.iter().find(|status| status.table == table) else { continue };

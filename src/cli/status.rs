@@ -63,6 +63,14 @@ fn render(name: &str, status: &Status) -> String {
     line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
     let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
     line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
+    if status.dead_letters_discarded > 0 {
+        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
+    }
+    if let Some(replay) = &status.replay {
+        let eta = replay.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
+        let (rows, total) = (replay.rows, replay.rows_total);
+        line("replay", format!("{:.1} % from {}: {rows} of {total} rows{eta}", replay.percent, replay.from));
+    }
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }

@@ -45,7 +45,8 @@ impl Store {
             .client()?
             .execute(
                 "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false, \
-                        rows_copied = 0, requested_at = now(), not_before = greatest(not_before, $3) \
+                        rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL, \
+                        not_before = greatest(not_before, $3) \
                  WHERE pipeline = $1 AND source_table = $2",
                 &[&self.pipeline, &table, &not_before],
             )
@@ -61,7 +62,7 @@ impl Store {
             .client()?
             .execute(
                 "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false, \
-                        rows_copied = 0, requested_at = now() \
+                        rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL \
                  WHERE pipeline = $1 AND (state <> 'pending' OR ($2 AND generation = 1))",
                 &[&self.pipeline, &all],
             )

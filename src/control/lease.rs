@@ -16,6 +16,9 @@ pub const LEASE_SECONDS: i64 = 10;
 /// How often its holder renews it.
 pub const RENEW_EVERY: Duration = Duration::from_secs(3);
 
+/// The purpose of the sessions that a replay writes with.
+pub const REPLAY: &str = "replay";
+
 /// A lease that this process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
@@ -74,7 +77,8 @@ pub async fn acquire(
 /// Ends the sink sessions of whoever held the lease before. A worker that was paused or cut off inside a transaction keeps its
 /// locks at the target for as long as the target believes in its connection.
 pub async fn end_predecessor(client: &Client, pipeline: &str) -> Result<(), tokio_postgres::Error> {
-    let names: Vec<String> = [Topic::Changes, Topic::Snapshot].map(|topic| sink_name(pipeline, topic)).into();
+    let mut names: Vec<String> = [Topic::Changes, Topic::Snapshot].map(|topic| sink_name(pipeline, topic)).into();
+    names.push(format!("cutover {pipeline} {REPLAY}"));
     client
         .execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \

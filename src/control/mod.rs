@@ -5,13 +5,20 @@
 //! Commands never talk to the worker: they leave a request there and follow its progress, so that
 //! they work from any host and whether or not a worker runs.
 
+pub mod checkpoints;
 pub mod copies;
+pub mod events;
 pub mod http;
+mod jobs;
 pub mod lease;
+mod letter_topic;
+pub mod letters;
+pub mod replay;
 pub mod requests;
 pub mod source;
 pub mod status;
 mod steward;
 pub mod store;
 pub mod target;
+mod teller;
 pub mod worker;

@@ -9,24 +9,30 @@ use crate::database::postgres::PgError;
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
 
 /// A request that the worker has not finished.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     pub id: i64,
     pub command: String,
     /// What the command is about: a table's name.
     pub subject: String,
+    /// Whatever else the command says, as JSON.
+    pub arguments: serde_json::Value,
 }
 
 impl Store {
-    /// Leaves a request; its number.
+    /// Leaves a request about a subject; its number.
     pub async fn ask(&self, command: &str, subject: &str) -> Result<i64, PgError> {
+        self.ask_with(command, &serde_json::json!({ "subject": subject })).await
+    }
+
+    /// Leaves a request; its number.
+    pub async fn ask_with(&self, command: &str, arguments: &serde_json::Value) -> Result<i64, PgError> {
         let session = self.session().await?;
         let row = session
             .client()?
             .query_one(
-                "INSERT INTO cutover.requests (pipeline, command, arguments) \
-                 VALUES ($1, $2, jsonb_build_object('subject', $3::text)) RETURNING id",
-                &[&self.pipeline, &command, &subject],
+                "INSERT INTO cutover.requests (pipeline, command, arguments) VALUES ($1, $2, $3::text::jsonb) RETURNING id",
+                &[&self.pipeline, &command, &arguments.to_string()],
             )
             .await?;
         Ok(row.get(0))
@@ -38,12 +44,18 @@ impl Store {
         let rows = session
             .client()?
             .query(
-                "SELECT id, command, coalesce(arguments ->> 'subject', '') FROM cutover.requests \
+                "SELECT id, command, coalesce(arguments ->> 'subject', ''), arguments::text FROM cutover.requests \
                  WHERE pipeline = $1 AND state = 'new' ORDER BY id",
                 &[&self.pipeline],
             )
             .await?;
-        Ok(rows.iter().map(|row| Request { id: row.get(0), command: row.get(1), subject: row.get(2) }).collect())
+        let read = |row: &tokio_postgres::Row| Request {
+            id: row.get(0),
+            command: row.get(1),
+            subject: row.get(2),
+            arguments: serde_json::from_str(row.get(3)).unwrap_or_default(),
+        };
+        Ok(rows.iter().map(read).collect())
     }
 
     /// Answers a request: `done`, or `refused` with the reason.

@@ -19,10 +19,10 @@ use crate::{
         scan::{ScanError, Scanner, Watermark},
         server::{self, ServerFacts},
     },
-    model::{Disposition, MysqlPosition, Position, TableName, TableSchema, Version},
+    model::{Disposition, MysqlPosition, Position, TableName, TableSchema, Value, Version},
     observe::{Captured, now_us},
     pipeline::capture::{OpenSource, Register},
-    snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
+    snapshot::{Block, OpenScan, Range, Scan, SnapshotError, refetch::Fetch},
 };
 
 /// Rows handed over at once.
@@ -156,6 +156,25 @@ impl OpenScan for MysqlServer {
         let end = end.map_or_else(gone, |end| Ok(end.map_err(ScanError::from)?))?;
         drop(conn.disconnect().await);
         Ok(Position::Mysql(end))
+    }
+}
+
+#[async_trait]
+impl Fetch for MysqlServer {
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        captured: &Captured,
+    ) -> Result<Vec<Vec<Value>>, SnapshotError> {
+        let Position::Mysql(position) = captured.position.clone();
+        let watermark = Watermark { position, version: captured.clock };
+        let mut scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
+        let mut rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
+        let found = rows.next_batch(usize::MAX).await?;
+        drop(rows);
+        scanner.close().await?;
+        Ok(found)
     }
 }
 

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::Store;
+use super::{replay::ReplayStatus, store::Store};
 use crate::{database::postgres::PgError, observe::Halt};
 
 /// A worker whose report is older than this is not running.
 const REPORT_SECONDS_MAX: f64 = 10.0;
+
+const UNDEFINED_TABLE: &str = "42P01";
 
 /// `status --json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub struct Status {
     pub dead_letters: u64,
     /// How long the oldest of them has been open; null when none is.
     pub dead_letters_oldest_seconds: Option<f64>,
+    /// Dead letters that an operator has closed: their rows stay as they are at the target.
+    pub dead_letters_discarded: u64,
     pub drift_rows: u64,
     pub halted: Option<Halt>,
     /// Whether a worker has reported lately.
@@ -42,6 +46,9 @@ pub struct Status {
     /// Until the copy is complete; null when that cannot be told.
     pub eta_seconds: Option<f64>,
     pub conflicts: u64,
+    /// The replay that is under way; null without one.
+    #[serde(default)]
+    pub replay: Option<ReplayStatus>,
 }
 
 /// Where a pipeline is in its life.
@@ -54,6 +61,17 @@ pub enum Phase {
     Copying,
     /// Every table is copied; changes are applied as they come.
     Following,
+}
+
+impl Phase {
+    /// Its name in `status --json` and in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::New => "new",
+            Phase::Copying => "copying",
+            Phase::Following => "following",
+        }
+    }
 }
 
 /// One source table's progress.
@@ -172,10 +190,18 @@ impl Store {
                         (SELECT extract(epoch FROM clock_timestamp() - min(since))::float8 \
                            FROM cutover.waiting WHERE pipeline = $1), \
                         (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
-                           FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open')",
+                           FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'), \
+                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
                 &[&self.pipeline],
             )
             .await?;
+        drop(session);
+        let replay = match self.running_replay().await {
+            Ok(replay) => replay.map(|replay| replay.status()),
+            // The state of an older release knows of none.
+            Err(PgError::Refused(refusal)) if refusal.sqlstate == UNDEFINED_TABLE => None,
+            Err(error) => return Err(error),
+        };
         let waiting = counts.get::<_, i64>(0).cast_unsigned();
         let phase = phase_of(&tables, after_copy_done);
         let left: u64 = tables.iter().map(|table| table.rows.saturating_sub(table.copied)).sum();
@@ -189,6 +215,7 @@ impl Store {
             waiting_oldest_seconds: counts.get(3),
             dead_letters_oldest_seconds: counts.get(4),
             dead_letters: counts.get::<_, i64>(1).cast_unsigned(),
+            dead_letters_discarded: counts.get::<_, i64>(5).cast_unsigned(),
             drift_rows: 0,
             halted: report.halted,
             worker_running,
@@ -197,6 +224,7 @@ impl Store {
             changes_per_second: if worker_running { report.changes_per_second } else { 0.0 },
             eta_seconds: (worker_running && rate > 0.0 && phase != Phase::Following).then(|| left as f64 / rate),
             conflicts: 0,
+            replay,
         })
     }
 }

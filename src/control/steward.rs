@@ -13,9 +13,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    jobs::{self, Jobs},
+    replay::Replayer,
     requests,
     status::{Phase, Report, Status},
     target::{PgTarget, TargetError},
+    teller::Teller,
     worker::{Ended, Worker, WorkerError, postgres_options},
 };
 use crate::{
@@ -23,6 +26,7 @@ use crate::{
     log::Log,
     model::Position,
     observe::{Halt, metric, now_us},
+    snapshot::refetch::Refetch,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -46,7 +50,10 @@ pub(super) struct Steward {
     show: fn(&Status),
     applying: JoinSet<()>,
     apply_stop: CancellationToken,
+    jobs: Jobs,
     samples: VecDeque<(Instant, u64, u64)>,
+    /// None until `run`.
+    teller: Option<Teller>,
 }
 
 impl Steward {
@@ -54,10 +61,21 @@ impl Steward {
         worker: Worker,
         log: Arc<dyn Log>,
         target: Arc<PgTarget>,
+        refetch: Refetch,
         end: Option<Position>,
         show: fn(&Status),
     ) -> Self {
         Steward {
+            jobs: Jobs::new(
+                &worker,
+                Replayer {
+                    config: Arc::clone(&worker.config),
+                    store: Arc::clone(&worker.store),
+                    log: Arc::clone(&log),
+                    target: Arc::clone(&target),
+                    refetch,
+                },
+            ),
             worker,
             log,
             target,
@@ -67,6 +85,7 @@ impl Steward {
             applying: JoinSet::new(),
             apply_stop: CancellationToken::new(),
             samples: VecDeque::new(),
+            teller: None,
         }
     }
 
@@ -75,9 +94,13 @@ impl Steward {
         let prepared = self.worker.patiently("state", || async {
             self.remember_counts().await?;
             self.note_script().await?;
-            Ok(())
+            let (epoch, partitions) = (self.log.epoch(), self.log.partitions());
+            self.worker.store.note_transforms(epoch, partitions, &self.target.plans()).await?;
+            Ok(Teller::resume(Arc::clone(&self.worker.store), self.target.lease_epoch).await?)
         });
-        let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
+        let Some(teller) = prepared.await? else { return Ok(Ended::Stopped) };
+        self.teller = Some(teller);
+        self.jobs.go_on_replaying();
         self.start_applying(&stop);
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
         loop {
@@ -105,8 +128,14 @@ impl Steward {
         }
     }
 
+    /// Ends what was begun on request, which the next worker begins again, and stops the apply loops.
+    pub(super) async fn stop(&mut self) {
+        self.jobs.stop().await;
+        self.stop_applying().await;
+    }
+
     /// Stops the apply loops and waits for the batches at work.
-    pub(super) async fn stop_applying(&mut self) {
+    async fn stop_applying(&mut self) {
         self.apply_stop.cancel();
         while self.applying.join_next().await.is_some() {}
     }
@@ -159,6 +188,9 @@ impl Steward {
         let status = self.worker.store.status().await?;
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
         (self.show)(&status);
+        if let Some(teller) = &mut self.teller {
+            teller.tell(&status, report.halted.clone(), now_us() / 1000).await?;
+        }
         if status.tables.iter().all(|table| table.state == "copied") && status.phase == Phase::Copying {
             self.run_script(stop).await?;
         }
@@ -285,8 +317,8 @@ impl Steward {
         Ok(())
     }
 
-    async fn answer_requests(&self) -> Result<(), PgError> {
-        let store = &self.worker.store;
+    async fn answer_requests(&mut self) -> Result<(), PgError> {
+        let store = Arc::clone(&self.worker.store);
         for request in store.open_requests().await? {
             match request.command.as_str() {
                 "resnapshot" if store.queue_copy(&request.subject, 0).await? => {
@@ -307,6 +339,13 @@ impl Steward {
                     let text = format!("the pipeline has no source table `{}`", request.subject);
                     store.answer(request.id, "refused", &text).await?;
                 }
+                "dlq retry" => self.jobs.retry(&request),
+                "replay" => self.jobs.replay(&request),
+                "dlq discard" => {
+                    let discarded = store.discard_letters(&jobs::ids(&request)).await?;
+                    tracing::warn!(discarded, "dead letters were closed; their rows stay as they are at the target");
+                    store.answer(request.id, "done", &discarded.to_string()).await?;
+                }
                 other => {
                     let text = format!("this worker does not know the request `{other}`; use a newer one");
                     store.answer(request.id, "refused", &text).await?;
@@ -317,8 +356,10 @@ impl Steward {
     }
 
     /// Forgets tombstones that no late row can meet: nothing is being copied, nothing waits or is
-    /// set aside, and the stream has passed them (CORRECTNESS rule 22).
+    /// set aside, nothing is replayed, and the stream has passed them (CORRECTNESS rule 22).
     async fn forget_tombstones(&self) {
+        // No replay begins meanwhile; one that is about to comes first.
+        let Ok(_barrier) = self.jobs.barrier().try_lock_owned() else { return };
         let applied = self.worker.frontier.applied_clock();
         let idle =
             self.worker.store.status().await.is_ok_and(|status| {
@@ -326,6 +367,7 @@ impl Steward {
             });
         if idle
             && applied > 0
+            && self.worker.store.any_replay().await.is_ok_and(|replaying| !replaying)
             && let Err(error) = self.target.forget_tombstones(applied).await
         {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");

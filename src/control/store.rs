@@ -1,5 +1,7 @@
 //! A session on the target's `cutover` schema that opens again after it broke.
 
+use std::collections::HashMap;
+
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
@@ -129,7 +131,8 @@ impl Store {
         let rows = session
             .client()?
             .query(
-                "SELECT topic = 'changes', part, next_offset FROM cutover.offsets WHERE pipeline = $1 AND log_epoch = $2",
+                "SELECT topic = 'changes', part, next_offset FROM cutover.offsets \
+                 WHERE pipeline = $1 AND log_epoch = $2 AND topic IN ('changes', 'snapshot')",
                 &[&self.pipeline, &log_epoch],
             )
             .await?;
@@ -138,6 +141,42 @@ impl Store {
             (topic(row.get(0)), row.get::<_, i32>(1).cast_unsigned(), row.get::<_, i64>(2).cast_unsigned())
         };
         Ok(rows.iter().map(read).collect())
+    }
+
+    /// What is kept out as out of date: by source table with its schema, the version below which it is.
+    pub async fn fences(&self) -> Result<HashMap<String, Version>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query("SELECT source_table, version FROM cutover.fences WHERE pipeline = $1", &[&self.pipeline])
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// A time as people write it, in µs since the Unix epoch; none if it is no time.
+    pub async fn time_us(&self, text: &str) -> Result<Option<i64>, PgError> {
+        let session = self.session().await?;
+        let sql = "SELECT (extract(epoch FROM $1::text::timestamptz) * 1000000)::bigint";
+        match session.client()?.query_one(sql, &[&text]).await.map_err(PgError::from) {
+            Ok(row) => Ok(row.get(0)),
+            Err(PgError::Refused(refusal)) if refusal.sqlstate.starts_with("22") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// µs since the Unix epoch as people write a time, in UTC.
+    pub async fn spelled_time(&self, at_us: i64) -> Result<String, PgError> {
+        let session = self.session().await?;
+        let sql =
+            "SELECT to_char(to_timestamp($1::bigint / 1000000.0) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+        Ok(session.client()?.query_one(sql, &[&at_us]).await?.get(0))
+    }
+
+    /// Whether a replay is under way in this pipeline or in one that shares its target.
+    pub async fn any_replay(&self) -> Result<bool, PgError> {
+        let session = self.session().await?;
+        let sql = "SELECT EXISTS (SELECT FROM cutover.replays WHERE state = 'running')";
+        Ok(session.client()?.query_one(sql, &[]).await?.get(0))
     }
 
     /// The newest source position that the target holds, with the clock there: where capture begins

@@ -8,13 +8,16 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
+    lease,
     store::Store,
     worker::{Worker, postgres_options},
 };
 use crate::{
     apply::{
-        ApplyError, Sink,
-        postgres::{PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, sweep},
+        ApplyError, Pass, Sink,
+        postgres::{
+            PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence, sweep,
+        },
     },
     config::Config,
     database::{
@@ -23,7 +26,10 @@ use crate::{
     },
     log::{Offset, Topic, record::ChunkEnd},
     model::{Plan, TableName, TableSchema, TargetTable, Version},
-    pipeline::apply::{Resume, Target},
+    pipeline::{
+        apply::{Resume, Target},
+        replay,
+    },
     snapshot::{SnapshotError, Sweep},
     transform::{self, Severity},
 };
@@ -196,7 +202,8 @@ impl PgTarget {
         Ok(settled)
     }
 
-    fn plans(&self) -> Arc<[Plan]> {
+    /// The transforms of today.
+    pub fn plans(&self) -> Arc<[Plan]> {
         Arc::clone(&self.plans.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -211,6 +218,15 @@ impl PgTarget {
             used.entry(plan.source.table.table.clone()).or_default().extend(plan.reads.iter().cloned());
         }
         used
+    }
+
+    /// Everything of a source table that is older than its new copy is out of date, whoever brings it again (a replay).
+    async fn fence(&self, session: &Session, plans: &[Plan], table: &str, before: Version) -> Result<(), PgError> {
+        let own: Vec<&Plan> = plans.iter().filter(|plan| plan.source.table.table == table).collect();
+        let Some(source) = own.first().map(|plan| &plan.source.table) else { return Ok(()) };
+        let targets: Vec<&TableName> = own.iter().map(|plan| &plan.target.name).collect();
+        let holder = (self.config.name.as_str(), self.lease_epoch);
+        raise_fence(session, holder, source, &targets, self.config.log.partitions, before).await
     }
 
     /// The highest version among the target's rows and tombstones, which earlier pipelines may have left.
@@ -236,14 +252,24 @@ impl PgTarget {
     }
 
     async fn sink(&self, topic: Topic, partition: u32) -> Result<PostgresSink, ApplyError> {
+        self.sink_named(topic.suffix(), topic, partition).await
+    }
+
+    /// A sink of a pass of a replay.
+    async fn replay_sink(&self, pass: Pass, partition: u32) -> Result<PostgresSink, ApplyError> {
+        let sink = self.sink_named(lease::REPLAY, pass.topic(), partition).await?;
+        Ok(sink.replaying(pass))
+    }
+
+    async fn sink_named(&self, purpose: &str, topic: Topic, partition: u32) -> Result<PostgresSink, ApplyError> {
         let options = SinkOptions {
             target: self.address.clone(),
-            session: postgres_options(&self.config, topic.suffix(), true),
+            session: postgres_options(&self.config, purpose, true),
             pipeline: self.config.name.clone(),
             topic,
             partition,
             lease_epoch: self.lease_epoch,
-            check_offset: topic == Topic::Changes,
+            check_offset: topic == Topic::Changes || purpose == lease::REPLAY,
             config: self.config.apply.clone(),
         };
         Ok(PostgresSink::open(options, self.plans()).await?.planned_at(self.planned_at))
@@ -283,6 +309,21 @@ impl Target for PgTarget {
 }
 
 #[async_trait]
+impl replay::Target for PgTarget {
+    async fn resume(&self, pass: Pass, partition: u32, log_epoch: &str) -> Result<replay::Resume, ApplyError> {
+        let claim = self.replay_sink(pass, partition).await?.claim(log_epoch).await?;
+        let stored = self.store.schemas().await.map_err(unreachable)?;
+        let schemas = stored.into_iter().map(|(_, schema)| (schema.id(), Arc::new(schema))).collect();
+        let fences = self.store.fences().await.map_err(unreachable)?;
+        Ok(replay::Resume { from: claim.next_offset, schemas, fences })
+    }
+
+    async fn open(&self, pass: Pass, partition: u32) -> Result<Box<dyn Sink>, ApplyError> {
+        Ok(Box::new(self.replay_sink(pass, partition).await?))
+    }
+}
+
+#[async_trait]
 impl Sweep for PgTarget {
     async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
         let options = postgres_options(&self.config, Topic::Snapshot.suffix(), true);
@@ -291,6 +332,7 @@ impl Sweep for PgTarget {
         let alone = "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)";
         let row = session.client.query_one(alone, &[&self.config.name]).await.map_err(PgError::from)?;
         let (alone, plans, mut complete): (bool, _, _) = (row.get(0), self.plans(), true);
+        self.fence(&session, &plans, table, before).await?;
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
             let target = &plan.target.name;
             let shared =

@@ -4,6 +4,7 @@
 //! http ── lease ── capture ──► log ──► apply (changes) ──► target
 //!                  copier  ──► log ──► apply (snapshot) ──┘
 //!                  steward: requests, the script after the copy, reports, tombstones
+//!                  letter_topic: the dead letters' copy on Kafka
 //! ```
 //!
 //! Every task has its place in one `JoinSet` and ends with the token that it was given.
@@ -19,11 +20,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     http::{self, Endpoints},
     lease::{self, Lease},
+    letter_topic,
     source::{MysqlServer, Notes},
     status::Status,
     steward::Steward,
     store::Store,
     target::{PgTarget, TargetError},
+    teller,
 };
 use crate::{
     config::Config,
@@ -36,15 +39,15 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EmbeddedLog, KafkaLog, Log, LogError, Topic, kafka},
+    log::{EmbeddedLog, EventFile, KafkaEvents, KafkaLog, Log, LogError, Topic, kafka},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
-    observe::{Frontier, Halt, Halts, Machine},
+    observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{
         apply::{self, ApplyLoop},
         batches::Bounds,
         capture::CaptureLoop,
     },
-    snapshot::copier::Copier,
+    snapshot::{copier::Copier, refetch::Refetch},
 };
 
 /// How long a stopping worker waits for its tasks.
@@ -324,8 +327,11 @@ impl Worker {
             // A folder for each pipeline, as for all other state.
             return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
         }
-        let settings = kafka::Settings::new(name, log).map_err(|reason| LogError::Client { reason })?;
-        Ok(Arc::new(KafkaLog::open(settings).await?))
+        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?).await?))
+    }
+
+    fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
+        kafka::Settings::new(&self.config.name, &self.config.log).map_err(|reason| LogError::Client { reason })
     }
 
     /// Whether the log has everything that the target goes on with; halts if it has not.
@@ -419,7 +425,7 @@ impl Worker {
             return Ok(Ended::Stopped);
         };
         let copier = Copier {
-            scans: server,
+            scans: Arc::clone(&server) as _,
             progress: Arc::clone(&self.store) as _,
             sweep: Arc::clone(&target) as _,
             log: Arc::clone(&log),
@@ -432,12 +438,27 @@ impl Worker {
             parallel: self.config.snapshot.parallel,
             lag_max_seconds: self.config.snapshot.lag_max_seconds,
         };
+        let (store, halts) = (Arc::clone(&self.store), Arc::clone(&self.halts));
+        tasks.spawn(teller::carry(store, self.event_sink()?, halts, work.clone()));
         if sound {
             tasks.spawn(capture.run(work.clone()));
             tasks.spawn(copier.run(work.clone()));
         }
+        if self.config.log.is_kafka() {
+            let (config, store) = (Arc::clone(&self.config), Arc::clone(&self.store));
+            tasks.spawn(letter_topic::carry(config, store, lease.epoch, Arc::clone(&self.halts), work.clone()));
+        }
         let end = until_synced.then_some(Position::Mysql(opened.end));
-        let mut steward = Steward::new(self.clone(), log, target, end, show);
+        let refetch = Refetch {
+            scans: Arc::clone(&server) as _,
+            fetch: server,
+            log: Arc::clone(&log),
+            frontier: Arc::clone(&self.frontier),
+            ambient: Arc::new(Machine),
+            pipeline: self.config.name.clone(),
+            connector: connector.into(),
+        };
+        let mut steward = Steward::new(self.clone(), log, target, refetch, end, show);
         let ended = tokio::select! {
             ended = steward.run(work.clone()) => ended,
             lost = &mut renewing => match lost {
@@ -446,9 +467,18 @@ impl Worker {
             },
         };
         work.cancel();
-        steward.stop_applying().await;
+        steward.stop().await;
         while tasks.join_next().await.is_some() {}
         ended
+    }
+
+    /// Where events are carried to: beside the log.
+    fn event_sink(&self) -> Result<Arc<dyn EventSink>, LogError> {
+        let Config { name, log, folder, .. } = &*self.config;
+        match log.folder(folder) {
+            Some(folder) => Ok(Arc::new(EventFile::new(folder.join(name)))),
+            None => Ok(Arc::new(KafkaEvents::new(self.kafka_settings()?))),
+        }
     }
 
     /// Starts the apply loops; they end with `stop`.

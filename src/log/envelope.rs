@@ -12,11 +12,13 @@ mod encode;
 #[doc(hidden)]
 pub mod fuzz;
 mod json;
+mod splice;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Decoded, Row, cells};
 pub use encode::{Encoded, Encoder, Origin, key_bytes, partition};
+pub use splice::{Renewed, deletion, renewed};
 
 use crate::model::{Disposition, TableName};
 

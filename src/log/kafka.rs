@@ -1,4 +1,5 @@
-//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`.
+//! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`. Beside them, and none of the log's, are
+//! `<name>.dlq` with a copy of the dead letters ([`letters`]) and `<name>.events` ([`events`]).
 //!
 //! What enters is appended by one writer, idempotent and with `acks=all`; `append` answers when every record is
 //! acknowledged. What leaves is read by offset, from consumers that are told where to begin. Invariants:
@@ -13,6 +14,8 @@
 //! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;
+mod events;
+mod letters;
 mod place;
 mod properties;
 mod reader;
@@ -39,10 +42,12 @@ use self::{
     place::Found,
     reader::Readers,
     retention::Retention,
-    topics::{BOTH, Examined},
+    topics::{BOTH, Examined, NewTopics},
     writer::Writer,
 };
 pub use self::{
+    events::KafkaEvents,
+    letters::DeadLetterTopic,
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
     topics::TopicProblem,
@@ -87,8 +92,13 @@ impl std::fmt::Debug for KafkaLog {
 pub async fn examine(settings: &Settings) -> Result<Vec<TopicProblem>, LogError> {
     let broker = Broker::new(settings)?;
     let Examined { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
-    if !missing.is_empty() {
-        match topics::make(&broker, settings, &missing, true).await {
+    let log = (!missing.is_empty()).then(|| NewTopics::of_log(settings, &missing));
+    let has_letters = broker.shape(&settings.dead_letters()).await?.is_some();
+    let letters = (!has_letters).then(|| NewTopics::of_letters(settings));
+    let has_events = events::look(&broker, settings).await?.map(|found| problems.extend(found)).is_some();
+    let events = (!has_events).then(|| NewTopics::of_events(settings));
+    for new in log.iter().chain(&letters).chain(&events) {
+        match topics::make(&broker, new, true).await {
             Ok(()) => {}
             Err(LogError::Topics(more)) => problems.extend(more),
             Err(error) => return Err(error),
@@ -175,7 +185,7 @@ impl KafkaLog {
 async fn prepare(broker: &Broker, settings: &Settings) -> Result<u64, LogError> {
     let mut examined = topics::examine(broker, settings).await?;
     if !examined.missing.is_empty() {
-        topics::make(broker, settings, &examined.missing, false).await?;
+        topics::make(broker, &NewTopics::of_log(settings, &examined.missing), false).await?;
         let deadline = tokio::time::Instant::now() + settings::ANSWER_MAX;
         while !examined.missing.is_empty() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(MADE_WAIT).await;

@@ -9,6 +9,7 @@
 pub mod config;
 pub mod embedded;
 pub mod envelope;
+pub mod event_file;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod kafka;
@@ -19,7 +20,8 @@ use bytes::Bytes;
 
 pub use config::LogConfig;
 pub use embedded::EmbeddedLog;
-pub use kafka::KafkaLog;
+pub use event_file::EventFile;
+pub use kafka::{KafkaEvents, KafkaLog};
 pub use record::{Control, Headers, Kind, Record, TransactionPart};
 
 use self::kafka::TopicProblem;

@@ -92,6 +92,9 @@ pub struct Plan {
     /// Of each column of the target's key, the place in `reads` of the source column that it is, cast or not; none if
     /// one of them is computed in another way, or if they are not the whole key of the source.
     pub key_reads: Option<Vec<usize>>,
+    /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's `SELECT`.
+    /// Transforms with the same one differ in the values of their rows alone.
+    pub identity: String,
 }
 
 /// One result column of a transform.

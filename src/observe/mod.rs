@@ -1,11 +1,13 @@
-//! What operators see: metric names, progress and lag, halts.
+//! What operators and other systems see: metric names, progress and lag, halts, events.
 
 pub mod ambient;
+pub mod event;
 pub mod frontier;
 pub mod halt;
 pub mod invariant;
 
 pub use ambient::{Ambient, Backoff, Machine};
+pub use event::{Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable};
 pub use frontier::{Captured, Frontier};
 pub use halt::{Halt, Halts};
 pub use invariant::Invariant;

@@ -10,3 +10,4 @@
 pub mod apply;
 pub mod batches;
 pub mod capture;
+pub mod replay;

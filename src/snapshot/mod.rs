@@ -9,6 +9,7 @@
 //! chunks, and any memory of rows.
 
 pub mod copier;
+pub mod refetch;
 
 use std::sync::Arc;
 

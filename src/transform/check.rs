@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::{
@@ -273,6 +274,7 @@ impl<'a> Checker<'a> {
         self.assignable(subject, &shape, &results).await?;
         let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
         let key_reads = key_reads(subject, &shape, &source, &results.names, &reads);
+        let identity = identity(subject, &shape, &source, &results.names, coverage);
         let columns = results.names.into_iter().zip(results.casts).map(|(name, cast)| PlanColumn { name, cast });
         Ok(Some(Plan {
             source,
@@ -283,6 +285,7 @@ impl<'a> Checker<'a> {
             columns: columns.collect(),
             coverage,
             key_reads,
+            identity,
         }))
     }
 
@@ -538,6 +541,27 @@ fn key_reads(
     let places: Vec<usize> = subject.target.key.iter().map(place).collect::<Option<_>>()?;
     let whole = source.key_columns().all(|key| places.iter().any(|place| reads.get(*place) == Some(&key.name)));
     whole.then_some(places)
+}
+
+/// See [`Plan::identity`].
+fn identity(
+    subject: &Subject<'_>,
+    shape: &Shape,
+    source: &TableSchema,
+    names: &[String],
+    coverage: Coverage,
+) -> String {
+    let rows = match coverage {
+        Coverage::Total | Coverage::Filter => {
+            let columns: Vec<&str> = source.columns.iter().map(|column| column.name.as_str()).collect();
+            let key = |key: &String| names.iter().position(|name| name == key);
+            shape.identity(&columns, &subject.target.key.iter().filter_map(key).collect::<Vec<_>>())
+        }
+        // Any part of it may decide which rows there are.
+        Coverage::Partial => subject.statement.sql.clone(),
+    };
+    let digest = Sha256::digest(format!("{}\0{coverage:?}\0{rows}", subject.target.key.join("\0")));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be

@@ -17,6 +17,39 @@ const CAST_IMPLICIT: u32 = 2;
 /// A range table entry's kind for a relation.
 const RELATION: u32 = 0;
 
+/// Fields of a tree that say where something stands, or repeat what others say.
+const PLACES: [&str; 4] = ["location", "varnosyn", "varattnosyn", "list_end"];
+
+/// Writes a tree so that two are alike if they mean the same of the same columns.
+fn spell(tree: &Tree, source: Option<u32>, columns: &[&str], text: &mut String) {
+    match tree {
+        Tree::Node { kind, fields } => {
+            let own = kind == "VAR" && tree.number("varlevelsup") == Some(0) && tree.number("varno") == source;
+            let place = tree.number("varattno").and_then(|number| number.checked_sub(1));
+            if let Some(name) = place.filter(|_| own).and_then(|place| columns.get(place as usize)) {
+                text.push_str(&format!("{{{name}}}"));
+                return;
+            }
+            text.push('{');
+            text.push_str(kind);
+            for (field, values) in fields.iter().filter(|(field, _)| !PLACES.contains(&field.as_str())) {
+                text.push_str(&format!(" :{field}"));
+                values.iter().for_each(|value| spell(value, source, columns, text));
+            }
+            text.push('}');
+        }
+        Tree::List(items) => {
+            text.push('(');
+            items.iter().for_each(|item| spell(item, source, columns, text));
+            text.push(')');
+        }
+        Tree::Word(word) => {
+            text.push(' ');
+            text.push_str(word);
+        }
+    }
+}
+
 impl Shape {
     /// Reads `ev_action` of a view's rule.
     pub fn parse(ev_action: &str, view: u32) -> Option<Shape> {
@@ -139,6 +172,26 @@ impl Shape {
         let own =
             uncast.kind() == "VAR" && uncast.number("varlevelsup") == Some(0) && uncast.number("varno") == Some(source);
         if own { Some(uncast.number("varattno")?.checked_sub(1)? as usize) } else { None }
+    }
+
+    /// What decides which rows the query makes of a source row with these columns: its filters, and the result columns (from
+    /// 0) that are the target's key. Where things stand in the text is left out, and so are the places of columns.
+    pub fn identity(&self, columns: &[&str], keys: &[usize]) -> String {
+        let source = self.only_entry();
+        let mut text = String::new();
+        for field in ["jointree", "havingQual", "groupClause", "distinctClause", "limitCount", "limitOffset"] {
+            if let Some(tree) = self.query.get(field) {
+                spell(tree, source, columns, &mut text);
+            }
+            text.push(';');
+        }
+        for key in keys {
+            if let Some(expression) = self.entry(*key).and_then(|entry| entry.get("expr")) {
+                spell(expression, source, columns, &mut text);
+            }
+            text.push(';');
+        }
+        text
     }
 
     /// Where a result column's expression is in the text that made the view, in bytes.

@@ -195,3 +195,41 @@ async fn a_table_without_a_transform_is_copied_by_column_name() {
     let message = checked(&pg, &strangers, &[]).await.problems[0].to_string();
     assert!(message.contains("shop.Ghosts has no transform"), "{message}");
 }
+
+#[tokio::test]
+async fn rule_21_the_identity_of_a_transform_is_its_key_and_its_filter_and_nothing_else() {
+    let pg = Postgres::v15().await;
+    pg.exec(DDL).await;
+    let identity = async |source: &Arc<TableSchema>, text: &str| {
+        let checked = checked(&pg, std::slice::from_ref(source), &[("items.sql", text)]).await;
+        assert!(checked.passed(), "{text}: {:?}", checked.problems);
+        checked.plans[0].identity.clone()
+    };
+    let legacy = source();
+    let first = identity(&legacy, "SELECT id, name FROM legacy_items WHERE price > 1").await;
+    for same in [
+        "SELECT upper(name) AS name, id, (price * 100)::bigint AS price_cents\n  FROM legacy_items i -- a comment\n WHERE (price > 1)",
+        "SELECT i.id, 'x' || i.name AS name FROM legacy_items AS i WHERE i.price > 1",
+    ] {
+        assert_eq!(identity(&legacy, same).await, first, "{same}");
+    }
+    for other in [
+        "SELECT id, name FROM legacy_items",
+        "SELECT id, name FROM legacy_items WHERE price > 2",
+        "SELECT id, name FROM legacy_items WHERE price >= 1",
+        "SELECT id, name FROM legacy_items WHERE id > 1",
+        "SELECT id + 1 AS id, name FROM legacy_items WHERE price > 1",
+        "SELECT id, name FROM legacy_items WHERE price > 1 LIMIT 1",
+    ] {
+        assert_ne!(identity(&legacy, other).await, first, "{other}");
+    }
+    // A column that comes in front moves the others.
+    let mut moved = TableSchema::clone(&legacy);
+    moved.columns.insert(0, legacy.columns[4].clone());
+    moved.columns[0].name = "added".into();
+    moved.key = vec![1];
+    assert_eq!(identity(&Arc::new(moved), "SELECT id, name FROM legacy_items WHERE price > 1").await, first);
+    // Of a set any part may decide which rows there are.
+    let set = identity(&legacy, "SELECT id, unnest(ARRAY[name]) AS name FROM legacy_items").await;
+    assert_ne!(identity(&legacy, "SELECT id, unnest(ARRAY[lower(name)]) AS name FROM legacy_items").await, set);
+}

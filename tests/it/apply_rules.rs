@@ -359,6 +359,54 @@ async fn rule_23_a_cleared_dead_letter_still_removes_what_it_would_have_removed(
 }
 
 #[tokio::test]
+async fn rule_23_a_row_that_fails_again_renews_its_letter_and_fences_from_there() {
+    let rig = users_rig().await;
+    let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    let (good, mut bad) = (user(1, "a"), user(1, "b"));
+    bad["age"] = json!("x");
+    changes.apply(vec![insert(&users(), 1, &good)]).await;
+    changes.apply(vec![update(&users(), 2, &good, &bad), update(&users(), 3, &bad, &bad)]).await;
+    assert_eq!(rig.count("cutover.dead_letters").await, 2, "each event has one");
+    // The row is read again: one letter is left, the oldest, with what the target shows and what the source has.
+    snapshot.apply(vec![read(&users(), 9, &bad)]).await;
+    let columns = "ROW(version, attempts, record->'before'->>'email', record->'after'->>'email')";
+    assert_eq!(rig.rows(columns, "cutover.dead_letters").await, ["(9,2,a,b)"]);
+    // The other lane's sink was opened before.
+    changes.apply(vec![update(&users(), 8, &bad, &user(1, "late"))]).await;
+    assert_eq!(rig.rows(EMAILS, "users").await, ["(1,a)"]);
+    snapshot.apply(vec![read(&users(), 10, &user(1, "c"))]).await;
+    assert_eq!(rig.rows(EMAILS, "users").await, ["(1,c)"]);
+    assert_eq!(rig.count("cutover.dead_letters").await, 0);
+}
+
+#[tokio::test]
+async fn rule_23_a_row_read_again_at_the_letters_own_version_removes_what_the_letter_would_have() {
+    let ddl = "CREATE TABLE open_users (id bigint PRIMARY KEY, email text, age int)";
+    let sql = "SELECT id, email, unnest(ARRAY[age::int]) AS age FROM users WHERE email = 'open'";
+    let rig = Rig::new(ddl, &[users()], &[("open_users.sql", sql)]).await;
+    let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    let (good, mut bad) = (user(1, "open"), user(1, "open"));
+    bad["age"] = json!("x");
+    changes.apply(vec![insert(&users(), 1, &good)]).await;
+    changes.apply(vec![update(&users(), 2, &good, &bad)]).await;
+    assert_eq!((rig.count("open_users").await, rig.count("cutover.dead_letters").await), (1, 1));
+    // No change came after the one that was set aside: the watermark is its version.
+    snapshot.apply(vec![read(&users(), 2, &user(1, "closed"))]).await;
+    assert_eq!((rig.count("open_users").await, rig.count("cutover.dead_letters").await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_copied_row_that_waits_is_tried_again_by_the_lane_of_the_changes() {
+    let rig = users_rig().await;
+    let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    changes.apply(vec![insert(&users(), 1, &user(1, "a"))]).await;
+    assert_eq!(snapshot.apply(vec![read(&users(), 2, &user(2, "a"))]).await.waiting, 1);
+    changes.apply(vec![delete(&users(), 3, &user(1, "a"))]).await;
+    assert_eq!(changes.sink.retry_waiting().await.unwrap().waiting, 0);
+    assert_eq!(rig.rows(EMAILS, "users").await, ["(2,a)"]);
+}
+
+#[tokio::test]
 async fn rule_24_every_bad_row_is_found_and_all_others_are_in() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

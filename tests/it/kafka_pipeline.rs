@@ -16,7 +16,7 @@ use crate::{
 const EPOCH: &str = "SELECT min(log_epoch) FROM cutover.offsets WHERE topic = 'changes'";
 
 /// A pipeline over these brokers, not started.
-async fn pipe_over(url: &str) -> (Follow, Kafka) {
+pub async fn pipe_over(url: &str) -> (Follow, Kafka) {
     let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
     pipe.work.configure_also(&format!("[log]\nurl = {url:?}\n"));
     let kafka = Kafka::of(url, pipe.name());

@@ -56,6 +56,27 @@ async fn versions(log: &dyn Log, topic: Topic) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_old_records_does_not_wait_for_a_reader_at_the_end() {
+    let kafka = Kafka::shared().await;
+    let log = Arc::new(open(&kafka, 1).await.expect("opens"));
+    log.append(Topic::Changes, rows(0..30)).await.expect("appends");
+    let (_, end) = log.bounds(Topic::Changes, 0).await.expect("bounds");
+    let waiting = {
+        let log = Arc::clone(&log);
+        tokio::spawn(async move { log.read(Topic::Changes, 0, end, 1 << 20, Duration::from_secs(60)).await })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..2 {
+        let all = tokio::time::timeout(Duration::from_secs(20), versions(&*log, Topic::Changes)).await;
+        assert_eq!(all.expect("does not wait for the other"), (0..30).collect::<Vec<_>>());
+    }
+    assert!(!waiting.is_finished());
+    log.append(Topic::Changes, rows(30..31)).await.expect("appends");
+    let read = waiting.await.expect("joins").expect("reads");
+    assert_eq!(read.iter().map(|stored| stored.record.headers.version).collect::<Vec<_>>(), [30]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_writer_fences_the_first_and_what_that_still_sends_is_void() {
     let kafka = Kafka::shared().await;
     let first = open(&kafka, 1).await.expect("opens");

@@ -381,7 +381,7 @@ impl PostgresSink {
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
-        let topic = self.options.topic.suffix();
+        let topic = self.lane_name();
         self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
         let mut steps = Steps::new(&self.session.client);
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
@@ -405,8 +405,12 @@ impl PostgresSink {
         let mut items = input::items(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        self.held.fence(&mut items);
+        let touched = self.held.fence(&mut items);
+        let older = held::records(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
+        held::attach(&mut items, &older);
         let outcome = self.settle(items).await?;
+        // A row that is in has no dead letter of an older state any more.
+        self.clear(&outcome.written).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();

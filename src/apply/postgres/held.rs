@@ -19,11 +19,12 @@ use crate::{
     model::{TableSchema, Version},
 };
 
-/// The highest id among the open dead letters, read inside each transaction.
-pub const MARK: &str = "SELECT coalesce(max(id), 0) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'";
+/// The highest mark among the open dead letters, read inside each transaction: one that is new or renewed has a higher one.
+pub const MARK: &str =
+    "SELECT coalesce(max(greatest(id, mark)), 0) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'";
 
-const OPEN: &str = "SELECT id, source_table, key_text, version FROM cutover.dead_letters
-WHERE pipeline = $1 AND state = 'open' ORDER BY id";
+const OPEN: &str = "SELECT greatest(id, mark), source_table, key_text, version FROM cutover.dead_letters
+WHERE pipeline = $1 AND state = 'open' ORDER BY 1";
 
 const WAITING: &str = "SELECT source_table, key_text, version FROM cutover.waiting WHERE pipeline = $1";
 
@@ -148,7 +149,8 @@ pub async fn event(
     Ok(RowEvent { schema, key: key.key, value: Bytes::from(record), version, commit_us: 0, offset: 0 })
 }
 
-/// Gives every item the events that are set aside for its row, older than its own newest.
+/// Gives every item the events that are set aside for its row, up to its own newest. One of the same version may be another
+/// event: a row that is read again carries the version of the last change, which may be the very one that was set aside.
 pub fn attach<'a>(items: &mut [Item<'a>], older: &'a [RowEvent]) {
     if older.is_empty() {
         return;
@@ -156,7 +158,9 @@ pub fn attach<'a>(items: &mut [Item<'a>], older: &'a [RowEvent]) {
     for item in items {
         let Some(newest) = item.newest() else { continue };
         let own = |event: &&RowEvent| {
-            event.key == newest.key && event.schema.table == newest.schema.table && event.version < newest.version
+            let older = event.version < newest.version
+                || event.version == newest.version && item.events.iter().all(|own| own.value != event.value);
+            older && event.key == newest.key && event.schema.table == newest.schema.table
         };
         item.held = older.iter().filter(own).collect();
     }

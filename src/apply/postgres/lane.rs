@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 use super::{PostgresSink, failure::Failure, steps::Param, stop};
 use crate::{
     apply::{ApplyError, Batch},
-    database::postgres::PgError,
+    database::postgres::{PgError, Session},
     log::Offset,
     model::{Position, TableName, Version},
 };
@@ -62,7 +62,7 @@ impl PostgresSink {
     pub async fn claim(&mut self, log_epoch: &str) -> Result<Claim, ApplyError> {
         self.ready().await?;
         self.unfinished = false;
-        let (topic, part) = (self.options.topic.suffix(), i32::try_from(self.options.partition).unwrap_or(i32::MAX));
+        let (topic, part) = (self.lane_name(), i32::try_from(self.options.partition).unwrap_or(i32::MAX));
         let row = self
             .session
             .client
@@ -75,7 +75,7 @@ impl PostgresSink {
 
     pub(super) fn fenced(&self) -> ApplyError {
         ApplyError::Fenced {
-            topic: self.options.topic.suffix(),
+            topic: self.lane_name(),
             partition: self.options.partition,
             pipeline: self.options.pipeline.clone(),
         }
@@ -104,7 +104,7 @@ impl PostgresSink {
         };
         let mut params: Vec<Param<'static>> = vec![
             Box::new(self.options.pipeline.clone()),
-            Box::new(batch.topic.suffix()),
+            Box::new(self.lane_name()),
             Box::new(i32::try_from(batch.partition).unwrap_or(i32::MAX)),
             Box::new(batch.log_epoch.clone()),
             Box::new(self.options.lease_epoch),
@@ -120,6 +120,33 @@ impl PostgresSink {
         }
         Ok(params)
     }
+}
+
+const RAISE_FENCE: &str = "
+INSERT INTO cutover.fences AS f (pipeline, source_table, version)
+SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = 'snapshot' AND lease_epoch = $4)
+ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)";
+
+/// Keeps everything of a source table out that is older than `version`, under the locks of all lanes of these targets: what
+/// was being written meanwhile is there when this returns.
+pub async fn raise_fence(
+    session: &Session,
+    (pipeline, lease_epoch): (&str, i64),
+    source: &TableName,
+    targets: &[&TableName],
+    partitions: u32,
+    version: Version,
+) -> Result<(), PgError> {
+    let mut keys: Vec<i64> =
+        targets.iter().flat_map(|target| (0..partitions).map(|partition| lock_key(target, partition))).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let client = &session.client;
+    client.batch_execute("BEGIN").await?;
+    client.query(LOCK, &[&keys]).await?;
+    client.execute(RAISE_FENCE, &[&pipeline, &source.to_string(), &version, &lease_epoch]).await?;
+    client.batch_execute("COMMIT").await?;
+    Ok(())
 }
 
 fn read_claim(row: &Row) -> Result<Claim, PgError> {

@@ -12,6 +12,7 @@ mod failure;
 mod held;
 mod input;
 mod lane;
+mod letters;
 mod statement;
 mod steps;
 mod store;
@@ -28,7 +29,7 @@ use async_trait::async_trait;
 use tokio_postgres::Statement;
 
 pub use config::ApplyConfig;
-pub use lane::Claim;
+pub use lane::{Claim, raise_fence};
 pub use statement::Builder;
 pub use sweep::{Swept, left_statement, sweep, sweep_statement};
 pub use tombstones::{
@@ -36,7 +37,7 @@ pub use tombstones::{
 };
 
 use self::{failure::Failure, held::Held, input::Bindings};
-use super::{Applied, ApplyError, Batch, Counts, Sink};
+use super::{Applied, ApplyError, Batch, Counts, Pass, Sink};
 use crate::{
     database::postgres::{Options, PgError, Session, Target, catalog},
     log::Topic,
@@ -80,6 +81,8 @@ pub struct PostgresSink {
     bindings: Bindings,
     schemas: HashMap<u64, Arc<TableSchema>>,
     held: Held,
+    /// The pass of a replay, if this is not the live stream.
+    replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
     since_retry: u32,
     /// The open transaction's rows so far.
@@ -109,6 +112,7 @@ impl PostgresSink {
             bindings: Bindings::default(),
             schemas,
             held,
+            replay: None,
             since_retry: 0,
             open: None,
             begun: false,
@@ -121,6 +125,18 @@ impl PostgresSink {
     pub fn planned_at(mut self, version: Version) -> Self {
         self.bindings.planned_at = version;
         self
+    }
+
+    /// The same sink for a pass of a replay: with an offset of its own, and the lock of the live lane. Rows that cannot be
+    /// applied are noted, as no dead letters; the pass of deletes writes nothing else.
+    pub fn replaying(mut self, pass: Pass) -> Self {
+        self.replay = Some(pass);
+        self
+    }
+
+    /// What the lane's offsets are stored under.
+    fn lane_name(&self) -> &'static str {
+        self.replay.map_or(self.options.topic.suffix(), Pass::lane)
     }
 
     /// Whether foreign keys and ordinary triggers rest in this sink's session.
@@ -168,7 +184,11 @@ impl PostgresSink {
         let (mut careful, mut reloads) = (false, 0);
         loop {
             let mut items = input::items(&batch.events);
-            let touched = self.held.fence(&mut items);
+            let mut touched = self.held.fence(&mut items);
+            if self.replay == Some(Pass::Deletes) {
+                // A delete clears nothing before the rest of its event is applied.
+                touched.clear();
+            }
             let older = held::records(&self.session.client, &self.options.pipeline, &touched, &mut self.schemas);
             let older = older.await.map_err(stop)?;
             held::attach(&mut items, &older);
@@ -269,7 +289,7 @@ impl Sink for PostgresSink {
         let result = self.write_batch(&batch).await;
         let mut applied = self.finish(result).await?;
         self.since_retry += 1;
-        if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes {
+        if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes && self.replay.is_none() {
             let retried = self.retry_waiting().await?;
             retried.tables.into_iter().for_each(|(table, counts)| add(&mut applied.tables, table, counts));
             applied.dead_letters += retried.dead_letters;

@@ -12,12 +12,12 @@ use super::{
     failure::Failure,
     held::Held,
     input::{Item, SourceKey},
-    statement,
+    letters, statement,
     steps::{Param, Steps},
     write::Mark,
 };
 use crate::{
-    apply::{ApplyError, Batch, Event, RowEvent},
+    apply::{Batch, Event, RowEvent},
     database::postgres::PgError,
     model::{TableSchema, Version},
 };
@@ -48,14 +48,6 @@ const CLEAR_WAITING: &str = "
 DELETE FROM cutover.waiting w USING unnest($2::text[], $3::text[], $4::bigint[]) x(source, key, version)
 WHERE w.pipeline = $1 AND w.source_table = x.source AND pg_catalog.md5(w.key_text) = pg_catalog.md5(x.key)
   AND w.key_text = x.key AND w.version <= x.version";
-
-const DEAD: &str = "
-INSERT INTO cutover.dead_letters
-  (pipeline, source_table, key, key_text, version, schema_id, topic, part, log_offset, sqlstate, error, record)
-SELECT $1, x.source, x.key::json, x.key, x.version, x.schema_id, $2, $3, x.log_offset, x.sqlstate, x.error, x.record::json
-FROM unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
-  $11::text[]) x(source, key, version, schema_id, log_offset, sqlstate, error, record)
-ON CONFLICT DO NOTHING";
 
 const WAIT: &str = "
 INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
@@ -148,6 +140,11 @@ impl PostgresSink {
             .map(|event| (SourceKey::of(event), event.version))
             .filter(|(key, _)| touched.contains(key))
             .collect();
+        if self.forgets_noted() {
+            let rows = items.iter().filter_map(Item::newest);
+            let rows: Vec<_> = rows.map(|event| (SourceKey::of(event), event.version)).collect();
+            side.0.push((self.statement(letters::FORGET_NOTED).await?, cleared_params(&pipeline, &rows)));
+        }
         if !cleared.is_empty() {
             self.held.stale = true;
             for text in [CLEAR_DEAD, CLEAR_WAITING] {
@@ -185,55 +182,6 @@ impl PostgresSink {
         self.execute(&statement, cleared_params(&self.options.pipeline, cleared)).await
     }
 
-    /// Stores dead letters, unless they would be too many.
-    pub(super) async fn store_dead(&mut self, dead: &[Aside<'_>]) -> Result<(), Failure> {
-        let Some(first) = dead.first() else { return Ok(()) };
-        let (open, bound) = (self.held.open + dead.len() as u64, self.options.config.dead_letters_max);
-        if open > bound {
-            return Err(Failure::Stop(ApplyError::Halt {
-                reason: format!(
-                    "{open} rows cannot be stored at the target, more than [apply] dead_letters_max = {bound}; the newest is of \
-                     {} and fails with SQLSTATE {}",
-                    first.event.schema.table, first.sqlstate
-                ),
-                remedy: "see cutover.dead_letters in the target, correct the rows at the source, the transform or the target's \
-                         column, and start again; or raise the bound"
-                    .into(),
-            }));
-        }
-        self.held.stale = true;
-        self.store_schemas(dead).await?;
-        let statement = self.statement(DEAD).await?;
-        let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        let params: Vec<Param<'_>> = vec![
-            Box::new(&self.options.pipeline),
-            Box::new(self.options.topic.suffix()),
-            Box::new(part),
-            Box::new(texts(dead, |aside| aside.event.schema.table.to_string())),
-            Box::new(texts(dead, |aside| json(&aside.event.key))),
-            Box::new(dead.iter().map(|aside| aside.event.version).collect::<Vec<_>>()),
-            Box::new(dead.iter().map(|aside| aside.event.schema.id().cast_signed()).collect::<Vec<_>>()),
-            Box::new(dead.iter().map(|aside| aside.event.offset.cast_signed()).collect::<Vec<_>>()),
-            Box::new(texts(dead, |aside| aside.sqlstate.clone())),
-            Box::new(texts(dead, |aside| aside.message.clone())),
-            Box::new(texts(dead, |aside| json(&aside.event.value))),
-        ];
-        self.execute(&statement, params).await?;
-        let mut counts: BTreeMap<(String, &str), u64> = BTreeMap::new();
-        for aside in dead {
-            *counts.entry((aside.event.schema.table.to_string(), &aside.sqlstate)).or_default() += 1;
-        }
-        for ((table, sqlstate), rows) in counts {
-            tracing::error!(
-                table,
-                sqlstate,
-                rows,
-                "rows cannot be stored at the target and are set aside; see cutover.dead_letters there"
-            );
-        }
-        Ok(())
-    }
-
     /// Stores rows that wait for another.
     pub(super) async fn store_waiting(&mut self, waiting: &[Aside<'_>]) -> Result<(), PgError> {
         if waiting.is_empty() {
@@ -256,7 +204,7 @@ impl PostgresSink {
     }
 
     /// A row set aside can only be read again with its schema.
-    async fn store_schemas(&mut self, aside: &[Aside<'_>]) -> Result<(), PgError> {
+    pub(super) async fn store_schemas(&mut self, aside: &[Aside<'_>]) -> Result<(), PgError> {
         let mut stored = HashSet::new();
         for aside in aside {
             if stored.insert(Arc::as_ptr(&aside.event.schema) as usize) {
@@ -281,7 +229,7 @@ fn schema_params(pipeline: &str, schema: &TableSchema) -> Vec<Param<'static>> {
     vec![Box::new(pipeline.to_owned()), Box::new(schema.id().cast_signed()), Box::new(definition)]
 }
 
-fn cleared_params(pipeline: &str, cleared: &[(SourceKey, Version)]) -> Vec<Param<'static>> {
+pub(super) fn cleared_params(pipeline: &str, cleared: &[(SourceKey, Version)]) -> Vec<Param<'static>> {
     vec![
         Box::new(pipeline.to_owned()),
         Box::new(cleared.iter().map(|(key, _)| key.table.clone()).collect::<Vec<_>>()),
@@ -290,11 +238,11 @@ fn cleared_params(pipeline: &str, cleared: &[(SourceKey, Version)]) -> Vec<Param
     ]
 }
 
-fn texts(aside: &[Aside<'_>], text: impl Fn(&Aside<'_>) -> String) -> Vec<String> {
+pub(super) fn texts(aside: &[Aside<'_>], text: impl Fn(&Aside<'_>) -> String) -> Vec<String> {
     aside.iter().map(text).collect()
 }
 
 /// JSON as the envelope has it; it was decoded before, so it is UTF-8.
-fn json(bytes: &[u8]) -> String {
+pub(super) fn json(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

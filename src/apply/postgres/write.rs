@@ -14,7 +14,7 @@ use super::{
     steps::{Param, Steps},
 };
 use crate::{
-    apply::{Applied, Batch, Counts, Event},
+    apply::{Applied, Batch, Counts, Event, Pass},
     database::postgres::PgError,
     log::Topic,
 };
@@ -154,6 +154,9 @@ impl PostgresSink {
         };
         for place in places.iter().rev() {
             queue(*place, Part::Dead, input.groups.get(place).and_then(Group::for_dead));
+        }
+        if self.replay == Some(Pass::Deletes) {
+            return;
         }
         let live: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
         for part in live {

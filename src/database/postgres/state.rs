@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::PgError;
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 1;
+pub const FORMAT: i32 = 2;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -24,6 +24,8 @@ pub enum StateError {
     Postgres(#[from] PgError),
 }
 
+/// The layout of format 1, from which the others follow.
+///
 /// A waiting row is unique by its key's digest, since a source's key may be longer than an index entry.
 /// `record` and `key` are `json`, not `jsonb`: a dead letter may hold `\u0000`, which `jsonb` refuses.
 const TABLES: &str = "
@@ -76,7 +78,37 @@ CREATE TABLE IF NOT EXISTS cutover.requests (
 INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
-/// Creates what is missing of the schema, or refuses a newer layout. Safe to call from several
+/// What brings the layout of the format before up: the first to format 2, and so on.
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2];
+
+/// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
+///
+/// `mark` is set when a dead letter is renewed, from the numbers of new ones: by the highest of both a sink knows whether it has
+/// seen them all. `dead_letter_copies` has what other systems were told of each.
+const TO_2: &str = "
+ALTER TABLE cutover.dead_letters
+  ADD COLUMN attempts integer NOT NULL DEFAULT 1, ADD COLUMN renewed_at timestamptz, ADD COLUMN closed_at timestamptz,
+  ADD COLUMN mark bigint;
+CREATE INDEX dead_letters_marks ON cutover.dead_letters (pipeline, greatest(id, mark)) WHERE state = 'open';
+CREATE INDEX dead_letters_rows ON cutover.dead_letters (pipeline, state, md5(key_text));
+CREATE TABLE cutover.dead_letter_copies (
+  pipeline text, id bigint, state text NOT NULL, mark bigint NOT NULL, source_table text NOT NULL, key json NOT NULL,
+  PRIMARY KEY (pipeline, id));
+CREATE TABLE cutover.transforms (
+  pipeline text, seq bigserial, hash text NOT NULL, log_epoch text NOT NULL, offsets jsonb NOT NULL,
+  plans jsonb NOT NULL, since timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (pipeline, seq));
+CREATE TABLE cutover.replays (
+  pipeline text, id bigint, state text NOT NULL, details jsonb NOT NULL, outcome text NOT NULL DEFAULT '',
+  started_at timestamptz NOT NULL DEFAULT now(), resumed_at timestamptz NOT NULL DEFAULT now(),
+  resumed_done bigint NOT NULL DEFAULT 0, finished_at timestamptz, PRIMARY KEY (pipeline, id));
+CREATE UNIQUE INDEX replays_running ON cutover.replays (pipeline) WHERE state = 'running';
+CREATE TABLE cutover.events (
+  pipeline text, sequence bigint, id uuid NOT NULL DEFAULT gen_random_uuid(), body json NOT NULL,
+  carried boolean NOT NULL DEFAULT false, PRIMARY KEY (pipeline, sequence));
+CREATE INDEX events_to_carry ON cutover.events (pipeline, sequence) WHERE NOT carried;
+";
+
+/// Creates what is missing of the schema, brings an older layout up, or refuses a newer layout. Safe to call from several
 /// workers at once, and when everything is there already.
 pub async fn ensure(client: &Client) -> Result<(), StateError> {
     let begin = format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION_LOCK})");
@@ -88,18 +120,28 @@ pub async fn ensure(client: &Client) -> Result<(), StateError> {
 }
 
 async fn create(client: &Client) -> Result<(), StateError> {
-    if let Some(found) = format(client).await? {
-        return if found > FORMAT { Err(StateError::NewerFormat { found }) } else { Ok(()) };
+    let found = match format(client).await? {
+        Some(found) if found > FORMAT => return Err(StateError::NewerFormat { found }),
+        Some(found) => found,
+        None => {
+            let exists: bool = client
+                .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'cutover')", &[])
+                .await
+                .and_then(|row| row.try_get(0))
+                .map_err(PgError::from)?;
+            if !exists {
+                client.batch_execute("CREATE SCHEMA cutover").await.map_err(PgError::from)?;
+            }
+            client.batch_execute(TABLES).await.map_err(PgError::from)?;
+            1
+        }
+    };
+    for upgrade in UPGRADES.iter().skip(usize::try_from(found).unwrap_or_default().saturating_sub(1)) {
+        client.batch_execute(upgrade).await.map_err(PgError::from)?;
     }
-    let exists: bool = client
-        .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'cutover')", &[])
-        .await
-        .and_then(|row| row.try_get(0))
-        .map_err(PgError::from)?;
-    if !exists {
-        client.batch_execute("CREATE SCHEMA cutover").await.map_err(PgError::from)?;
+    if found < FORMAT {
+        client.execute("UPDATE cutover.format SET version = $1", &[&FORMAT]).await.map_err(PgError::from)?;
     }
-    client.batch_execute(TABLES).await.map_err(PgError::from)?;
     Ok(())
 }
 

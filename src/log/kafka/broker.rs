@@ -187,6 +187,13 @@ pub(super) fn admin_options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(ANSWER_MAX)).operation_timeout(Some(ANSWER_MAX))
 }
 
+/// Lets clients go, beside the runtime: they wait for their threads.
+pub(super) async fn put_away<T: Send + 'static>(clients: T) {
+    if let Err(error) = tokio::task::spawn_blocking(move || drop(clients)).await {
+        tracing::warn!(%error, "a Kafka client did not end well");
+    }
+}
+
 /// A client of librdkafka.
 pub(super) fn create<C, T: rdkafka::config::FromClientConfigAndContext<C>>(
     config: &ClientConfig,

@@ -1,7 +1,8 @@
 //! Reading the topics back: readers that go on where they stopped, and looks at a few records.
 //!
-//! A reader is a consumer of one partition. It is told where to begin once and then fetches ahead; a read from anywhere else
-//! moves it, after asking the broker whether that place exists. Void records and claims are passed over.
+//! A reader is a consumer of one partition. It is told where to begin once and then fetches ahead; a read from where no reader
+//! stands moves one, after asking the broker whether that place exists. There are a few for each partition, so that a
+//! replay does not take the stream's reader away with every read. Void records and claims are passed over.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +14,7 @@ use rdkafka::{
     message::{BorrowedMessage, Message as _},
 };
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -27,6 +28,11 @@ use crate::log::{LogError, Offset, Record, Stored, Topic};
 /// How long a look at records that are there may wait for the next of them.
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
+/// Readers of one partition: the stream's, a replay's, and one for looks at a few records.
+const READERS: usize = 3;
+/// How long a reader keeps what it has fetched ahead when nobody goes on with it.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
 type Client = StreamConsumer<Context>;
 
 /// What `read` counts for a record beside its key and value.
@@ -38,15 +44,29 @@ pub(super) struct Readers {
     broker: Arc<Broker>,
     topic: Topic,
     name: String,
-    readers: Vec<Mutex<Reader>>,
+    /// By partition.
+    readers: Vec<[Mutex<Reader>; READERS]>,
 }
 
-/// The reader of one partition.
+/// A reader of one partition.
 #[derive(Default)]
 struct Reader {
     consumer: Option<Client>,
     /// The offset that it goes on with; none while that is not sure.
     serves: Option<Offset>,
+    used: Option<Instant>,
+}
+
+impl Reader {
+    /// How gladly it is taken for a read from there: less is better.
+    fn cost(&self, from: Offset) -> (u8, Option<Instant>) {
+        match (self.serves, &self.consumer) {
+            (Some(serves), Some(_)) if serves == from => (0, None),
+            (None, Some(_)) => (1, None),
+            (Some(_) | None, None) => (2, None),
+            (Some(_), Some(_)) => (3, self.used),
+        }
+    }
 }
 
 impl Readers {
@@ -56,7 +76,7 @@ impl Readers {
             broker: Arc::clone(broker),
             topic,
             name: settings.topic(topic),
-            readers: (0..settings.partitions).map(|_| Mutex::default()).collect(),
+            readers: (0..settings.partitions).map(|_| Default::default()).collect(),
         }
     }
 
@@ -69,14 +89,15 @@ impl Readers {
         bytes_max: usize,
         wait: Duration,
     ) -> Result<Vec<Stored>, LogError> {
-        let Some(reader) = self.readers.get(partition as usize) else {
+        let Some(readers) = self.readers.get(partition as usize) else {
             let name = &self.name;
             return Err(LogError::Other(format!("there is no partition {partition} of {name}")));
         };
         let deadline = Instant::now() + wait;
-        let mut reader = timeout_at(deadline + LOOK_MAX, reader.lock())
+        let mut reader = timeout_at(deadline + LOOK_MAX, choose(readers, from))
             .await
-            .map_err(|_| LogError::Other(format!("another read of {}/{partition} does not end", self.name)))?;
+            .map_err(|_| LogError::Other(format!("other reads of {}/{partition} do not end", self.name)))?;
+        reader.used = Some(Instant::now());
         let (mut records, mut bytes) = (Vec::new(), 0);
         // Whoever drops this read may have taken records with it: then the next one begins anew.
         let mut is_there = reader.serves.take() == Some(from);
@@ -248,6 +269,25 @@ impl Looker<'_> {
         }
         Ok(None)
     }
+}
+
+/// The reader that a read from there takes least away from, of those that nobody uses at the moment.
+async fn choose(readers: &[Mutex<Reader>; READERS], from: Offset) -> MutexGuard<'_, Reader> {
+    let mut free: Vec<MutexGuard<'_, Reader>> = readers.iter().filter_map(|reader| reader.try_lock().ok()).collect();
+    let best = free.iter().enumerate().min_by_key(|(_, reader)| reader.cost(from)).map(|(index, _)| index);
+    let Some(best) = best else {
+        let [first, ..] = readers;
+        return first.lock().await;
+    };
+    let chosen = free.swap_remove(best);
+    for mut other in free {
+        if other.used.is_some_and(|used| used.elapsed() > IDLE_MAX) {
+            let Reader { consumer, .. } = std::mem::take(&mut *other);
+            // It waits for its threads, which nobody else needs to.
+            drop(tokio::task::spawn_blocking(move || drop(consumer)));
+        }
+    }
+    chosen
 }
 
 pub(super) fn tail_lost(topic: &'static str, partition: u32, wanted: Offset, end: Offset) -> LogError {

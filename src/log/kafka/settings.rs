@@ -150,6 +150,16 @@ impl Settings {
         format!("{}.{}", self.name, topic.suffix())
     }
 
+    /// The name of the dead letters' topic.
+    pub(super) fn dead_letters(&self) -> String {
+        format!("{}.dlq", self.name)
+    }
+
+    /// The name of the events' topic.
+    pub(super) fn events(&self) -> String {
+        format!("{}.events", self.name)
+    }
+
     /// What every client has.
     pub(super) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();

@@ -1,4 +1,5 @@
-//! The two topics: made with the settings that the log needs, or examined for them.
+//! The log's two topics: made with the settings that it needs, or examined for them. Those of the dead letters and
+//! of the events are made here too.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +18,16 @@ pub(super) const BOTH: [Topic; 2] = [Topic::Changes, Topic::Snapshot];
 /// Replicas of a topic that is made, where there are as many brokers.
 const REPLICAS: usize = 3;
 /// What a topic that is made takes as one record: a little less than brokers take as one request (`socket.request.max.bytes`).
-const RECORD_BYTES: u64 = 99 << 20;
+pub(super) const RECORD_BYTES: u64 = 99 << 20;
 /// What headers and a batch of one record add to it.
 pub(super) const RECORD_OVERHEAD_BYTES: u64 = 4 << 10;
 /// Applied records leave the disk in files of this size.
 const SEGMENT_BYTES: u64 = 256 << 20;
+/// What the events' topic keeps; a migration's events are far fewer.
+const EVENTS_BYTES: u64 = 64 << 20;
+const EVENTS_SEGMENT_BYTES: u64 = 16 << 20;
+/// The largest event, one that lists a hundred thousand tables, is smaller.
+pub(super) const EVENT_BYTES_MAX: u64 = 16 << 20;
 
 /// Something about a topic that the log cannot live with, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +78,8 @@ pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Exam
     Ok(examined)
 }
 
-async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
+/// The settings of a topic.
+pub(super) async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<String, String>, LogError> {
     let asked = [ResourceSpecifier::Topic(topic)];
     let answer = broker.admin.describe_configs(&asked, &admin_options()).await;
     let answer = answer.map_err(|error| broker.error(&error, (None, error.to_string())))?;
@@ -114,29 +121,67 @@ fn judge(name: &str, shape: Shape, config: &BTreeMap<String, String>) -> Vec<Top
     problems
 }
 
+/// Topics to be made. None of them is ever dropped for its age.
+#[derive(Debug)]
+pub(super) struct NewTopics {
+    names: Vec<String>,
+    partitions: u32,
+    cleanup: &'static str,
+    retention_bytes: Option<u64>,
+    record_bytes: u64,
+    segment_bytes: u64,
+}
+
+impl NewTopics {
+    /// Topics of the log.
+    pub(super) fn of_log(settings: &Settings, topics: &[Topic]) -> Self {
+        NewTopics {
+            names: topics.iter().map(|topic| settings.topic(*topic)).collect(),
+            partitions: settings.partitions,
+            cleanup: "delete",
+            retention_bytes: None,
+            record_bytes: RECORD_BYTES.min(RECORD_BYTES_MAX),
+            segment_bytes: SEGMENT_BYTES,
+        }
+    }
+
+    /// The topic of the dead letters, which keeps the newest record of each.
+    pub(super) fn of_letters(settings: &Settings) -> Self {
+        let of_log = Self::of_log(settings, &[]);
+        NewTopics { names: vec![settings.dead_letters()], partitions: 1, cleanup: "compact", ..of_log }
+    }
+
+    /// The topic of the events, which is bounded.
+    pub(super) fn of_events(settings: &Settings) -> Self {
+        NewTopics {
+            names: vec![settings.events()],
+            partitions: 1,
+            cleanup: "delete",
+            retention_bytes: Some(EVENTS_BYTES),
+            record_bytes: EVENT_BYTES_MAX,
+            segment_bytes: EVENTS_SEGMENT_BYTES,
+        }
+    }
+}
+
 /// Makes topics; one that somebody else has made meanwhile is fine.
-pub(super) async fn make(
-    broker: &Broker,
-    settings: &Settings,
-    topics: &[Topic],
-    only_try: bool,
-) -> Result<(), LogError> {
+pub(super) async fn make(broker: &Broker, topics: &NewTopics, only_try: bool) -> Result<(), LogError> {
     let replicas = broker.count().await?.min(REPLICAS);
     let in_sync = if replicas > 1 { "2" } else { "1" };
-    let (bytes, segment) = (RECORD_BYTES.min(RECORD_BYTES_MAX).to_string(), SEGMENT_BYTES.to_string());
-    let names: Vec<String> = topics.iter().map(|topic| settings.topic(*topic)).collect();
-    let new = names.iter().map(|name| {
+    let (bytes, segment) = (topics.record_bytes.to_string(), topics.segment_bytes.to_string());
+    let kept = topics.retention_bytes.map_or_else(|| "-1".into(), |bytes| bytes.to_string());
+    let new = topics.names.iter().map(|name| {
         let replication = TopicReplication::Fixed(i32::try_from(replicas).unwrap_or(1));
-        NewTopic::new(name, settings.partitions.cast_signed(), replication)
-            .set("cleanup.policy", "delete")
+        NewTopic::new(name, topics.partitions.cast_signed(), replication)
+            .set("cleanup.policy", topics.cleanup)
             .set("retention.ms", "-1")
-            .set("retention.bytes", "-1")
+            .set("retention.bytes", &kept)
             .set("min.insync.replicas", in_sync)
             .set("unclean.leader.election.enable", "false")
             .set("max.message.bytes", &bytes)
             .set("segment.bytes", &segment)
     });
-    let new: Vec<NewTopic<'_>> = new.collect();
+    let new = new.collect::<Vec<_>>();
     let made = broker.admin.create_topics(&new, &admin_options().validate_only(only_try)).await;
     for result in made.map_err(|error| broker.error(&error, (None, error.to_string())))? {
         match result {

@@ -30,7 +30,7 @@ use rdkafka::{
 use tokio::sync::Notify;
 
 use super::{
-    broker::{Broker, create},
+    broker::{Broker, create, put_away},
     place::{Found, Place},
     reader::{Readers, tail_lost},
     settings::{Context, Settings},
@@ -249,11 +249,7 @@ impl Writer {
     async fn renew(&self, turn: &mut Turn) {
         turn.generation += 1;
         turn.next.fill(None);
-        let old = turn.producer.take();
-        // It waits for its threads.
-        if let Err(error) = tokio::task::spawn_blocking(move || drop(old)).await {
-            tracing::warn!(%error, "a Kafka producer did not end well");
-        }
+        put_away(turn.producer.take()).await;
     }
 
     /// The offset of the next record of a partition.

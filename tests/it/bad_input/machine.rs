@@ -153,6 +153,8 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_transaction_loses_nothing_of_it
     fs::write(&ballast, vec![1; 80 << 20]).unwrap_err();
     let file = fs::File::options().write(true).open(&ballast).unwrap();
     file.set_len(file.metadata().unwrap().len() - (4 << 20)).unwrap();
+    // While it is open its room stays taken.
+    drop(file);
     let rows: Vec<String> = (1_000..41_000).map(|id| format!("({id}, 'row {id}')")).collect();
     pipeline.source.exec(&format!("INSERT INTO t VALUES {}", rows.join(", "))).await;
     pipeline.eventually_status(&["\"retrying\":{\"capture\":", "disk/log", "free space there"]).await;

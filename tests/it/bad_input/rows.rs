@@ -13,9 +13,9 @@ async fn set_aside(pipeline: &Pipeline, bad: &str, sqlstate: &str, error: &str) 
         1,
         &[
             "synced, but 1 dead letter(s) are open",
-            "cutover.dead_letters",
+            "cutover dlq list",
             "correct the rows at the source",
-            "cutover resnapshot TABLE",
+            "cutover dlq retry --all",
         ],
     );
 
@@ -35,7 +35,7 @@ async fn set_aside(pipeline: &Pipeline, bad: &str, sqlstate: &str, error: &str) 
     pipeline
         .command(&["status"])
         .await
-        .expect(0, &["dead letters  2, the oldest for", "; see SELECT", "cutover resnapshot TABLE"]);
+        .expect(0, &["dead letters  2, the oldest for", "; `cutover dlq list`", "cutover dlq retry --all"]);
     stop(worker).await.expect(0, &["set aside"]);
 
     let letters = "SELECT source_table, key_text, sqlstate, error FROM cutover.dead_letters WHERE state = 'open' ORDER BY key_text";

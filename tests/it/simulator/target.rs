@@ -44,6 +44,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
         reads: names,
         file: None,
         coverage,
+        identity: String::new(),
         source,
         target: Arc::new(target),
     }

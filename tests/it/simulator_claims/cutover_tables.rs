@@ -90,6 +90,41 @@ fn clear(session: &'static str, name: &'static str, key: &str, version: i64) -> 
     run(session, name, vec![param(PIPELINE), texts(&["shop.users"]), texts(&[key]), param(vec![version])])
 }
 
+fn renew_letter(session: &'static str, id: i64, version: i64) -> Step {
+    let mut params = vec![param(PIPELINE), param("snapshot"), param(0i32), param(vec![id]), param(vec![version])];
+    params.extend([param(vec![2i64]), param(vec![3i64]), texts(&["22001"]), texts(&["worse"]), texts(&["{}"])]);
+    run(session, "renew dead letters", params)
+}
+
+#[tokio::test]
+async fn claim_a_renewed_dead_letter_keeps_its_number_and_has_a_higher_mark() {
+    let key = "{\"id\":1}";
+    let ask = |session, name| run(session, name, vec![param(PIPELINE)]);
+    let open = |session| run(session, "open dead letters of rows", vec![param(PIPELINE), texts(&[key])]);
+    let told = claim(vec![
+        dead_letter("a", key, 5),
+        dead_letter("a", key, 6),
+        open("a"),
+        simple("a", "BEGIN"),
+        run("a", "superseded dead letters", vec![param(PIPELINE), param(vec![2i64])]),
+        renew_letter("a", 1, 9),
+        ask("a", "mark"),
+        ask("b", "mark"),
+        simple("a", "COMMIT"),
+        ask("b", "mark"),
+        ask("b", "held dead letters"),
+        ask("b", "count dead letters"),
+        open("b"),
+        dead_letter("b", key, 10),
+        ask("b", "mark"),
+    ])
+    .await;
+    said(&told, "a6: (3)");
+    said(&told, "b7: (2)");
+    said(&told, "b9: (3)");
+    said(&told, "b14: (4)");
+}
+
 #[tokio::test]
 async fn claim_what_is_set_aside_is_there_once() {
     let mark = |session| run(session, "mark", vec![param(PIPELINE)]);

@@ -58,6 +58,7 @@ fn parents_table() -> ModelTable {
         select: "SELECT id, name FROM parents".into(),
         reads: vec!["id".into(), "name".into()],
         columns: columns.into(),
+        identity: String::new(),
         coverage: Coverage::Total,
         key_reads: Some(vec![0]),
     };

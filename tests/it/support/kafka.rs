@@ -56,8 +56,20 @@ impl Kafka {
         made.into_iter().for_each(|topic| drop(topic.unwrap()));
     }
 
+    /// Deletes the log.
     pub async fn delete_topics(&self) {
         delete(&self.url, &[&self.topic("changes"), &self.topic("snapshot")]).await;
+    }
+
+    /// Drops the records of a partition before an offset.
+    pub async fn delete_before(&self, suffix: &str, partition: i32, offset: i64) {
+        let mut before = TopicPartitionList::new();
+        before.add_partition_offset(&self.topic(suffix), partition, Offset::Offset(offset)).unwrap();
+        admin(&self.url).delete_records(&before, &AdminOptions::new()).await.unwrap();
+    }
+
+    pub async fn delete_topic(&self, suffix: &str) {
+        delete(&self.url, &[&self.topic(suffix)]).await;
     }
 
     /// The settings of a topic that are not the broker's.
@@ -76,6 +88,12 @@ impl Kafka {
             alter = alter.set(key, value);
         }
         admin(&self.url).alter_configs(&[alter], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    }
+
+    pub fn has_topic(&self, suffix: &str) -> bool {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(&self.topic(suffix)), LIMIT).unwrap();
+        metadata.topics().iter().any(|topic| !topic.partitions().is_empty())
     }
 
     /// The partition's first offset and the one after its last.
@@ -101,8 +119,9 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        let (url, topics) = (self.url.clone(), [self.topic("changes"), self.topic("snapshot")]);
-        clean_up(async move { delete(&url, &[&topics[0], &topics[1]]).await });
+        let (url, topics) =
+            (self.url.clone(), ["changes", "snapshot", "dlq", "events"].map(|suffix| self.topic(suffix)));
+        clean_up(async move { delete(&url, &topics.each_ref().map(String::as_str)).await });
     }
 }
 

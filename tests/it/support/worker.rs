@@ -82,6 +82,11 @@ impl Workspace {
         timeout(COMMAND_LIMIT, output).await.unwrap_or_else(|_| panic!("cutover {arguments:?}: no end")).unwrap()
     }
 
+    /// Starts a command whose output is read while it runs.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Starts `cutover run` with these further arguments, on a port of its own.
     pub fn start(&self, arguments: &[&str]) -> Worker {
         let listen = format!("127.0.0.1:{}", free_port());

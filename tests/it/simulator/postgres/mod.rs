@@ -12,6 +12,7 @@
 
 mod exec;
 mod faults;
+mod letters;
 mod locks;
 mod own;
 mod plan;

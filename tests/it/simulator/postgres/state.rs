@@ -3,6 +3,7 @@
 use super::{
     exec::{Exec, Inserted, OnConflict, Stop},
     faults::SessionInfo,
+    letters,
     own::{chunks, dead_letters, fences, lease, notes, offsets, schemas, tables, waiting},
     session::Answer,
     store::{RowLock, TableId},
@@ -27,12 +28,17 @@ pub enum State {
     Waiting,
     Schema,
     Fence,
+    RaiseFence,
     FenceDead,
     FenceWaiting,
     Chunk,
     ClearDead,
     ClearWaiting,
     Dead,
+    CountDead,
+    OpenLetters,
+    Supersede,
+    RenewLetters,
     Wait,
     Note,
     SetNote,
@@ -65,19 +71,19 @@ pub enum State {
     Release,
 }
 
-type Params<'p> = &'p [Param];
+pub type Params<'p> = &'p [Param];
 
 /// Whether the row has these values in these columns.
-fn has<'p>(wanted: &'p [(usize, Value)]) -> impl Fn(&[Value]) -> bool + Send + Sync + 'p {
+pub fn has<'p>(wanted: &'p [(usize, Value)]) -> impl Fn(&[Value]) -> bool + Send + Sync + 'p {
     move |row| wanted.iter().all(|(column, value)| row[*column] == *value)
 }
 
 /// Pairs of column and parameter, by place.
-fn given(params: Params<'_>, columns: &[(usize, usize)]) -> Vec<(usize, Value)> {
+pub fn given(params: Params<'_>, columns: &[(usize, usize)]) -> Vec<(usize, Value)> {
     columns.iter().map(|(column, param)| (*column, params[*param].value())).collect()
 }
 
-fn picked(rows: Vec<Row>, columns: &[usize]) -> Answer {
+pub fn picked(rows: Vec<Row>, columns: &[usize]) -> Answer {
     let pick = |row: Row| columns.iter().map(|column| row[*column].clone()).collect();
     Answer::rows(rows.into_iter().map(pick).collect())
 }
@@ -90,11 +96,20 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
     match state {
         State::Lock { shared } => lock(exec, params[0].ints(), shared).await,
         State::Advance | State::Holds | State::HasLease | State::Claim => lane(state, exec, params).await,
+        State::CountDead | State::OpenLetters | State::Supersede | State::RenewLetters => {
+            letters::run(state, exec, params).await
+        }
         State::Mark | State::HeldDead | State::HeldWaiting | State::Records | State::Waiting => {
             Ok(set_aside(state, exec, params))
         }
         State::Schema | State::AddSchema => schema(state, exec, params).await,
         State::Fence => set_fence(exec, params).await,
+        State::RaiseFence => {
+            let mut wanted = given(params, &[(offsets::pipeline, 0), (offsets::lease_epoch, 3)]);
+            wanted.push((offsets::topic, Value::text("snapshot")));
+            let held = !exec.rows(offsets::ID, has(&wanted)).is_empty();
+            if held { set_fence(exec, &params[..3]).await } else { Ok(Answer::affected(0)) }
+        }
         State::FenceDead => {
             let mut wanted = given(params, &[(dead_letters::pipeline, 0), (dead_letters::source_table, 1)]);
             wanted.push((dead_letters::state, Value::text("open")));
@@ -146,6 +161,8 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
                 row[tables::bounds_done] = Value::Bool(false);
                 row[tables::rows_copied] = Value::Int(0);
                 row[tables::requested_at] = now.clone();
+                row[tables::started_at] = Value::Null;
+                row[tables::finished_at] = Value::Null;
             };
             Ok(Answer::affected(exec.update_where(tables::ID, begun, set).await?.len()))
         }
@@ -303,11 +320,11 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
     let mut rows = exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0)])));
     match state {
         State::Mark => {
-            let newest = dead.iter().map(|row| row[dead_letters::id].int()).max();
+            let newest = dead.iter().map(letters::mark).max();
             Answer::row(vec![Value::Int(newest.unwrap_or(0))])
         }
         State::HeldDead => {
-            dead.sort_by_key(|row| row[dead_letters::id].int());
+            dead.sort_by_key(letters::mark);
             if exec.pg.weakness().no_dead_letter_fence {
                 let unfenced = |row: &Row| {
                     let mut row = row.to_vec();
@@ -316,7 +333,13 @@ fn set_aside(state: State, exec: &Exec<'_>, params: Params<'_>) -> Answer {
                 };
                 dead = dead.iter().map(unfenced).collect();
             }
-            picked(dead, &[dead_letters::id, dead_letters::source_table, dead_letters::key_text, dead_letters::version])
+            let marked = dead.into_iter().map(|row| {
+                let mut shown = vec![Value::Int(letters::mark(&row))];
+                let columns = [dead_letters::source_table, dead_letters::key_text, dead_letters::version];
+                shown.extend(columns.map(|column| row[column].clone()));
+                shown
+            });
+            Answer::rows(marked.collect())
         }
         State::HeldWaiting => picked(rows, &[waiting::source_table, waiting::key_text, waiting::version]),
         State::Records => {
@@ -370,7 +393,7 @@ async fn clear(
     Ok(Answer::affected(exec.delete_where(table, wanted).await?.len()))
 }
 
-fn next_id(exec: &Exec<'_>, table: TableId) -> Value {
+pub fn next_id(exec: &Exec<'_>, table: TableId) -> Value {
     let mut store = exec.pg.store();
     store.tables[table].sequence += 1;
     Value::Int(store.tables[table].sequence)
@@ -396,6 +419,9 @@ async fn store_dead(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, S
             records[at].clone(),
             Value::Int(exec.pg.started_us(exec.tx)),
             Value::text("open"),
+            Value::Int(1),
+            Value::Null,
+            Value::Null,
         ];
         let outcome = exec.insert(dead_letters::ID, row, OnConflict::Nothing).await?;
         stored += usize::from(outcome != Inserted::Skipped);
@@ -595,6 +621,8 @@ async fn change_copies(state: State, exec: &mut Exec<'_>, params: Params<'_>) ->
             row[tables::bounds_done] = Value::Bool(false);
             row[tables::rows_copied] = Value::Int(0);
             row[tables::requested_at] = now.clone();
+            row[tables::started_at] = Value::Null;
+            row[tables::finished_at] = Value::Null;
             row[tables::not_before] = Value::Int(row[tables::not_before].int().max(params[2].int()));
         }
         State::Copying => {

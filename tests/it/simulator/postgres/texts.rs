@@ -108,7 +108,7 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text],
         Some(&[Int8]),
-        "SELECT coalesce(max(id), 0) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'",
+        "SELECT coalesce(max(greatest(id, mark)), 0) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'",
     ),
     of(
         S::HeldDead,
@@ -116,8 +116,8 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text],
         Some(&[Int8, Text, Text, Int8]),
-        "SELECT id, source_table, key_text, version FROM cutover.dead_letters
-         WHERE pipeline = $1 AND state = 'open' ORDER BY id",
+        "SELECT greatest(id, mark), source_table, key_text, version FROM cutover.dead_letters
+         WHERE pipeline = $1 AND state = 'open' ORDER BY 1",
     ),
     of(
         S::HeldWaiting,
@@ -172,6 +172,16 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Text, Int8],
         None,
         "INSERT INTO cutover.fences AS f (pipeline, source_table, version) VALUES ($1, $2, $3)
+         ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)",
+    ),
+    of(
+        S::RaiseFence,
+        "raise fence",
+        Insert,
+        &[Text, Text, Int8, Int8],
+        None,
+        "INSERT INTO cutover.fences AS f (pipeline, source_table, version)
+         SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = 'snapshot' AND lease_epoch = $4)
          ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)",
     ),
     of(
@@ -231,6 +241,44 @@ pub const TEXTS: &[Statement] = &[
          FROM unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
            $11::text[]) x(source, key, version, schema_id, log_offset, sqlstate, error, record)
          ON CONFLICT DO NOTHING",
+    ),
+    of(
+        S::CountDead,
+        "count dead letters",
+        Select,
+        &[Text],
+        Some(&[Int8]),
+        "SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'",
+    ),
+    of(
+        S::OpenLetters,
+        "open dead letters of rows",
+        Select,
+        &[Text, Texts],
+        Some(&[Int8, Text, Text, Int8, Int8, Text]),
+        "SELECT id, source_table, key_text, version, schema_id, record::text FROM cutover.dead_letters
+         WHERE pipeline = $1 AND state = 'open' AND key_text = ANY($2) ORDER BY version",
+    ),
+    of(
+        S::Supersede,
+        "superseded dead letters",
+        Delete,
+        &[Text, Int8s],
+        None,
+        "DELETE FROM cutover.dead_letters WHERE pipeline = $1 AND id = ANY($2)",
+    ),
+    of(
+        S::RenewLetters,
+        "renew dead letters",
+        Update,
+        &[Text, Text, Int4, Int8s, Int8s, Int8s, Int8s, Texts, Texts, Texts],
+        None,
+        "UPDATE cutover.dead_letters d SET version = x.version, schema_id = x.schema_id, topic = $2, part = $3,
+           log_offset = x.log_offset, sqlstate = x.sqlstate, error = x.error, record = x.record::json,
+           attempts = d.attempts + 1, renewed_at = clock_timestamp(), mark = nextval('cutover.dead_letters_id_seq')
+         FROM unnest($4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
+           x(id, version, schema_id, log_offset, sqlstate, error, record)
+         WHERE d.pipeline = $1 AND d.id = x.id",
     ),
     of(
         S::Wait,
@@ -295,7 +343,8 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text, Text],
         Some(&[Bool, Int4, Int8]),
-        "SELECT topic = 'changes', part, next_offset FROM cutover.offsets WHERE pipeline = $1 AND log_epoch = $2",
+        "SELECT topic = 'changes', part, next_offset FROM cutover.offsets
+         WHERE pipeline = $1 AND log_epoch = $2 AND topic IN ('changes', 'snapshot')",
     ),
     of(
         S::Position,
@@ -340,7 +389,8 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Text, Int8],
         None,
         "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
-           rows_copied = 0, requested_at = now(), not_before = greatest(not_before, $3)
+           rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL,
+           not_before = greatest(not_before, $3)
          WHERE pipeline = $1 AND source_table = $2",
     ),
     of(
@@ -350,7 +400,7 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Bool],
         None,
         "UPDATE cutover.tables SET generation = generation + 1, state = 'pending', bounds_done = false,
-           rows_copied = 0, requested_at = now()
+           rows_copied = 0, requested_at = now(), started_at = NULL, finished_at = NULL
          WHERE pipeline = $1 AND (state <> 'pending' OR ($2 AND generation = 1))",
     ),
     of(

@@ -1,0 +1,88 @@
+//! Asking a running worker for something, and following it until it has answered.
+
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use crate::{control::store::Store, database::postgres::state};
+
+/// How long a worker has to take a request before the command says that none runs, and to get over a halt that the request
+/// may repair.
+pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(15);
+
+/// The pipeline's state has the layout that this program reads.
+pub(super) async fn state_is_ours(store: &Store) -> Result<(), Failure> {
+    let session = store.session().await?;
+    let found = state::format(session.client()?).await?;
+    match found {
+        Some(state::FORMAT) => Ok(()),
+        Some(found) if found > state::FORMAT => Err(Failure::Runtime(state::StateError::NewerFormat { found }.into())),
+        Some(_) => Err(Failure::Runtime(anyhow::anyhow!(
+            "the state of the pipeline is of an older release; restart the worker with this one, which brings it up"
+        ))),
+        None => Err(Failure::Runtime(anyhow::anyhow!("the pipeline has no state yet; start it with `cutover run`"))),
+    }
+}
+
+/// The pipeline has this source table.
+pub(super) async fn is_known(store: &Store, table: &str) -> Result<(), Failure> {
+    let known = store.status().await?.tables;
+    if known.iter().any(|status| status.table == table) {
+        return Ok(());
+    }
+    let names: Vec<&str> = known.iter().map(|status| status.table.as_str()).collect();
+    let names = if names.is_empty() { "none yet: start the worker first".to_owned() } else { names.join(", ") };
+    Err(Failure::Usage(anyhow::anyhow!("the pipeline has no source table `{table}`; it has {names}")))
+}
+
+/// A worker is there to do it; nothing is asked of one that is not.
+pub(super) async fn worker_runs(store: &Store, command: &str) -> Result<(), Failure> {
+    if store.status().await?.worker_running {
+        return Ok(());
+    }
+    eprintln!(
+        "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {command}` again"
+    );
+    Err(Failure::No)
+}
+
+/// Leaves a request and waits for its answer. A refusal has been printed.
+pub(super) async fn follow(
+    store: &Store,
+    command: &str,
+    arguments: &serde_json::Value,
+    every: Duration,
+) -> Result<String, Failure> {
+    let request = store.ask_with(command, arguments).await?;
+    answer(store, request, every).await
+}
+
+/// Waits for the answer to a request. A refusal has been printed.
+pub(super) async fn answer(store: &Store, request: i64, every: Duration) -> Result<String, Failure> {
+    let asked = Instant::now();
+    loop {
+        tokio::time::sleep(every).await;
+        let (state, answer) = store.request_state(request).await?;
+        match state.as_str() {
+            "done" => return Ok(answer),
+            "refused" => {
+                eprintln!("cutover: {answer}");
+                return Err(Failure::No);
+            }
+            _ if asked.elapsed() < TAKEN_WITHIN => continue,
+            _ => {}
+        }
+        let status = store.status().await?;
+        if let Some(halt) = status.halted {
+            return Err(Failure::Runtime(anyhow::anyhow!(
+                "halted: {}; {}; the request stays, and is done when the worker goes on",
+                halt.reason,
+                halt.remedy
+            )));
+        }
+        if !status.worker_running {
+            return Err(Failure::Runtime(anyhow::anyhow!(
+                "the worker has gone; start one with `cutover run`, it will find the request"
+            )));
+        }
+    }
+}
