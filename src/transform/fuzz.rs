@@ -4,18 +4,55 @@
 use std::path::Path;
 
 use super::{
-    file::{Directives, OnDelete, TransformFile, place},
+    file::{Directives, OnDelete, TransformFile},
     shape::Shape,
 };
+use crate::model::fuzz::Input;
 
+/// Bounds of what is tried.
 const COLUMNS: usize = 4;
+const STATEMENTS_MAX: usize = 8;
+const PIECES_MAX: usize = 8;
 
-/// The first byte says whether the rest is a file or a query tree.
+/// The first byte says whether the rest is a file, what a file is made of, or a query tree.
 pub fn transform(bytes: &[u8]) {
     let Some((first, Ok(text))) = bytes.split_first().map(|(first, rest)| (first, str::from_utf8(rest))) else {
         return;
     };
-    if first & 1 == 0 { file(text) } else { tree(text) }
+    match first & 3 {
+        0 => file(text),
+        2 => pieces(&mut Input::new(text.as_bytes())),
+        _ => tree(text),
+    }
+}
+
+/// Statements of literals, names and comments of any content end at the semicolons between them, and nowhere else.
+fn pieces(input: &mut Input<'_>) {
+    let mut statements: Vec<String> = Vec::new();
+    while statements.len() < STATEMENTS_MAX && !input.is_empty() {
+        let mut sql = "SELECT".to_owned();
+        for _ in 0..input.below(PIECES_MAX) {
+            let (kind, content) = (input.below(7), input.text());
+            sql.push_str(&match kind {
+                0 => format!(" '{}'", content.replace('\'', "''")),
+                1 => format!(" E'{}'", content.replace('\\', "\\\\").replace('\'', "\\'")),
+                2 => format!(" \"{}\"", content.replace('"', "\"\"")),
+                3 => format!(" $t${}$t$", content.replace('$', "$$ ").replace("$t$", "")),
+                4 => format!(" /*{0}/*{0}*/;*/", content.replace(['*', '/'], ";")),
+                5 => format!(" --{}\n", content.replace(['\n', ':'], ";")),
+                _ => " a$b$ $1".to_owned(),
+            });
+        }
+        sql.push_str(" x");
+        statements.push(sql);
+    }
+    if statements.is_empty() {
+        return;
+    }
+    let text = statements.join(" ;\n");
+    let found = TransformFile::parse(Path::new("orders.sql"), &text, "public").map(|file| file.statements);
+    let found: Vec<String> = found.unwrap_or_default().into_iter().map(|statement| statement.sql).collect();
+    assert_eq!(found, statements, "a semicolon inside a piece splits nothing");
 }
 
 fn file(text: &str) {
@@ -31,15 +68,9 @@ fn file(text: &str) {
     let mut rest = 0;
     let mut again = String::new();
     for statement in &parsed.statements {
-        let found = text.get(rest..).and_then(|rest| rest.find(&statement.sql));
-        assert!(found.is_some() && !statement.sql.is_empty(), "a statement is a piece of the file");
-        // The same text may stand before it, in a comment.
-        let starts = text.get(rest..).into_iter().flat_map(|tail| tail.match_indices(&statement.sql));
-        let start = starts.map(|(at, _)| rest + at).find(|at| {
-            let place = place(path, text, *at);
-            (place.line, place.column) == (statement.line, statement.column)
-        });
-        assert!(start.is_some(), "a statement is where it says");
+        let start = offset(text, statement.line, statement.column).filter(|start| *start >= rest);
+        let piece = start.and_then(|start| text.get(start..));
+        assert!(!statement.sql.is_empty() && piece.is_some_and(|piece| piece.starts_with(&statement.sql)));
         rest = start.unwrap_or_default() + statement.sql.len();
         again.push_str(&written(&statement.directives));
         again.push_str(&statement.sql);
@@ -51,6 +82,13 @@ fn file(text: &str) {
         statements.iter().map(|statement| (statement.sql.clone(), statement.directives.clone())).collect()
     };
     assert_eq!(pieces(&again), pieces(&parsed.statements), "what was split splits the same way again");
+}
+
+/// The byte of a text that is at a line and column, both from 1.
+fn offset(text: &str, line: u32, column: u32) -> Option<usize> {
+    let start: usize = text.split_inclusive('\n').take(line as usize - 1).map(str::len).sum();
+    let (at, _) = text.get(start..)?.char_indices().nth(column as usize - 1)?;
+    Some(start + at)
 }
 
 /// Directives as comments.

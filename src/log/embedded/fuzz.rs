@@ -75,8 +75,10 @@ struct Model {
 }
 
 fn damaged(input: &mut Input<'_>, salt: Salt) {
+    // First of all: what is written takes all the rest.
+    let damage = Damage { kind: input.below(5), place: input.number(), bytes: input.bytes() };
     let model = write(input, salt);
-    let (image, damage) = damage(&model, input);
+    let (image, damage) = damage.done_to(&model);
     let (found, recovered) = read_back(&image, salt, model.start, model.partitions);
     let intact = |place: &Place| place.bytes.start >= damage.end && place.bytes.end <= image.len();
     let hit = model.frames.iter().find(|place| place.bytes.end > damage.start);
@@ -150,28 +152,35 @@ fn record(input: &mut Input<'_>) -> Record {
     Record { key: Bytes::copy_from_slice(input.bytes()), value: Bytes::copy_from_slice(input.bytes()), headers }
 }
 
-/// The image with one damage behind its header, and where that is: from the first byte that differs to the last.
-fn damage(model: &Model, input: &mut Input<'_>) -> (Image, Range<u64>) {
-    let before = &model.image.0;
-    let start = usize::try_from(model.start).unwrap_or_default();
-    let room = before.len() - start;
-    let place = start + usize::try_from(input.number() % (room as u64 + 1)).unwrap_or_default();
-    let mut after = before.clone();
-    match input.below(5) {
-        0 => after.truncate(place),
-        1 => after[place..].iter_mut().take(1).for_each(|byte| *byte ^= 1 | input.byte()),
-        2 => after[place..].fill(0),
-        3 => {
-            let bytes = input.bytes();
-            after[place..].iter_mut().zip(bytes).for_each(|(byte, new)| *byte = *new);
+/// What happens to a file.
+struct Damage<'a> {
+    kind: usize,
+    /// Where, behind the header; the remainder counts.
+    place: u64,
+    bytes: &'a [u8],
+}
+
+impl Damage<'_> {
+    /// The image afterwards, and where it is damaged: from the first byte that differs to the last.
+    fn done_to(&self, model: &Model) -> (Image, Range<u64>) {
+        let before = &model.image.0;
+        let start = usize::try_from(model.start).unwrap_or_default();
+        let room = (before.len() - start) as u64;
+        let place = start + usize::try_from(self.place % (room + 1)).unwrap_or_default();
+        let mut after = before.clone();
+        match self.kind {
+            0 => after.truncate(place),
+            1 => after[place..].iter_mut().take(1).for_each(|byte| *byte ^= 0x10),
+            2 => after[place..].fill(0),
+            3 => after[place..].iter_mut().zip(self.bytes).for_each(|(byte, new)| *byte = *new),
+            _ => after.extend_from_slice(self.bytes),
         }
-        _ => after.extend_from_slice(input.rest()),
+        let differs = |at: &usize| before.get(*at) != after.get(*at);
+        let len = before.len().max(after.len());
+        let first = (start..len).find(differs).unwrap_or(len);
+        let last = (first..len).rev().find(differs).map_or(first, |last| last + 1);
+        (Image(after), first as u64..last as u64)
     }
-    let differs = |at: &usize| before.get(*at) != after.get(*at);
-    let len = before.len().max(after.len());
-    let first = (start..len).find(differs).unwrap_or(len);
-    let last = (first..len).rev().find(differs).map_or(first, |last| last + 1);
-    (Image(after), first as u64..last as u64)
 }
 
 /// What recovery finds: the records, in order, and how much of the image is whole.
