@@ -52,6 +52,11 @@ async fn lag_is_small_when_idle_grows_while_the_target_stands_still_and_outlives
     worker = pipe.work.start(&[]);
     ready(&worker, 200).await;
     sleep(Duration::from_secs(2)).await;
+    // A server with a long binlog file reads through it before it sends anything.
+    eventually("the source sends", PATIENCE, async || {
+        metric(&worker, "cutover_capture_lag_seconds", &[]).await.is_some_and(|lag| lag < 1.0)
+    })
+    .await;
     let idle = lag(&worker).await.unwrap();
     assert!(idle < 2.5, "idle, and {idle} s behind");
 
