@@ -22,7 +22,7 @@ pub enum Captured {
     /// The table has this schema from here on.
     Schema(Arc<TableSchema>),
     /// The table was changed in a way that may have rewritten rows without events; the table is to be copied again
-    /// if a transform uses one of `columns`. No row change before it has a version above `clock`.
+    /// if a transform uses one of `columns`. Every row change before it has a version below `clock`.
     Rewritten { table: TableName, columns: Vec<String>, clock: Version },
     /// A transaction ended; the source can resume here.
     Commit { position: Position, clock: Version, commit_us: i64 },

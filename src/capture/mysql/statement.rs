@@ -121,6 +121,8 @@ impl LogReader {
     }
 
     fn alter(&mut self, table: &TableName, kinds: &[AlterKind], columns: Vec<String>) -> Result<(), CaptureError> {
+        // Ticks for every table, as a TRUNCATE does: what a copy reads after this must be newer than the last change before it.
+        let (clock, _) = self.tick()?;
         let renamed_to_ours =
             kinds.iter().any(|kind| matches!(kind, AlterKind::Rename(new) if self.tables.watches(new)));
         let Some(schema) = self.tables.schema(table).cloned() else {
@@ -163,7 +165,6 @@ impl LogReader {
         }
         self.tables.changed(table);
         if !rewritten.is_empty() {
-            let (_, clock) = self.position();
             self.deliver_change(Captured::Rewritten { table: table.clone(), columns: rewritten, clock });
         }
         Ok(())

@@ -177,10 +177,8 @@ impl ModelSource {
         let at = once.then(|| self.clock.tick(commit_us));
         for step in logged.steps {
             let ticks = if matches!(step, Step::Update { .. }) { 2 } else { 1 };
-            let is_alter = matches!(step, Step::Alter { .. });
             let version = match at {
                 Some(version) => version,
-                None if is_alter => self.clock.last(),
                 None => self.clock.tick_many(commit_us, ticks),
             };
             if WATCHED.contains(&step.table()) {
