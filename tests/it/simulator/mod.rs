@@ -181,7 +181,7 @@ fn a_run_reads_back_as_it_prints() {
 }
 
 /// Seeds within which a broken rule must be noticed.
-const CAUGHT_WITHIN: u64 = 1000;
+const CAUGHT_WITHIN: u64 = 3000;
 
 /// Breaks a rule and plays until a run notices that holds otherwise; after how many.
 fn caught(mutation: Mutation) -> Option<(u64, String)> {
