@@ -105,7 +105,11 @@ async fn a_killed_worker_leaves_no_event_out_and_repeats_have_the_same_id() {
     let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
     pipe.work.configure_also("[snapshot]\nchunk_rows = 50\nparallel = 1\napply_parallel = 1\n");
     pipe.insert(0..60_000).await;
-    for pause in [700, 1100, 1500, 1900] {
+    // A slow machine gets further before the last kills.
+    for pause in [700, 1100, 1500, 1900, 4000, 8000, 16_000] {
+        if pause >= 4000 && std::fs::metadata(file(&pipe)).is_ok_and(|file| file.len() > 0) {
+            break;
+        }
         let mut worker = pipe.work.start(&[]);
         sleep(Duration::from_millis(pause)).await;
         worker.kill9().await;
