@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::kafka::{KafkaProperties, KafkaUrl};
 
 /// Bounds on `partitions`: lanes cost a connection to the target each.
-const PARTITIONS_MAX: u32 = 256;
+pub const PARTITIONS_MAX: u32 = 256;
 
 /// The least that `bytes_max` may be; below it segments get too small to be worth their files.
 const BYTES_MAX_MIN: u64 = 16 << 20;

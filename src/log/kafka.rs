@@ -10,11 +10,12 @@
 //! - The log's identity, its epoch, is in every record. Topics that were deleted and made again are another log.
 //! - The broker drops nothing by itself; what is applied and old enough is dropped from here.
 //!
-//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0008-records-say-where-they-stand.md), consumer
-//! groups and committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
+//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0008-records-say-where-they-stand.md),
+//! committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;
 mod events;
+mod group;
 mod letters;
 mod place;
 mod properties;
@@ -47,6 +48,7 @@ use self::{
 };
 pub use self::{
     events::KafkaEvents,
+    group::{Change, Finished, Group},
     letters::DeadLetterTopic,
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
@@ -115,9 +117,35 @@ impl KafkaLog {
     /// When the brokers do not answer or refuse, or when the topics have other settings than the log needs, or belong
     /// to no log or to several.
     pub async fn open(settings: Settings) -> Result<Self, LogError> {
-        let settings = Arc::new(settings);
-        let broker = Arc::new(Broker::new(&settings)?);
+        let broker = Broker::new(&settings)?;
         let record_bytes_max = prepare(&broker, &settings).await?;
+        Self::examined(settings, broker, record_bytes_max, true).await
+    }
+
+    /// Opens the log that another process writes, to read it.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`LogError::NotBegun`] if nobody has written to it yet.
+    pub async fn join(settings: Settings) -> Result<Self, LogError> {
+        let broker = Broker::new(&settings)?;
+        let Examined { problems, missing, record_bytes_max } = topics::examine(&broker, &settings).await?;
+        if !missing.is_empty() {
+            return Err(LogError::NotBegun { name: settings.name });
+        }
+        if !problems.is_empty() {
+            return Err(LogError::Topics(problems));
+        }
+        Self::examined(settings, broker, record_bytes_max, false).await
+    }
+
+    /// The log in topics that were found sound. `begins` says whether one without records is to have an identity.
+    async fn examined(
+        settings: Settings,
+        broker: Broker,
+        record_bytes_max: u64,
+        begins: bool,
+    ) -> Result<Self, LogError> {
+        let (settings, broker) = (Arc::new(settings), Arc::new(broker));
         let readers = BOTH.map(|topic| Arc::new(Readers::new(&settings, &broker, topic)));
         let mut bounds = [const { Vec::new() }; 2];
         for (topic, bounds) in BOTH.into_iter().zip(&mut bounds) {
@@ -125,7 +153,11 @@ impl KafkaLog {
                 bounds.push(broker.bounds(&settings.topic(topic), partition).await?);
             }
         }
-        let epoch = identify(&settings, &readers, &bounds).await?;
+        let epoch = match identify(&settings, &readers, &bounds).await? {
+            Some(epoch) => epoch,
+            None if begins => settings.epoch,
+            None => return Err(LogError::NotBegun { name: settings.name.clone() }),
+        };
         let lanes = |topic: Topic, readers: &Arc<Readers>, bounds: &[(Offset, Offset)]| Lanes {
             name: settings.topic(topic),
             readers: Arc::clone(readers),
@@ -199,12 +231,12 @@ async fn prepare(broker: &Broker, settings: &Settings) -> Result<u64, LogError> 
     if examined.problems.is_empty() { Ok(examined.record_bytes_max) } else { Err(LogError::Topics(examined.problems)) }
 }
 
-/// The epoch that the first record of every partition names; a new one for a log without records.
+/// The epoch that the first record of every partition names; none of a log without records.
 async fn identify(
     settings: &Settings,
     readers: &[Arc<Readers>; 2],
     bounds: &[Vec<(Offset, Offset)>; 2],
-) -> Result<u64, LogError> {
+) -> Result<Option<u64>, LogError> {
     let mut found: Option<u64> = None;
     let mut had_records = false;
     for ((topic, readers), bounds) in BOTH.into_iter().zip(readers).zip(bounds) {
@@ -230,11 +262,10 @@ async fn identify(
             found = found.or(first);
         }
     }
-    match found {
-        Some(epoch) => Ok(epoch),
-        None if had_records => Err(unidentified(settings, "no record is left that says which log it is".to_owned())),
-        None => Ok(settings.epoch),
+    if found.is_none() && had_records {
+        return Err(unidentified(settings, "no record is left that says which log it is".to_owned()));
     }
+    Ok(found)
 }
 
 fn unidentified(settings: &Settings, what: String) -> LogError {

@@ -102,6 +102,8 @@ pub enum LogError {
     Refused { brokers: String, reason: String },
     #[error("the Kafka client cannot be made: {reason}; correct [log.kafka]")]
     Client { reason: String },
+    #[error("no process writes the log of `{name}` yet; start one with `cutover run --role capture`")]
+    NotBegun { name: String },
     #[error("the log's topics cannot be used:{}", listed(.0))]
     Topics(Vec<TopicProblem>),
     #[error(
@@ -130,9 +132,11 @@ impl LogError {
     /// What the stage that met this error does next.
     pub fn disposition(&self) -> Disposition {
         match self {
-            LogError::Full { .. } | LogError::Disk { .. } | LogError::Unreachable { .. } | LogError::Other(_) => {
-                Disposition::Retry
-            }
+            LogError::Full { .. }
+            | LogError::Disk { .. }
+            | LogError::Unreachable { .. }
+            | LogError::NotBegun { .. }
+            | LogError::Other(_) => Disposition::Retry,
             LogError::Trimmed { .. }
             | LogError::Corrupt { .. }
             | LogError::InUse { .. }

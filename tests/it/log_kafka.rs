@@ -123,6 +123,28 @@ async fn rows_of_many_megabytes_fit_and_larger_ones_are_refused_with_the_setting
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_was_paused_before_it_took_the_turn_does_not_stop_its_successor() {
+    let kafka = Kafka::shared().await;
+    let successor = KafkaLog::open(settings(&kafka, 1).under_lease(8)).await.expect("opens");
+    successor.append(Topic::Changes, rows(0..3)).await.expect("appends");
+    let paused = KafkaLog::open(settings(&kafka, 1).under_lease(7)).await.expect("opens");
+    paused.last_control(Topic::Changes, 0).await.expect("nobody has told it yet");
+    paused.append(Topic::Changes, rows(100..103)).await.expect("nobody has told it yet");
+    let displaced = successor.append(Topic::Changes, rows(3..6)).await.expect_err("displaced");
+    assert!(matches!(displaced, LogError::Other(_)), "{displaced}");
+    for numbers in [3..6, 6..9] {
+        successor.append(Topic::Changes, rows(numbers)).await.expect("appends");
+        let error = paused.append(Topic::Changes, rows(103..104)).await.expect_err("fenced");
+        assert!(matches!(error, LogError::Fenced { partition: 0, .. }), "{error}");
+        // What it sent came to stand behind: the successor finds its place again.
+        let _ = successor.append(Topic::Changes, rows(50..51)).await;
+    }
+    let third = open(&kafka, 1).await.expect("opens");
+    let kept: Vec<i64> = versions(&third, Topic::Changes).await.into_iter().filter(|version| *version != 50).collect();
+    assert_eq!(kept, [0, 1, 2, 100, 101, 102, 3, 4, 5, 6, 7, 8]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn topics_are_made_with_the_settings_that_the_log_needs() {
     let kafka = Kafka::shared().await;
     drop(open(&kafka, 3).await.expect("opens"));

@@ -171,7 +171,7 @@ fn is_changing(error: &KafkaError) -> bool {
 }
 
 /// Whether the brokers know us and say no: asking again does not help.
-fn is_refusal(code: Code) -> bool {
+pub(super) fn is_refusal(code: Code) -> bool {
     matches!(
         code,
         Code::Authentication

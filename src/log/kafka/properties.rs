@@ -6,7 +6,7 @@ use rdkafka::{ClientConfig, error::KafkaError};
 use serde::{Deserialize, Deserializer};
 
 /// What may not be set, and why.
-const REFUSED: [(&str, &str); 22] = [
+const REFUSED: [(&str, &str); 27] = [
     ("bootstrap.servers", "the brokers are in log.url"),
     ("metadata.broker.list", "the brokers are in log.url"),
     ("acks", "every in-sync replica must have a record before the source is acknowledged"),
@@ -23,6 +23,11 @@ const REFUSED: [(&str, &str); 22] = [
     ("queue.buffering.max.kbytes", "memory is bounded by cutover"),
     ("group.id", "offsets are kept in the target"),
     ("group.instance.id", "offsets are kept in the target"),
+    ("group.protocol", "how processes share the partitions is fixed"),
+    ("partition.assignment.strategy", "how processes share the partitions is fixed"),
+    ("session.timeout.ms", "how soon another process takes over is fixed"),
+    ("heartbeat.interval.ms", "how soon another process takes over is fixed"),
+    ("max.poll.interval.ms", "how soon another process takes over is fixed"),
     ("enable.auto.commit", "offsets are kept in the target"),
     ("enable.auto.offset.store", "offsets are kept in the target"),
     ("auto.offset.reset", "an offset that the broker does not have must halt the pipeline, not move it"),

@@ -29,6 +29,11 @@ const QUEUED_KB_MAX: u64 = 32 << 10;
 const FETCHED_AHEAD_KB: u32 = 8 << 10;
 /// What one fetch brings at most, compressed, per partition.
 const FETCH_BYTES: u32 = 2 << 20;
+/// A process that is not heard of for this long loses its partitions to others.
+const MEMBER_SILENT_MAX: Duration = Duration::from_secs(8);
+const MEMBER_HEARTBEAT: Duration = Duration::from_secs(2);
+/// What tells writers under one lease apart.
+const TURN_BITS: u32 = 16;
 /// The most that librdkafka takes for one record.
 pub(super) const RECORD_BYTES_MAX: u64 = 1_000_000_000;
 
@@ -114,7 +119,8 @@ pub struct Settings {
     pub retention_every: Duration,
     /// The identity of the log, if it is made now.
     pub epoch: u64,
-    /// The identity of this writer among those of the log.
+    /// The identity of this writer among those of the log. Of two that write at the same time the one with the higher number has
+    /// the turn.
     pub writer: u64,
     /// The time, ms since the Unix epoch.
     pub now_ms: fn() -> i64,
@@ -140,9 +146,16 @@ impl Settings {
             retention_ms: i64::try_from(config.retention_hours).unwrap_or(i64::MAX).saturating_mul(3_600_000),
             retention_every: Duration::from_secs(60),
             epoch: rand::random(),
-            writer: rand::random(),
+            writer: crate::observe::now_us().cast_unsigned(),
             now_ms: || crate::observe::now_us() / 1000,
         })
+    }
+
+    /// These settings for the holder of a lease: whoever takes the lease next has a higher number.
+    #[must_use]
+    pub fn under_lease(self, lease_epoch: i64) -> Self {
+        let number = lease_epoch.cast_unsigned() << TURN_BITS;
+        Settings { writer: number | (rand::random::<u64>() >> (u64::BITS - TURN_BITS)), ..self }
     }
 
     /// The name of a topic.
@@ -213,6 +226,17 @@ impl Settings {
         config.set("fetch.queue.backoff.ms", "5");
         // Bounds what a broker may answer; one record may be as large as a topic takes.
         config.set("receive.message.max.bytes", (RECORD_BYTES_MAX + (64 << 20)).to_string());
+        config
+    }
+
+    /// A consumer that tells which partitions are this process's. It moves one at a time from process to process, and reads
+    /// none itself.
+    pub(super) fn member(&self) -> ClientConfig {
+        let mut config = self.consumer();
+        config.set("auto.offset.reset", "latest").set("partition.assignment.strategy", "cooperative-sticky");
+        config.set("session.timeout.ms", MEMBER_SILENT_MAX.as_millis().to_string());
+        config.set("heartbeat.interval.ms", MEMBER_HEARTBEAT.as_millis().to_string());
+        config.set("queued.max.messages.kbytes", "1024").set("fetch.message.max.bytes", "1024");
         config
     }
 }

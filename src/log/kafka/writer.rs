@@ -8,8 +8,8 @@
 //! | found | means |
 //! |---|---|
 //! | the partition ends before it | the broker lost its tail: halt |
-//! | valid records of another writer | somebody has taken our turn: halt (unless we never had it: then it is ours now) |
-//! | nothing, our own records, void ones | the append failed or a late writer came between: the caller appends again |
+//! | valid records of a writer with a higher number | somebody has taken our turn: halt |
+//! | nothing, our own records, void ones, those of a lower number | the append failed or a late writer came between: again |
 
 use std::{
     collections::BTreeMap,
@@ -267,17 +267,17 @@ impl Writer {
         if end < acknowledged {
             return Err(tail_lost(topic, partition, acknowledged, end));
         }
-        let mut others = false;
+        let mut fenced = false;
         if acknowledged < end {
             let look = |_, found| {
                 if let Found::Record(place, _) | Found::Claim(place) = found {
-                    others |= place.writer != self.settings.writer;
+                    fenced |= place.writer > self.settings.writer;
                 }
                 true
             };
             self.readers.looker()?.look(Some(self.epoch), partition, acknowledged.max(start), end, look).await?;
         }
-        if others && lane.is_ours.load(Ordering::Acquire) {
+        if fenced {
             return Err(LogError::Fenced { topic: self.name.clone(), partition });
         }
         lane.start.fetch_max(start, Ordering::Relaxed);
