@@ -14,21 +14,17 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
         Role::Apply => Some("apply"),
         Role::All => None,
     };
-    if let Some(half) = half {
-        return Err(Failure::Usage(if config.log.is_kafka() {
-            anyhow::anyhow!("--role {half} is not there yet; run without --role: one worker does both")
-        } else {
-            anyhow::anyhow!(
-                "--role {half} needs a log that both halves can reach, and {} is a folder of one worker; \
-                 run without --role, or set [log] url to a Kafka broker",
-                config.log.url
-            )
-        }));
+    if let Some(half) = half.filter(|_| !config.log.is_kafka()) {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "--role {half} needs a log that both halves can reach, and {} is a folder of one worker; \
+             run without --role, or set [log] url to a Kafka broker",
+            config.log.url
+        )));
     }
     super::init_logs();
     let stop = CancellationToken::new();
     let signals = tokio::spawn(stop_on_signal(stop.clone()));
-    let ended = worker::run(config, until_synced, stop, progress::show).await;
+    let ended = worker::run(config, role, until_synced, stop, progress::show).await;
     signals.abort();
     match ended {
         Ok(Ended::Stopped | Ended::Synced) => Ok(()),

@@ -49,6 +49,11 @@ fn render(name: &str, status: &Status) -> String {
         "worker",
         if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() },
     );
+    for applier in &status.appliers {
+        let partitions: Vec<String> = applier.partitions.iter().map(u32::to_string).collect();
+        let what = if partitions.is_empty() { "none yet".to_owned() } else { partitions.join(", ") };
+        line("applies", format!("{}: partitions {what}", applier.process));
+    }
     line("lag", status.lag_seconds.map_or("unknown: nothing is applied yet".into(), |lag| format!("{lag:.2} s")));
     let eta = status.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
     line("copied", format!("{:.1} %{eta}", status.progress() * 100.0));

@@ -4,12 +4,15 @@
 //! one with every new holder; every sink transaction checks it, so a worker that lost the lease without noticing
 //! (paused, cut off) is refused by the target itself. A lease can be taken when it has run out, or
 //! at once when the session that took it is gone, which is how a killed worker is replaced without a wait.
+//!
+//! Where several processes apply, the lease is that of the one that captures, and each of the others writes its partitions under
+//! a number that it drew for them ([`draw`]). All numbers of a pipeline come from one row, so that the newest is the highest.
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::log::Topic;
+use crate::log::{Topic, config::PARTITIONS_MAX};
 
 /// How long a lease lasts without being renewed. A killed worker on a dead host is replaced after this.
 pub const LEASE_SECONDS: i64 = 10;
@@ -18,6 +21,8 @@ pub const RENEW_EVERY: Duration = Duration::from_secs(3);
 
 /// The purpose of the sessions that a replay writes with.
 pub const REPLAY: &str = "replay";
+/// The purpose of the sessions that remove what a copy has not met.
+pub(super) const SWEEP: &str = "sweep";
 
 /// A lease that this process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +79,61 @@ pub async fn acquire(
     Ok(Err(Holder { holder: row.get(0), seconds_left: row.get(1) }))
 }
 
-/// Ends the sink sessions of whoever held the lease before. A worker that was paused or cut off inside a transaction keeps its
+/// Draws a number higher than every number and lease before it.
+pub async fn draw(client: &Client, pipeline: &str) -> Result<i64, tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "INSERT INTO cutover.lease AS l (pipeline, role, holder, epoch, expires_at) \
+             SELECT $1, 'numbers', '', coalesce(max(epoch), 0) + 1, '-infinity' FROM cutover.lease WHERE pipeline = $1 \
+             ON CONFLICT (pipeline, role) DO UPDATE SET epoch = greatest(l.epoch + 1, excluded.epoch) RETURNING epoch",
+            &[&pipeline],
+        )
+        .await?;
+    row.try_get(0)
+}
+
+/// Lifts the epoch of a lease that was just taken above every number that was drawn; none if the lease is lost already.
+pub async fn raise(
+    client: &Client,
+    pipeline: &str,
+    role: &str,
+    lease: Lease,
+) -> Result<Option<Lease>, tokio_postgres::Error> {
+    let epoch = draw(client, pipeline).await?;
+    let raised = client
+        .execute(
+            "UPDATE cutover.lease SET epoch = $4 WHERE pipeline = $1 AND role = $2 AND epoch = $3",
+            &[&pipeline, &role, &lease.epoch, &epoch],
+        )
+        .await?;
+    Ok((raised == 1).then_some(Lease { epoch }))
+}
+
+/// Ends the sessions of whoever held the lease before. A worker that was paused or cut off inside a transaction keeps its
 /// locks at the target for as long as the target believes in its connection.
 pub async fn end_predecessor(client: &Client, pipeline: &str) -> Result<(), tokio_postgres::Error> {
-    let mut names: Vec<String> = [Topic::Changes, Topic::Snapshot].map(|topic| sink_name(pipeline, topic)).into();
-    names.push(format!("cutover {pipeline} {REPLAY}"));
+    let lanes = (0..PARTITIONS_MAX).flat_map(|part| [Topic::Changes, Topic::Snapshot].map(|topic| (topic, part)));
+    let mut names: Vec<String> = lanes.map(|(topic, part)| sink_name(pipeline, topic, part)).collect();
+    names.extend(of_leader(pipeline));
+    end(client, &names).await
+}
+
+/// As [`end_predecessor`], for a holder that leaves the applying to other processes.
+pub async fn end_predecessor_of_capture(client: &Client, pipeline: &str) -> Result<(), tokio_postgres::Error> {
+    end(client, &of_leader(pipeline)).await
+}
+
+/// The sessions that write rows for who leads alone.
+fn of_leader(pipeline: &str) -> [String; 2] {
+    [SWEEP, REPLAY].map(|purpose| session_name(pipeline, purpose))
+}
+
+/// Ends the sessions that write a partition of a topic.
+pub async fn end_sinks(client: &Client, pipeline: &str, topic: Topic, part: u32) -> Result<(), tokio_postgres::Error> {
+    end(client, &[sink_name(pipeline, topic, part)]).await
+}
+
+async fn end(client: &Client, names: &[String]) -> Result<(), tokio_postgres::Error> {
     client
         .execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -90,8 +145,18 @@ pub async fn end_predecessor(client: &Client, pipeline: &str) -> Result<(), toki
 }
 
 /// What the sessions that write rows are called at the target.
-pub fn sink_name(pipeline: &str, topic: Topic) -> String {
-    format!("cutover {pipeline} {}", topic.suffix())
+pub fn sink_name(pipeline: &str, topic: Topic, part: u32) -> String {
+    session_name(pipeline, &sink_purpose(topic, part))
+}
+
+/// What the sessions that write rows are for.
+pub(super) fn sink_purpose(topic: Topic, part: u32) -> String {
+    format!("{} {part}", topic.suffix())
+}
+
+/// What a session is called at the target.
+pub(super) fn session_name(pipeline: &str, purpose: &str) -> String {
+    format!("cutover {pipeline} {purpose}")
 }
 
 /// Renews the lease; false if another worker has taken it.

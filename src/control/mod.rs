@@ -5,14 +5,19 @@
 //! Commands never talk to the worker: they leave a request there and follow its progress, so that
 //! they work from any host and whether or not a worker runs.
 
+mod applier;
+mod applying;
 pub mod checkpoints;
 pub mod copies;
 pub mod events;
+mod follower;
 pub mod http;
 mod jobs;
+mod lead;
 pub mod lease;
 mod letter_topic;
 pub mod letters;
+mod members;
 pub mod replay;
 pub mod requests;
 pub mod source;

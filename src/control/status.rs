@@ -1,8 +1,8 @@
 //! What `status` shows: the contract's fields, and what helps a person besides.
 //!
-//! A running worker writes what only it knows (rates, halts, retries) into the target once a second;
-//! everything else is read from the pipeline's own tables, so that `status` tells the truth from any host,
-//! and without a worker too.
+//! A running worker writes what only it knows (rates, halts, retries) into the target once a second, and so does each process
+//! that shares the applying; everything else is read from the pipeline's own tables, so that `status` tells the truth from
+//! any host, and without a worker too.
 
 use std::collections::BTreeMap;
 
@@ -39,6 +39,8 @@ pub struct Status {
     pub halted: Option<Halt>,
     /// Whether a worker has reported lately.
     pub worker_running: bool,
+    /// The processes that share the applying, where they do (`--role apply`).
+    pub appliers: Vec<Applier>,
     /// What the worker is retrying, by part.
     pub retrying: BTreeMap<String, String>,
     pub copied_rows_per_second: f64,
@@ -49,6 +51,14 @@ pub struct Status {
     /// The replay that is under way; null without one.
     #[serde(default)]
     pub replay: Option<ReplayStatus>,
+}
+
+/// A process of role `apply`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applier {
+    /// Its host and process number.
+    pub process: String,
+    pub partitions: Vec<u32>,
 }
 
 /// Where a pipeline is in its life.
@@ -161,6 +171,9 @@ impl Store {
             report = Report { applied: report.applied, ..Report::default() };
         }
         let worker_running = held && (!reported || age < REPORT_SECONDS_MAX);
+        let members = self.members().await?;
+        let elsewhere = self.applied_by_members().await?;
+        let applied = |table: &str| [&report.applied, &elsewhere].iter().filter_map(|by| by.get(table)).sum();
         let after_copy_done = self.note("after_copy").await?.as_deref() != Some("pending");
         let session = self.session().await?;
         let client = session.client()?;
@@ -177,7 +190,7 @@ impl Store {
                 table: row.get(0),
                 rows: row.get::<_, i64>(1).cast_unsigned(),
                 copied: row.get::<_, i64>(2).cast_unsigned(),
-                applied: report.applied.get(row.get::<_, &str>(0)).copied().unwrap_or(0),
+                applied: applied(row.get(0)),
                 state: row.get(3),
             })
             .collect();
@@ -206,9 +219,17 @@ impl Store {
         let phase = phase_of(&tables, after_copy_done);
         let left: u64 = tables.iter().map(|table| table.rows.saturating_sub(table.copied)).sum();
         let rate = report.copied_rows_per_second;
+        let mut retrying = if worker_running { report.retrying } else { BTreeMap::new() };
+        let mut halted = report.halted;
+        let mut appliers = Vec::new();
+        for (process, said) in members {
+            halted = halted.or(said.halted);
+            retrying.extend(said.retrying.into_iter().map(|(part, what)| (format!("{part} of {process}"), what)));
+            appliers.push(Applier { process, partitions: said.partitions });
+        }
         Ok(Status {
             phase,
-            synced: worker_running && report.caught_up && phase == Phase::Following && waiting == 0,
+            synced: worker_running && report.caught_up && halted.is_none() && phase == Phase::Following && waiting == 0,
             lag_seconds: counts.get::<_, Option<i64>>(2).map(|lag_us| lag_us.max(0) as f64 / 1e6),
             tables,
             waiting,
@@ -217,9 +238,10 @@ impl Store {
             dead_letters: counts.get::<_, i64>(1).cast_unsigned(),
             dead_letters_discarded: counts.get::<_, i64>(5).cast_unsigned(),
             drift_rows: 0,
-            halted: report.halted,
+            halted,
             worker_running,
-            retrying: if worker_running { report.retrying } else { BTreeMap::new() },
+            appliers,
+            retrying,
             copied_rows_per_second: if worker_running { rate } else { 0.0 },
             changes_per_second: if worker_running { report.changes_per_second } else { 0.0 },
             eta_seconds: (worker_running && rate > 0.0 && phase != Phase::Following).then(|| left as f64 / rate),

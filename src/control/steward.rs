@@ -1,7 +1,7 @@
 //! The steward: what happens beside the loops, once or twice a second.
 //!
-//! It reports, answers requests, runs the script after the copy, forgets tombstones that nothing can need, and
-//! notices when the pipeline is synced.
+//! There is one, in the process that holds the lease. It reports, answers requests, runs the script after the copy, forgets
+//! tombstones that nothing can need, and notices when the pipeline is synced.
 
 use std::{
     collections::VecDeque,
@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    applying::Applying,
     jobs::{self, Jobs},
     replay::Replayer,
     requests,
@@ -48,8 +48,7 @@ pub(super) struct Steward {
     /// The log offsets at which `end` was captured.
     end_offsets: Option<Vec<u64>>,
     show: fn(&Status),
-    applying: JoinSet<()>,
-    apply_stop: CancellationToken,
+    applying: Applying,
     jobs: Jobs,
     samples: VecDeque<(Instant, u64, u64)>,
     /// None until `run`.
@@ -76,14 +75,13 @@ impl Steward {
                     refetch,
                 },
             ),
+            applying: Applying::new(worker.role),
             worker,
             log,
             target,
             end,
             end_offsets: None,
             show,
-            applying: JoinSet::new(),
-            apply_stop: CancellationToken::new(),
             samples: VecDeque::new(),
             teller: None,
         }
@@ -101,7 +99,7 @@ impl Steward {
         let Some(teller) = prepared.await? else { return Ok(Ended::Stopped) };
         self.teller = Some(teller);
         self.jobs.go_on_replaying();
-        self.start_applying(&stop);
+        self.start_applying(&stop).await;
         let (mut reported, mut polled, mut forgot) = (None::<Instant>, None::<Instant>, Instant::now());
         loop {
             tokio::select! { () = stop.cancelled() => return Ok(Ended::Stopped), () = tokio::time::sleep(TICK) => {} }
@@ -136,13 +134,11 @@ impl Steward {
 
     /// Stops the apply loops and waits for the batches at work.
     async fn stop_applying(&mut self) {
-        self.apply_stop.cancel();
-        while self.applying.join_next().await.is_some() {}
+        self.applying.stop().await;
     }
 
-    fn start_applying(&mut self, stop: &CancellationToken) {
-        self.apply_stop = stop.child_token();
-        self.applying = self.worker.start_applying(&self.log, &self.target, &self.apply_stop);
+    async fn start_applying(&mut self, stop: &CancellationToken) {
+        self.applying.start(&self.worker, &self.log, &self.target, stop).await;
     }
 
     /// Goes on counting where the last worker stopped.
@@ -183,7 +179,7 @@ impl Steward {
             ..Report::default()
         };
         let before = self.worker.store.status().await?;
-        (report.copied_rows_per_second, report.changes_per_second) = self.rates(&before, &report);
+        (report.copied_rows_per_second, report.changes_per_second) = self.rates(&before);
         self.worker.store.report(&report).await?;
         let status = self.worker.store.status().await?;
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
@@ -197,9 +193,9 @@ impl Steward {
         Ok(self.ended(&status))
     }
 
-    fn rates(&mut self, status: &Status, report: &Report) -> (f64, f64) {
+    fn rates(&mut self, status: &Status) -> (f64, f64) {
         let copied: u64 = status.tables.iter().map(|table| table.copied).sum();
-        let changes: u64 = report.applied.values().sum();
+        let changes: u64 = status.tables.iter().map(|table| table.applied).sum();
         self.samples.push_back((Instant::now(), copied, changes));
         if self.samples.len() > RATE_REPORTS {
             self.samples.pop_front();
@@ -247,7 +243,10 @@ impl Steward {
         if self.worker.halts.first().is_some() {
             return Ok(());
         }
-        self.stop_applying().await;
+        if let Err(error) = self.applying.rest(&self.worker, self.target.lease_epoch).await {
+            self.start_applying(stop).await;
+            return Err(error.into());
+        }
         tracing::info!(file = %file.display(), "the copy is complete; running the script after it");
         let ran = self.execute_script(&file).await;
         let done = match ran {
@@ -275,7 +274,7 @@ impl Steward {
         if done {
             self.worker.halts.well("after_copy");
         }
-        self.start_applying(stop);
+        self.start_applying(stop).await;
         Ok(())
     }
 

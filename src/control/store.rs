@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{
     database::postgres::{Options, PgError, Session, Target},
     log::{Offset, Topic},
-    model::{TableSchema, Version},
+    model::{Position, TableSchema, Version},
 };
 
 /// The pipeline's state in the target.
@@ -17,6 +17,18 @@ pub struct Store {
     target: Target,
     options: Options,
     session: Mutex<Option<Session>>,
+}
+
+/// What the target has of one partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lane {
+    pub topic: Topic,
+    pub part: u32,
+    /// Of the log that was asked for, not of one before it.
+    pub is_current: bool,
+    pub next_offset: Offset,
+    pub clock: Version,
+    pub newest_commit_us: i64,
 }
 
 /// An open session, for as long as it is held.
@@ -179,9 +191,72 @@ impl Store {
         Ok(session.client()?.query_one(sql, &[]).await?.get(0))
     }
 
+    /// Prepares the lanes for a log: those of an earlier one with more partitions are no more, and what was copied through it in part
+    /// is copied through this one. Where they differ, all go on from the least of them.
+    pub(super) async fn begin_log(&self, log_epoch: &str, partitions: u32) -> Result<(), PgError> {
+        let session = self.session().await?;
+        session
+            .client()?
+            .execute(
+                "WITH lanes AS (SELECT * FROM cutover.offsets WHERE pipeline = $1 AND topic IN ('changes', 'snapshot')), \
+                      least AS (SELECT position, clock, newest_commit_us FROM lanes \
+                                WHERE topic = 'changes' AND position IS NOT NULL ORDER BY clock LIMIT 1), \
+                      kept AS (UPDATE cutover.offsets o \
+                               SET position = l.position, clock = l.clock, newest_commit_us = l.newest_commit_us FROM least l \
+                               WHERE o.pipeline = $1 AND o.topic = 'changes' AND o.part < $3 AND o.log_epoch <> $2 \
+                                 AND o.clock > l.clock), \
+                      gone AS (DELETE FROM cutover.offsets \
+                               WHERE pipeline = $1 AND topic IN ('changes', 'snapshot') AND part >= $3) \
+                 UPDATE cutover.chunks SET parts_done = '{}' WHERE pipeline = $1 AND state <> 'done' AND parts_done <> '{}' \
+                    AND EXISTS (SELECT FROM lanes WHERE log_epoch <> $2)",
+                &[&self.pipeline, &log_epoch, &partitions.cast_signed()],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Every lane, for who follows what others apply.
+    pub(super) async fn lanes(&self, log_epoch: &str) -> Result<Vec<Lane>, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT topic, part, log_epoch = $2, next_offset, clock, newest_commit_us FROM cutover.offsets \
+                 WHERE pipeline = $1 AND topic IN ('changes', 'snapshot')",
+                &[&self.pipeline, &log_epoch],
+            )
+            .await?;
+        let lane = |row: &tokio_postgres::Row| Lane {
+            topic: if row.get::<_, &str>(0) == Topic::Changes.suffix() { Topic::Changes } else { Topic::Snapshot },
+            part: row.get::<_, i32>(1).cast_unsigned(),
+            is_current: row.get(2),
+            next_offset: row.get::<_, i64>(3).cast_unsigned(),
+            clock: row.get(4),
+            newest_commit_us: row.get(5),
+        };
+        Ok(rows.iter().map(lane).collect())
+    }
+
+    /// Whether the target has everything up to `end`, in every partition of this log.
+    pub(super) async fn covers(&self, end: &Position, log_epoch: &str, partitions: u32) -> Result<bool, PgError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT position::text FROM cutover.offsets \
+                 WHERE pipeline = $1 AND topic = 'changes' AND log_epoch = $2 AND position IS NOT NULL",
+                &[&self.pipeline, &log_epoch],
+            )
+            .await?;
+        let covers = |row: &tokio_postgres::Row| {
+            serde_json::from_str::<Position>(row.get(0)).is_ok_and(|position| position.covers(end))
+        };
+        Ok(rows.len() == partitions as usize && rows.iter().all(covers))
+    }
+
     /// The newest source position that the target holds, with the clock there: where capture begins
     /// when the log is lost.
-    pub async fn position(&self) -> Result<Option<(crate::model::Position, Version)>, PgError> {
+    pub async fn position(&self) -> Result<Option<(Position, Version)>, PgError> {
         let session = self.session().await?;
         let row = session
             .client()?

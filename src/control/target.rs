@@ -58,7 +58,10 @@ pub struct PgTarget {
     config: Arc<Config>,
     address: postgres::Target,
     store: Arc<Store>,
+    /// Under what rows are written: the lease, or what was drawn for a part of the partitions.
     pub(super) lease_epoch: i64,
+    /// Whether other processes may have written the partitions before, and still be there.
+    is_shared: bool,
     sources: Vec<Arc<TableSchema>>,
     /// The version as of which the source had these tables.
     planned_at: Version,
@@ -78,6 +81,7 @@ impl PgTarget {
             address: postgres::Target::parse(&worker.config.target.url)?,
             store: Arc::clone(&worker.store),
             lease_epoch,
+            is_shared: false,
             sources: tables.iter().cloned().map(Arc::new).collect(),
             planned_at,
             plans: RwLock::new(Arc::from([])),
@@ -108,7 +112,22 @@ impl PgTarget {
         plans: Arc<[Plan]>,
     ) -> Self {
         let sources = plans.iter().map(|plan| Arc::clone(&plan.source)).collect();
-        PgTarget { config, address, store, lease_epoch, sources, planned_at: 0, plans: RwLock::new(plans) }
+        let plans = RwLock::new(plans);
+        PgTarget { config, address, store, lease_epoch, is_shared: false, sources, planned_at: 0, plans }
+    }
+
+    /// This target, for partitions that this process writes under a number of its own.
+    pub(super) fn under(&self, number: i64) -> PgTarget {
+        PgTarget {
+            config: Arc::clone(&self.config),
+            address: self.address.clone(),
+            store: Arc::clone(&self.store),
+            lease_epoch: number,
+            is_shared: true,
+            sources: self.sources.clone(),
+            planned_at: self.planned_at,
+            plans: RwLock::new(self.plans()),
+        }
     }
 
     /// Plans again, after the target's tables were changed.
@@ -251,8 +270,14 @@ impl PgTarget {
         Ok(())
     }
 
+    /// A process that was paused inside a transaction keeps the locks that the next writer of its partition needs.
+    async fn end_predecessor(&self, topic: Topic, partition: u32) -> Result<(), PgError> {
+        let session = self.store.session().await?;
+        Ok(lease::end_sinks(session.client()?, &self.config.name, topic, partition).await?)
+    }
+
     async fn sink(&self, topic: Topic, partition: u32) -> Result<PostgresSink, ApplyError> {
-        self.sink_named(topic.suffix(), topic, partition).await
+        self.sink_named(&lease::sink_purpose(topic, partition), topic, partition).await
     }
 
     /// A sink of a pass of a replay.
@@ -279,6 +304,9 @@ impl PgTarget {
 #[async_trait]
 impl Target for PgTarget {
     async fn resume(&self, topic: Topic, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError> {
+        if self.is_shared {
+            self.end_predecessor(topic, partition).await.map_err(unreachable)?;
+        }
         let claim = self.sink(topic, partition).await?.claim(log_epoch).await?;
         let stored = self.store.schemas().await.map_err(unreachable)?;
         let schemas: HashMap<u64, Arc<TableSchema>> =
@@ -326,7 +354,7 @@ impl replay::Target for PgTarget {
 #[async_trait]
 impl Sweep for PgTarget {
     async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
-        let options = postgres_options(&self.config, Topic::Snapshot.suffix(), true);
+        let options = postgres_options(&self.config, lease::SWEEP, true);
         let session = Session::open(&self.address, &options).await?;
         session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
         let alone = "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)";

@@ -1,5 +1,7 @@
 //! The worker: everything that `cutover run` runs, from the first connection to the last batch.
 //!
+//! Of the roles, `capture` has all of it but the apply loops, and `apply` nothing else ([`super::applier`]).
+//!
 //! ```text
 //! http ── lease ── capture ──► log ──► apply (changes) ──► target
 //!                  copier  ──► log ──► apply (snapshot) ──┘
@@ -18,9 +20,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    applier, follower,
     http::{self, Endpoints},
+    lead::renew,
     lease::{self, Lease},
     letter_topic,
+    members::Described,
     source::{MysqlServer, Notes},
     status::Status,
     steward::Steward,
@@ -136,7 +141,7 @@ pub fn store(config: &Config) -> Result<Arc<Store>, WorkerError> {
 
 pub(super) fn postgres_options(config: &Config, purpose: &str, replica: bool) -> postgres::Options {
     postgres::Options {
-        application_name: format!("cutover {} {purpose}", config.name),
+        application_name: lease::session_name(&config.name, purpose),
         schemas: vec![config.target.schema.clone()],
         ca_file: config.target.ca_file.as_ref().map(|file| config.path(file)),
         replica,
@@ -155,6 +160,7 @@ struct Opened {
 /// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
 pub async fn run(
     config: Config,
+    role: Role,
     until_synced: bool,
     stop: CancellationToken,
     show: fn(&Status),
@@ -176,7 +182,7 @@ pub async fn run(
     });
     tracing::info!(listen = %config.http.listen, pipeline = %config.name, "metrics and health");
     let http = tokio::spawn(http::serve(listener, endpoints, serving.clone()));
-    let worker = Worker { config: Arc::new(config), halts, frontier, store, stop: stop.clone() };
+    let worker = Worker { config: Arc::new(config), role, halts, frontier, store, stop: stop.clone() };
     let ended = tokio::select! {
         ended = worker.run(until_synced, show) => ended,
         () = drained(&stop) => {
@@ -198,6 +204,7 @@ async fn drained(stop: &CancellationToken) {
 #[derive(Clone)]
 pub(super) struct Worker {
     pub config: Arc<Config>,
+    pub role: Role,
     pub halts: Arc<Halts>,
     pub frontier: Arc<Frontier>,
     pub store: Arc<Store>,
@@ -207,6 +214,9 @@ pub(super) struct Worker {
 impl Worker {
     async fn run(self, until_synced: bool, show: fn(&Status)) -> Result<Ended, WorkerError> {
         let Some(()) = self.patiently("target", || self.prepare_store()).await? else { return Ok(Ended::Stopped) };
+        if self.role == Role::Apply {
+            return self.apply(until_synced).await;
+        }
         let Some(opened) = self.patiently("source", || self.open_source()).await? else { return Ok(Ended::Stopped) };
         // The lease's liveness is that of its session, so it has one of its own.
         let leases = store(&self.config)?;
@@ -216,6 +226,18 @@ impl Worker {
         let ended = self.hold(opened, lease, log, &leases, until_synced, show).await;
         self.release_lease(&leases, lease).await;
         ended
+    }
+
+    /// Applies what other processes capture. Only where the source is now, if that is the end, is asked of it.
+    async fn apply(&self, until_synced: bool) -> Result<Ended, WorkerError> {
+        let mut end = None;
+        if until_synced {
+            let Some(opened) = self.patiently("source", || self.open_source()).await? else {
+                return Ok(Ended::Stopped);
+            };
+            end = Some(Position::Mysql(opened.end));
+        }
+        applier::run(self, end).await
     }
 
     /// Tries until it works, until it is hopeless, or until the worker is stopped (then none).
@@ -286,30 +308,10 @@ impl Worker {
         Ok(Opened { connector, facts, tables, end, at: Instant::now() })
     }
 
-    async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
-        let holder = format!("{}:{}", hostname(), std::process::id());
-        let session = leases.session().await?;
-        let taken = lease::acquire(session.client()?, &self.config.name, "worker", &holder).await;
-        let lease = taken
-            .map_err(PgError::from)?
-            .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))?;
-        lease::end_predecessor(session.client()?, &self.config.name).await.map_err(PgError::from)?;
-        Ok(lease)
-    }
-
-    async fn release_lease(&self, leases: &Store, lease: Lease) {
-        if let Ok(session) = leases.session().await
-            && let Ok(client) = session.client()
-            && let Err(error) = lease::release(client, &self.config.name, "worker", lease).await
-        {
-            tracing::warn!(%error, "the lease was not released; it runs out by itself");
-        }
-    }
-
     /// Takes the lease and the log. A worker that lost the lease may still have the log open: it lets go when it notices.
     async fn take_over(&self, leases: &Store) -> Result<(Lease, Arc<dyn Log>), Attempt> {
         let lease = self.take_lease(leases).await?;
-        let error = match self.open_log().await {
+        let error = match self.open_log(lease).await {
             Ok(log) => return Ok((lease, log)),
             Err(error) => error,
         };
@@ -321,13 +323,13 @@ impl Worker {
         }
     }
 
-    async fn open_log(&self) -> Result<Arc<dyn Log>, LogError> {
+    async fn open_log(&self, lease: Lease) -> Result<Arc<dyn Log>, LogError> {
         let Config { name, log, folder, .. } = &*self.config;
         if let Some(folder) = log.folder(folder) {
             // A folder for each pipeline, as for all other state.
             return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
         }
-        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?).await?))
+        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?.under_lease(lease.epoch)).await?))
     }
 
     fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
@@ -363,6 +365,25 @@ impl Worker {
         }
         self.store.register_tables(tables).await?;
         Ok(self.store.position().await?)
+    }
+
+    /// Prepares the lanes for this log, and tells the processes that apply, where they do, of the tables.
+    async fn prepare_lanes(&self, log: &Arc<dyn Log>, described: &Described) -> Result<(), Attempt> {
+        self.store.begin_log(log.epoch(), log.partitions()).await?;
+        if self.role == Role::Capture {
+            self.store.describe(described).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings what the target has to the frontier, for as long as it is polled.
+    pub(super) fn follow(
+        &self,
+        store: Arc<Store>,
+        log_epoch: String,
+        every: Duration,
+    ) -> impl Future<Output = ()> + use<> {
+        follower::follow(store, Arc::clone(&self.frontier), Arc::clone(&self.halts), log_epoch, every)
     }
 
     /// Runs the pipeline while this process holds the lease.
@@ -424,6 +445,16 @@ impl Worker {
         let Some(sound) = self.patiently("log", || self.judge_log(&log)).await? else {
             return Ok(Ended::Stopped);
         };
+        let described = Described { tables: opened.tables, planned_at };
+        let prepared = self.patiently("state", || self.prepare_lanes(&log, &described));
+        let Some(()) = prepared.await? else { return Ok(Ended::Stopped) };
+        if self.role == Role::Capture {
+            let following = self.follow(store(&self.config)?, log.epoch().to_owned(), follower::OFTEN);
+            let stop = work.clone();
+            tasks.spawn(async move {
+                tokio::select! { () = stop.cancelled() => {}, () = following => {} }
+            });
+        }
         let copier = Copier {
             scans: Arc::clone(&server) as _,
             progress: Arc::clone(&self.store) as _,
@@ -489,30 +520,38 @@ impl Worker {
         stop: &CancellationToken,
     ) -> JoinSet<()> {
         let mut loops = JoinSet::new();
-        let apply = &self.config.apply;
         for partition in 0..log.partitions() {
             for topic in [Topic::Changes, Topic::Snapshot] {
-                let (rows_max, sinks) = match topic {
-                    Topic::Changes => (apply.batch_rows_max, 1),
-                    Topic::Snapshot => {
-                        (apply.batch_rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), self.config.snapshot.apply_parallel)
-                    }
-                };
-                let apply_loop = ApplyLoop {
-                    target: Arc::clone(target) as _,
-                    log: Arc::clone(log),
-                    frontier: Arc::clone(&self.frontier),
-                    halts: Arc::clone(&self.halts),
-                    ambient: Arc::new(Machine),
-                    topic,
-                    partition,
-                    bounds: Bounds { rows_max, bytes_max: apply.batch_bytes_max },
-                    sinks,
-                };
-                loops.spawn(apply_loop.run(stop.clone()));
+                loops.spawn(self.apply_loop(log, target, topic, partition).run(stop.clone()));
             }
         }
         loops
+    }
+
+    /// The loop of one partition of a topic.
+    pub(super) fn apply_loop(
+        &self,
+        log: &Arc<dyn Log>,
+        target: &Arc<PgTarget>,
+        topic: Topic,
+        partition: u32,
+    ) -> ApplyLoop {
+        let apply = &self.config.apply;
+        let (rows_max, sinks) = match topic {
+            Topic::Changes => (apply.batch_rows_max, 1),
+            Topic::Snapshot => (apply.batch_rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), self.config.snapshot.apply_parallel),
+        };
+        ApplyLoop {
+            target: Arc::clone(target) as _,
+            log: Arc::clone(log),
+            frontier: Arc::clone(&self.frontier),
+            halts: Arc::clone(&self.halts),
+            ambient: Arc::new(Machine),
+            topic,
+            partition,
+            bounds: Bounds { rows_max, bytes_max: apply.batch_bytes_max },
+            sinks,
+        }
     }
 }
 
@@ -601,24 +640,4 @@ async fn newest_version(log: &Arc<dyn Log>, now_us: i64) -> Result<Version, Atte
         newest = last.map_or(newest, |(_, control)| newest.max(control.clock));
     }
     Ok(newest)
-}
-
-/// Renews the lease until `stop`; true if it was lost.
-async fn renew(leases: Arc<Store>, pipeline: String, lease: Lease, stop: CancellationToken) -> bool {
-    loop {
-        tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(lease::RENEW_EVERY) => {} }
-        let Ok(session) = leases.session().await else { continue };
-        let Ok(client) = session.client() else { continue };
-        match lease::renew(client, &pipeline, "worker", lease).await {
-            Ok(true) => {}
-            Ok(false) => return true,
-            // An unreachable target cannot be written to either, so the lease is not at stake.
-            Err(error) => tracing::warn!(%error, "the lease could not be renewed yet"),
-        }
-    }
-}
-
-fn hostname() -> String {
-    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    read.map_or_else(|_| "unknown host".into(), |name| name.trim().to_owned())
 }

@@ -109,28 +109,67 @@ impl SessionError {
     }
 }
 
+/// What a loop is called where its troubles are told.
+pub fn part(topic: Topic, partition: u32, partitions: u32) -> String {
+    let part = match topic {
+        Topic::Changes => "apply",
+        Topic::Snapshot => "apply snapshot",
+    };
+    if partitions == 1 { part.to_owned() } else { format!("{part} {partition}") }
+}
+
+/// How a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Stopped,
+    Halted,
+    /// The partition is another worker's.
+    Fenced,
+}
+
 /// A batch with its place in the order of the log.
 type Numbered = (u64, Step);
 
 impl ApplyLoop {
     /// Applies until `stop`, or until something halts it. `stop` lets the batch at work finish.
     pub async fn run(self, stop: CancellationToken) {
-        let part = match self.topic {
-            Topic::Changes => "apply",
-            Topic::Snapshot => "apply snapshot",
-        };
+        let (halts, part) = (Arc::clone(&self.halts), self.part());
+        if let (Ended::Fenced, Some(error)) = self.serve(&stop).await {
+            halts.halt(&part, halt_of(error));
+        }
+    }
+
+    /// As [`Self::run`], where other workers may take the partition over: that is no reason to halt then.
+    pub async fn share(self, stop: CancellationToken) -> Ended {
+        self.serve(&stop).await.0
+    }
+
+    fn part(&self) -> String {
+        part(self.topic, self.partition, self.log.partitions())
+    }
+
+    /// Applies until the end; with the error of a loop that was fenced.
+    async fn serve(self, stop: &CancellationToken) -> (Ended, Option<SessionError>) {
+        let part = self.part();
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let started = Instant::now();
-            let Err(error) = self.session(part, &stop).await else { return };
+            let Err(error) = self.session(&part, stop).await else { return (Ended::Stopped, None) };
             metrics::counter!(metric::SYNC_ERRORS, "stage" => "apply").increment(1);
+            if matches!(error, SessionError::Apply(ApplyError::Fenced { .. })) {
+                return (Ended::Fenced, Some(error));
+            }
             match error.disposition() {
-                Disposition::Retry => self.halts.trouble(part, &error.to_string()),
-                Disposition::Halt | Disposition::DeadLetter => return self.halts.halt(part, halt_of(error)),
+                Disposition::Retry => self.halts.trouble(&part, &error.to_string()),
+                Disposition::Halt | Disposition::DeadLetter => {
+                    self.halts.halt(&part, halt_of(error));
+                    return (Ended::Halted, None);
+                }
             }
             let pause = backoff.next(&*self.ambient, started.elapsed());
             tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
+        (Ended::Stopped, None)
     }
 
     /// Reads from the stored offset and applies until `stop` or an error.

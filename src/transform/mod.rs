@@ -111,6 +111,16 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
     Problem::error(format!("{} cannot be read: {error}", path.display())).hint("make it readable for cutover's user")
 }
 
+/// Identifies the transforms as they are written, before anything is known of the tables.
+pub fn files_hash(files: &[TransformFile]) -> String {
+    let statements = files.iter().flat_map(|file| file.statements.iter().map(move |statement| (file, statement)));
+    let texts: Vec<String> = statements
+        .map(|(file, statement)| format!("{}\0{:?}\0{}", file.target, statement.directives, statement.sql))
+        .collect();
+    let digest = Sha256::digest(texts.join("\0\0").as_bytes());
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Identifies what the transforms do: workers with different hashes must not write side by side
 /// (CORRECTNESS rule 19).
 pub fn transforms_hash(plans: &[Plan]) -> String {

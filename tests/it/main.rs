@@ -35,6 +35,7 @@ mod operations;
 mod own_servers;
 mod pipeline;
 mod replay;
+mod roles;
 mod rules_limits;
 mod rules_merge;
 mod rules_positions;

@@ -124,7 +124,7 @@ impl PostgresSink {
 
 const RAISE_FENCE: &str = "
 INSERT INTO cutover.fences AS f (pipeline, source_table, version)
-SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = 'snapshot' AND lease_epoch = $4)
+SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4)
 ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)";
 
 /// Keeps everything of a source table out that is older than `version`, under the locks of all lanes of these targets: what

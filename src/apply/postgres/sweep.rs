@@ -35,7 +35,7 @@ fn stale(plan: &Plan) -> Option<String> {
     debug_assert!(!same.is_empty(), "{table} has a key");
     Some(format!(
         "g.{VERSION_COLUMN} > 0 AND g.{VERSION_COLUMN} < $1\n\
-         AND EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $2 AND topic = 'snapshot' AND lease_epoch = $3)\n\
+         AND EXISTS (SELECT FROM cutover.lease WHERE pipeline = $2 AND role = 'worker' AND epoch = $3)\n\
          AND NOT EXISTS (SELECT FROM cutover.dead_letters d WHERE d.pipeline = $2 AND d.source_table = $4 AND d.state = 'open' \
          AND {})",
         same.join(" AND ")

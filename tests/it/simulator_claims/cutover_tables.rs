@@ -171,9 +171,9 @@ async fn claim_a_sweep_removes_what_the_copy_has_not_met_but_what_is_referred_to
         let params = vec![param(5i64), param(PIPELINE), param(lease_epoch), param("shop.parents")];
         ("a", What::Run(Arc::new(text), params))
     };
-    let claim_snapshot = vec![param(PIPELINE), param("snapshot"), param(0i32), param(EPOCH), param(1i64)];
     let told = claim(vec![
-        run("a", "claim", claim_snapshot),
+        run("a", "lease row", vec![param(PIPELINE), param("worker")]),
+        run("a", "take lease", vec![param(PIPELINE), param("worker"), param("holder"), param(10f64)]),
         image("1", 1),
         image("2", 1),
         image("3", 1),
@@ -193,9 +193,9 @@ async fn claim_a_sweep_removes_what_the_copy_has_not_met_but_what_is_referred_to
         run("a", "waits", vec![param(PIPELINE), param(0i32)]),
     ])
     .await;
-    said(&told, "a10: (true)");
-    said(&told, "a13: (false)");
-    said(&told, "a17: (true)");
+    said(&told, "a11: (true)");
+    said(&told, "a14: (false)");
+    said(&told, "a18: (true)");
 }
 
 #[tokio::test]
@@ -302,7 +302,7 @@ async fn leases(rig: &Rig) -> Vec<String> {
     let taken = async || matches!(lease::acquire(&a.client, PIPELINE, "worker", "a").await, Ok(Ok(_)));
     crate::support::eventually("the dead holder's lease is taken", std::time::Duration::from_secs(8), taken).await;
     // The sinks of whoever held it before are ended, in whatever they were.
-    let sink = rig.session(&lease::sink_name(PIPELINE, Topic::Changes), false).await;
+    let sink = rig.session(&lease::sink_name(PIPELINE, Topic::Changes, 0), false).await;
     let other = rig.session("other", false).await;
     sink.client.batch_execute("BEGIN").await.unwrap();
     let lock = crate::simulator::postgres::Postgres::text_of("lock");

@@ -102,7 +102,7 @@ impl Lane {
     async fn open(pg: &Arc<Postgres>, topic: Topic) -> Result<Self, ApplyError> {
         let options = SinkOptions {
             target: target(pg),
-            session: options(&lease::sink_name(PIPELINE, topic), false),
+            session: options(&lease::sink_name(PIPELINE, topic, 0), false),
             pipeline: PIPELINE.into(),
             topic,
             partition: 0,
@@ -262,7 +262,7 @@ async fn a_crash_keeps_what_was_committed_and_an_unreachable_server_takes_nobody
 #[tokio::test(start_paused = true)]
 async fn a_stranded_session_keeps_its_locks_until_it_is_ended() {
     let pg = sound();
-    let name = lease::sink_name(PIPELINE, Topic::Changes);
+    let name = lease::sink_name(PIPELINE, Topic::Changes, 0);
     let (old, new) = (session(&pg, &name).await, session(&pg, "new").await);
     let lock = Postgres::text_of("lock");
     old.client.batch_execute("BEGIN").await.unwrap();

@@ -105,9 +105,9 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
         State::Schema | State::AddSchema => schema(state, exec, params).await,
         State::Fence => set_fence(exec, params).await,
         State::RaiseFence => {
-            let mut wanted = given(params, &[(offsets::pipeline, 0), (offsets::lease_epoch, 3)]);
-            wanted.push((offsets::topic, Value::text("snapshot")));
-            let held = !exec.rows(offsets::ID, has(&wanted)).is_empty();
+            let mut wanted = given(params, &[(lease::pipeline, 0), (lease::epoch, 3)]);
+            wanted.push((lease::role, Value::text("worker")));
+            let held = !exec.rows(lease::ID, has(&wanted)).is_empty();
             if held { set_fence(exec, &params[..3]).await } else { Ok(Answer::affected(0)) }
         }
         State::FenceDead => {

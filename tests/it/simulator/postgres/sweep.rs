@@ -5,7 +5,7 @@ use cutover::model::Plan;
 use super::{
     ModelTable, Postgres,
     exec::{Exec, Stop},
-    own::{dead_letters, offsets},
+    own::{dead_letters, lease},
     session::Answer,
     store::TableId,
     value::{Param, Value},
@@ -47,11 +47,9 @@ impl Stale {
         let (before, pipeline, epoch, source) =
             (params[0].int(), params[1].value(), params[2].value(), params[3].value());
         let leased = |row: &[Value]| {
-            row[offsets::pipeline] == pipeline
-                && row[offsets::topic] == Value::text("snapshot")
-                && row[offsets::lease_epoch] == epoch
+            row[lease::pipeline] == pipeline && row[lease::role] == Value::text("worker") && row[lease::epoch] == epoch
         };
-        if exec.rows(offsets::ID, leased).is_empty() {
+        if exec.rows(lease::ID, leased).is_empty() {
             return Vec::new();
         }
         let open = |row: &[Value]| {

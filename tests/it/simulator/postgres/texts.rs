@@ -181,7 +181,7 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Text, Int8, Int8],
         None,
         "INSERT INTO cutover.fences AS f (pipeline, source_table, version)
-         SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = 'snapshot' AND lease_epoch = $4)
+         SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4)
          ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)",
     ),
     of(

@@ -1,0 +1,86 @@
+//! Who leads: the process that holds the lease. It captures and copies, and does what one process alone may do.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    lease::{self, Lease},
+    store::Store,
+    target::TargetError,
+    worker::{Attempt, Role, Worker},
+};
+use crate::{database::postgres::PgError, transform};
+
+impl Worker {
+    /// Takes the lease, unless processes run that this one does not go together with.
+    pub(super) async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
+        let (applies, transforms) = (self.role == Role::All, self.transforms()?);
+        if let Some(reason) = leases.blocks_leader(applies, &transforms).await? {
+            return Err(Attempt::Later(reason));
+        }
+        let lease = {
+            let session = leases.session().await?;
+            let (client, pipeline) = (session.client()?, &self.config.name);
+            let taken = lease::acquire(client, pipeline, "worker", &process_name()).await.map_err(PgError::from)?;
+            let lease = taken
+                .map_err(|other| Attempt::Later(format!("waiting for the lease, which {} holds", other.holder)))?;
+            let raised = lease::raise(client, pipeline, "worker", lease).await.map_err(PgError::from)?;
+            raised.ok_or_else(|| Attempt::Later("the lease was lost again".into()))?
+        };
+        leases.mark_leader(lease, applies, &transforms).await?;
+        // Now that others see it: whoever has begun meanwhile goes on.
+        if let Some(reason) = leases.blocks_leader(applies, &transforms).await? {
+            self.release_lease(leases, lease).await;
+            return Err(Attempt::Later(reason));
+        }
+        let session = leases.session().await?;
+        let ended = match self.role {
+            Role::All => lease::end_predecessor(session.client()?, &self.config.name).await,
+            Role::Capture | Role::Apply => {
+                lease::end_predecessor_of_capture(session.client()?, &self.config.name).await
+            }
+        };
+        ended.map_err(PgError::from)?;
+        Ok(lease)
+    }
+
+    /// Identifies the transforms of this process.
+    fn transforms(&self) -> Result<String, Attempt> {
+        let folder = self.config.path(&self.config.transform.folder);
+        let files = transform::load(&folder, &self.config.target.schema).map_err(TargetError::Transforms)?;
+        Ok(transform::files_hash(&files))
+    }
+
+    /// Gives the lease up, so that the next worker need not wait.
+    pub(super) async fn release_lease(&self, leases: &Store, lease: Lease) {
+        if let Ok(session) = leases.session().await
+            && let Ok(client) = session.client()
+            && let Err(error) = lease::release(client, &self.config.name, "worker", lease).await
+        {
+            tracing::warn!(%error, "the lease was not released; it runs out by itself");
+        }
+    }
+}
+
+/// Renews the lease until `stop`; true if it was lost.
+pub(super) async fn renew(leases: Arc<Store>, pipeline: String, lease: Lease, stop: CancellationToken) -> bool {
+    loop {
+        tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(lease::RENEW_EVERY) => {} }
+        let Ok(session) = leases.session().await else { continue };
+        let Ok(client) = session.client() else { continue };
+        match lease::renew(client, &pipeline, "worker", lease).await {
+            Ok(true) => {}
+            Ok(false) => return true,
+            // An unreachable target cannot be written to either, so the lease is not at stake.
+            Err(error) => tracing::warn!(%error, "the lease could not be renewed yet"),
+        }
+    }
+}
+
+/// What this process is called where others see it.
+pub(super) fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.map_or_else(|_| "unknown host".into(), |name| name.trim().to_owned());
+    format!("{host}:{}", std::process::id())
+}
