@@ -47,7 +47,11 @@ fn render(name: &str, status: &Status) -> String {
     line("pipeline", format!("{name}: {phase}"));
     line(
         "worker",
-        if status.worker_running { "running".into() } else { "not running; start it with `cutover run`".into() },
+        match (status.worker_running, status.appliers.is_empty()) {
+            (true, _) => "running".into(),
+            (false, true) => "not running; start it with `cutover run`".into(),
+            (false, false) => "none captures; start one with `cutover run --role capture`".into(),
+        },
     );
     for applier in &status.appliers {
         let partitions: Vec<String> = applier.partitions.iter().map(u32::to_string).collect();

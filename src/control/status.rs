@@ -148,23 +148,25 @@ impl Store {
         Ok(row.and_then(|row| Some((serde_json::from_str(row.get(0)).ok()?, row.get(1)))))
     }
 
-    /// The lease's epoch, and whether a worker holds it.
-    async fn lease(&self) -> Result<(i64, bool), PgError> {
+    /// The lease's epoch, whether a worker holds it, and whether that one leaves the applying to others.
+    async fn lease(&self) -> Result<(i64, bool, bool), PgError> {
         let session = self.session().await?;
         let row = session
             .client()?
             .query_opt(
-                "SELECT epoch, expires_at > clock_timestamp() FROM cutover.lease WHERE pipeline = $1 AND role = 'worker'",
+                "SELECT epoch, expires_at > clock_timestamp(), NOT EXISTS (SELECT FROM cutover.lease a \
+                    WHERE a.pipeline = l.pipeline AND a.role = 'apply' AND a.epoch = l.epoch) \
+                 FROM cutover.lease l WHERE pipeline = $1 AND role = 'worker'",
                 &[&self.pipeline],
             )
             .await?;
-        Ok(row.map_or((0, false), |row| (row.get(0), row.get(1))))
+        Ok(row.map_or((0, false, false), |row| (row.get(0), row.get(1), row.get(2))))
     }
 
     /// The pipeline's status, as the target knows it.
     pub async fn status(&self) -> Result<Status, PgError> {
         let (mut report, age) = self.last_report().await?.unwrap_or((Report::default(), f64::INFINITY));
-        let (lease_epoch, held) = self.lease().await?;
+        let (lease_epoch, held, shares) = self.lease().await?;
         // What another worker said last, halts too, is not true of one that has just taken over.
         let reported = report.lease_epoch == lease_epoch;
         if !reported {
@@ -222,6 +224,9 @@ impl Store {
         let mut retrying = if worker_running { report.retrying } else { BTreeMap::new() };
         let mut halted = report.halted;
         let mut appliers = Vec::new();
+        if worker_running && shares && members.is_empty() {
+            retrying.insert("apply".into(), "no process applies; start one with `cutover run --role apply`".into());
+        }
         for (process, said) in members {
             halted = halted.or(said.halted);
             retrying.extend(said.retrying.into_iter().map(|(part, what)| (format!("{part} of {process}"), what)));

@@ -47,6 +47,8 @@ pub(super) struct Steward {
     end: Option<Position>,
     /// The log offsets at which `end` was captured.
     end_offsets: Option<Vec<u64>>,
+    /// Where capture was at the last report.
+    captured_before: Vec<u64>,
     show: fn(&Status),
     applying: Applying,
     jobs: Jobs,
@@ -81,6 +83,7 @@ impl Steward {
             target,
             end,
             end_offsets: None,
+            captured_before: Vec::new(),
             show,
             samples: VecDeque::new(),
             teller: None,
@@ -166,7 +169,11 @@ impl Steward {
     async fn report(&mut self, stop: &CancellationToken) -> Result<Option<Ended>, WorkerError> {
         let frontier = &self.worker.frontier;
         let captured = frontier.watch_captured().borrow().clone();
-        let applied_all = captured.is_some_and(|captured| frontier.reached(&captured.ends));
+        // Others are heard of a little later than capture goes on.
+        let before = std::mem::take(&mut self.captured_before);
+        let heard = matches!(self.applying, Applying::Elsewhere) && !before.is_empty() && frontier.reached(&before);
+        let applied_all = heard || captured.as_ref().is_some_and(|captured| frontier.reached(&captured.ends));
+        self.captured_before = captured.map(|captured| captured.ends).unwrap_or_default();
         let fresh = frontier.capture_lag_seconds(now_us()).is_some_and(|lag| lag < CAUGHT_UP_SECONDS_MAX);
         let halted = self.worker.halts.first();
         let changes = frontier.changes();

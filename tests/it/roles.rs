@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::{
     follow::{Follow, Load, PATIENCE, following, lag, metric, status, stop},
-    support::{Kafka, Mysql, Postgres, Worker, eventually},
+    support::{Kafka, Mysql, Own, Postgres, Worker, eventually},
 };
 
 const CAPTURE: &[&str] = &["--role", "capture"];
@@ -26,13 +26,16 @@ struct Roles {
 impl Roles {
     /// A pipeline over the shared broker, not started.
     async fn new(partitions: u32) -> Self {
-        let shared = Kafka::shared().await;
+        Self::over(&Kafka::shared().await.url, partitions).await
+    }
+
+    async fn over(url: &str, partitions: u32) -> Self {
         let pipe = Follow::new(Mysql::v57().await, Postgres::v15().await).await;
         pipe.work.configure_also(&format!(
             "[log]\nurl = {:?}\npartitions = {partitions}\n\n[snapshot]\nchunk_rows = 500\n",
-            shared.url
+            url
         ));
-        let kafka = Kafka::of(&shared.url, pipe.name());
+        let kafka = Kafka::of(url, pipe.name());
         Roles { pipe, kafka, partitions }
     }
 
@@ -279,6 +282,36 @@ async fn rule_19_processes_with_other_transforms_wait_until_nobody_applies_with_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_and_comes_back_has_its_processes_share_again() {
+    let broker = Own::Kafka.take().await;
+    let roles = Roles::over(broker.url, 3).await;
+    let pipe = &roles.pipe;
+    pipe.insert(0..2000).await;
+    let capture = roles.start(CAPTURE);
+    let (first, second) = (roles.start(APPLY), roles.start(APPLY));
+    following(&capture).await;
+    assert_eq!(roles.shared_by(&capture, 2).await, [1, 2]);
+    let load = Load::start(&pipe.source, 2, Duration::from_millis(10), statement).await;
+    for away in [Duration::from_secs(1), PAUSE] {
+        broker.crash();
+        sleep(away).await;
+        broker.start();
+        eventually("all of them are ready again", PATIENCE, async || {
+            let mut ready = true;
+            for worker in [&capture, &first, &second] {
+                ready &= worker.get("/readyz").await.is_ok_and(|(code, _)| code == 200);
+                ready &= lag(worker).await.is_some_and(|seconds| seconds < 5.0);
+            }
+            ready
+        })
+        .await;
+    }
+    load.stop().await;
+    roles.shared_by(&capture, 2).await;
+    roles.sound(&[&capture, &first, &second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_role_runs_until_synced() {
     let roles = Roles::new(2).await;
     let pipe = &roles.pipe;
@@ -291,8 +324,15 @@ async fn each_role_runs_until_synced() {
     stop(&mut capture).await;
 
     pipe.source.exec("UPDATE t SET n = 5").await;
-    let _apply = roles.start(APPLY);
     let mut capture = roles.start(&["--role", "capture", "--until-synced"]);
+    eventually("it says that nobody applies", PATIENCE, async || {
+        let status = status(&capture).await;
+        status.is_some_and(|status| {
+            status["retrying"]["apply"].as_str().is_some_and(|what| what.contains("--role apply"))
+        })
+    })
+    .await;
+    let _apply = roles.start(APPLY);
     let ended = capture.wait_exit(PATIENCE).await;
     assert_eq!(ended.code(), Some(0), "{}", capture.stderr());
     let (source, target) = pipe.contents().await;

@@ -31,7 +31,7 @@ const FETCHED_AHEAD_KB: u32 = 8 << 10;
 const FETCH_BYTES: u32 = 2 << 20;
 /// A process that is not heard of for this long loses its partitions to others.
 const MEMBER_SILENT_MAX: Duration = Duration::from_secs(8);
-const MEMBER_HEARTBEAT: Duration = Duration::from_secs(2);
+const MEMBER_HEARTBEAT: Duration = Duration::from_millis(500);
 /// What tells writers under one lease apart.
 const TURN_BITS: u32 = 16;
 /// The most that librdkafka takes for one record.
