@@ -6,7 +6,7 @@ SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
 MINUTES := 10
 
-.PHONY: help demo test simulate chaos bench-smoke fuzz check check-deploy clean-services
+.PHONY: help demo test simulate chaos bench-smoke bench-scale fuzz check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
@@ -14,6 +14,7 @@ help:
 	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
+	@echo "make bench-scale     throughput with 1, 2 and 4 partitions and 1 and 2 processes (ROUND_TRIP_MS=n: a target that is far away)"
 	@echo "make fuzz            the decoders against arbitrary bytes, MINUTES=10 for each target"
 	@echo "make check           format, lints, dependency policy"
 	@echo "make check-deploy    alert rules and their tests; with CHECK_DEPLOY_GO=1 compose and Kubernetes files too"
@@ -37,6 +38,9 @@ chaos:
 
 bench-smoke:
 	scripts/bench-smoke
+
+bench-scale:
+	scripts/bench-scale $(if $(ROUND_TRIP_MS),--round-trip-ms $(ROUND_TRIP_MS))
 
 fuzz:
 	scripts/fuzz --minutes $(MINUTES) $(TARGET)

@@ -11,8 +11,9 @@ import processes
 
 
 class Worker:
-    def __init__(self, binary, config, log, http_port):
+    def __init__(self, binary, config, log, http_port, arguments=()):
         self.command = [binary, "-c", config]
+        self.arguments = list(arguments)
         self.log = log
         self.url = f"http://127.0.0.1:{http_port}/metrics"
         self.process = None
@@ -20,7 +21,7 @@ class Worker:
 
     def start(self):
         with open(self.log, "a") as log:
-            self.process = subprocess.Popen([*self.command, "run"], stdout=log, stderr=log)
+            self.process = subprocess.Popen([*self.command, "run", *self.arguments], stdout=log, stderr=log)
 
     def check(self):
         if self.process.poll() is not None:
