@@ -6,13 +6,62 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     lease::{self, Lease},
+    members::Described,
     store::Store,
     target::TargetError,
-    worker::{Attempt, Role, Worker},
+    worker::{Attempt, Role, Worker, WorkerError},
 };
-use crate::{database::postgres::PgError, transform};
+use crate::{
+    config::Config,
+    database::postgres::PgError,
+    log::{EmbeddedLog, KafkaLog, Log, LogError, kafka},
+    model::Disposition,
+    observe::Halt,
+    pipeline::apply,
+    transform,
+};
 
 impl Worker {
+    /// Takes the lease and the log. A worker that lost the lease may still have the log open: it lets go when it notices.
+    pub(super) async fn take_over(&self, leases: &Store) -> Result<(Lease, Arc<dyn Log>), Attempt> {
+        let lease = self.take_lease(leases).await?;
+        let error = match self.open_log(lease).await {
+            Ok(log) => return Ok((lease, log)),
+            Err(error) => error,
+        };
+        self.release_lease(leases, lease).await;
+        match error {
+            error @ LogError::InUse { .. } => Err(Attempt::Later(error.to_string())),
+            error if error.disposition() == Disposition::Retry => Err(Attempt::Later(error.to_string())),
+            error => Err(Attempt::Hopeless(WorkerError::Log(error))),
+        }
+    }
+
+    async fn open_log(&self, lease: Lease) -> Result<Arc<dyn Log>, LogError> {
+        let Config { name, log, folder, .. } = &*self.config;
+        if let Some(folder) = log.folder(folder) {
+            // A folder for each pipeline, as for all other state.
+            return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
+        }
+        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?.under_lease(lease.epoch)).await?))
+    }
+
+    pub(super) fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
+        kafka::Settings::new(&self.config.name, &self.config.log).map_err(|reason| LogError::Client { reason })
+    }
+
+    /// Whether the log has everything that the target goes on with; halts if it has not.
+    pub(super) async fn judge_log(&self, log: &Arc<dyn Log>) -> Result<bool, Attempt> {
+        for (topic, partition, next) in self.store.next_offsets(log.epoch()).await? {
+            if let Err(error) = apply::reaches(&**log, topic, partition, next).await {
+                let remedy = "restart the worker when that is done".into();
+                self.halts.halt("log", Halt { reason: error.to_string(), remedy });
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes the lease, unless processes run that this one does not go together with.
     pub(super) async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
         let (applies, transforms) = (self.role == Role::All, self.transforms()?);
@@ -43,6 +92,15 @@ impl Worker {
         };
         ended.map_err(PgError::from)?;
         Ok(lease)
+    }
+
+    /// Prepares the lanes for this log, and tells the processes that apply, where they do, of the tables.
+    pub(super) async fn prepare_lanes(&self, log: &Arc<dyn Log>, described: &Described) -> Result<(), Attempt> {
+        self.store.begin_log(log.epoch(), log.partitions()).await?;
+        if self.role == Role::Capture {
+            self.store.describe(described).await?;
+        }
+        Ok(())
     }
 
     /// Identifies the transforms of this process.

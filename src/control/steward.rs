@@ -192,7 +192,7 @@ impl Steward {
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
         (self.show)(&status);
         if let Some(teller) = &mut self.teller {
-            teller.tell(&status, report.halted.clone(), now_us() / 1000).await?;
+            teller.tell(&status, status.halted.clone(), now_us() / 1000).await?;
         }
         if status.tables.iter().all(|table| table.state == "copied") && status.phase == Phase::Copying {
             self.run_script(stop).await?;

@@ -44,14 +44,10 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EmbeddedLog, EventFile, KafkaEvents, KafkaLog, Log, LogError, Topic, kafka},
+    log::{EventFile, KafkaEvents, Log, LogError, Topic},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
     observe::{EventSink, Frontier, Halt, Halts, Machine},
-    pipeline::{
-        apply::{self, ApplyLoop},
-        batches::Bounds,
-        capture::CaptureLoop,
-    },
+    pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
     snapshot::{copier::Copier, refetch::Refetch},
 };
 
@@ -308,46 +304,6 @@ impl Worker {
         Ok(Opened { connector, facts, tables, end, at: Instant::now() })
     }
 
-    /// Takes the lease and the log. A worker that lost the lease may still have the log open: it lets go when it notices.
-    async fn take_over(&self, leases: &Store) -> Result<(Lease, Arc<dyn Log>), Attempt> {
-        let lease = self.take_lease(leases).await?;
-        let error = match self.open_log(lease).await {
-            Ok(log) => return Ok((lease, log)),
-            Err(error) => error,
-        };
-        self.release_lease(leases, lease).await;
-        match error {
-            error @ LogError::InUse { .. } => Err(Attempt::Later(error.to_string())),
-            error if error.disposition() == Disposition::Retry => Err(Attempt::Later(error.to_string())),
-            error => Err(Attempt::Hopeless(WorkerError::Log(error))),
-        }
-    }
-
-    async fn open_log(&self, lease: Lease) -> Result<Arc<dyn Log>, LogError> {
-        let Config { name, log, folder, .. } = &*self.config;
-        if let Some(folder) = log.folder(folder) {
-            // A folder for each pipeline, as for all other state.
-            return Ok(Arc::new(EmbeddedLog::open(&folder.join(name), log.into()).await?));
-        }
-        Ok(Arc::new(KafkaLog::open(self.kafka_settings()?.under_lease(lease.epoch)).await?))
-    }
-
-    fn kafka_settings(&self) -> Result<kafka::Settings, LogError> {
-        kafka::Settings::new(&self.config.name, &self.config.log).map_err(|reason| LogError::Client { reason })
-    }
-
-    /// Whether the log has everything that the target goes on with; halts if it has not.
-    async fn judge_log(&self, log: &Arc<dyn Log>) -> Result<bool, Attempt> {
-        for (topic, partition, next) in self.store.next_offsets(log.epoch()).await? {
-            if let Err(error) = apply::reaches(&**log, topic, partition, next).await {
-                let remedy = "restart the worker when that is done".into();
-                self.halts.halt("log", Halt { reason: error.to_string(), remedy });
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// The tables may have changed while this worker waited for another one's end.
     async fn up_to_date(&self, opened: Opened) -> Result<Option<Opened>, WorkerError> {
         if opened.at.elapsed() < STALE_AFTER {
@@ -365,15 +321,6 @@ impl Worker {
         }
         self.store.register_tables(tables).await?;
         Ok(self.store.position().await?)
-    }
-
-    /// Prepares the lanes for this log, and tells the processes that apply, where they do, of the tables.
-    async fn prepare_lanes(&self, log: &Arc<dyn Log>, described: &Described) -> Result<(), Attempt> {
-        self.store.begin_log(log.epoch(), log.partitions()).await?;
-        if self.role == Role::Capture {
-            self.store.describe(described).await?;
-        }
-        Ok(())
     }
 
     /// Brings what the target has to the frontier, for as long as it is polled.

@@ -395,3 +395,40 @@ async fn the_number_of_partitions_changes_with_a_new_log() {
         stop(&mut apply).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_of_the_pipeline_is_done_where_others_apply() {
+    let roles = Roles::new(3).await;
+    let pipe = &roles.pipe;
+    pipe.work.transform("t", "SELECT id, n + 1000 AS n, note FROM t");
+    pipe.target.exec("ALTER TABLE t ADD CONSTRAINT small CHECK (n < 50000)").await;
+    pipe.insert(0..600).await;
+    let (mut capture, mut first, mut second) = (roles.start(CAPTURE), roles.start(APPLY), roles.start(APPLY));
+    following(&capture).await;
+    roles.shared_by(&capture, 2).await;
+    pipe.source.exec("UPDATE t SET n = id; UPDATE t SET n = 100000 + id WHERE id < 10").await;
+    let open = "SELECT count(*) FROM cutover.dead_letters WHERE state = 'open'";
+    pipe.eventually_at_target(open, "10").await;
+    pipe.target.exec("ALTER TABLE t DROP CONSTRAINT small").await;
+    let retried = pipe.work.run(&["dlq", "retry", "--all"]).await;
+    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+    pipe.eventually_at_target(open, "0").await;
+    pipe.eventually_at_target("SELECT count(*) FROM t WHERE n >= 101000", "10").await;
+
+    for worker in [&mut capture, &mut first, &mut second] {
+        stop(worker).await;
+    }
+    pipe.work.transform("t", "SELECT id, n, note FROM t");
+    let (capture, _first, _second) = (roles.start(CAPTURE), roles.start(APPLY), roles.start(APPLY));
+    roles.shared_by(&capture, 2).await;
+    let replayed = pipe.work.run(&["replay", "--from", "beginning"]).await;
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    pipe.in_step().await;
+
+    let unseen = "SET sql_log_bin = 0; DELETE FROM t WHERE id % 7 = 0; SET sql_log_bin = 1; UPDATE t SET n = n + 1";
+    pipe.source.exec(unseen).await;
+    pipe.eventually_at_target("SELECT n FROM t WHERE id = 1", "100002").await;
+    let copied = pipe.work.run(&["resnapshot", "t"]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    roles.sound(&[&capture]).await;
+}
