@@ -55,11 +55,20 @@ impl MysqlServer {
     }
 }
 
+/// A pipeline that applied what Debezium captured has no place in the source's log to go on from.
+fn followed_debezium() -> CaptureError {
+    CaptureError::Halt {
+        reason: "the target has followed a connector of Debezium under this name".into(),
+        remedy: "start a pipeline of another name, which copies the tables; versions at the target are kept".into(),
+    }
+}
+
 #[async_trait]
 impl OpenSource for MysqlServer {
     async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
         let (from, known) = match from {
             Some((Position::Mysql(position), clock)) => (Some((position, clock)), self.known_schemas(clock).await?),
+            Some((Position::Debezium(_), _)) => return Err(followed_debezium()),
             None => (None, Vec::new()),
         };
         let mut settings = self.config.resolve(&self.pipeline, now_us)?;
@@ -167,7 +176,9 @@ impl Fetch for MysqlServer {
         keys: &[Vec<Value>],
         captured: &Captured,
     ) -> Result<Vec<Vec<Value>>, SnapshotError> {
-        let Position::Mysql(position) = captured.position.clone();
+        let Position::Mysql(position) = captured.position.clone() else {
+            return Err(SnapshotError::Source(followed_debezium().to_string()));
+        };
         let watermark = Watermark { position, version: captured.clock };
         let mut scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
         let mut rows = scanner.fetch(table, &table.key, keys, &watermark).await?;

@@ -11,7 +11,7 @@ mod decode;
 mod encode;
 #[doc(hidden)]
 pub mod fuzz;
-mod json;
+pub(in crate::log) mod json;
 mod splice;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 //! by the sink, in the transaction that applied it.
 
 pub mod config;
+pub mod debezium;
 pub mod embedded;
 pub mod envelope;
 pub mod event_file;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use config::LogConfig;
+pub use debezium::DebeziumConfig;
 pub use embedded::EmbeddedLog;
 pub use event_file::EventFile;
 pub use kafka::{KafkaEvents, KafkaLog};
@@ -116,6 +118,23 @@ pub enum LogError {
          100 MB, socket.request.max.bytes of the brokers)"
     )]
     TooLarge { topic: String, bytes: u64, limit: u64 },
+    #[error("{topic}/{partition} at offset {offset}: {source}")]
+    Debezium { topic: String, partition: u32, offset: Offset, source: debezium::DebeziumError },
+    #[error(
+        "{topic}/{partition} begins at offset {start}, after offset {wanted}, where it is to be read from: the changes between are gone; let \
+         the connector write new topics with a snapshot, or set [log.debezium] begin = \"available\" in a pipeline of a new name and ask the connector for \
+         an incremental snapshot"
+    )]
+    DebeziumTrimmed { topic: String, partition: u32, wanted: Offset, start: Offset },
+    #[error(
+        "topic {topic} has {now} partitions, and had {before} when it was begun: its keys have moved between them, and their order is lost; \
+         let the connector write new topics with a snapshot, and follow those in a pipeline of a new name"
+    )]
+    DebeziumPartitions { topic: String, before: u32, now: u32 },
+    #[error(
+        "the topics have {lanes} partitions, and a pipeline takes {max}: name fewer tables in [source] tables, and run several pipelines"
+    )]
+    DebeziumLanes { lanes: u32, max: u32 },
     #[error("the log failed: {0}")]
     Other(String),
 }
@@ -147,6 +166,10 @@ impl LogError {
             | LogError::Client { .. }
             | LogError::Topics(_)
             | LogError::Fenced { .. }
+            | LogError::Debezium { .. }
+            | LogError::DebeziumTrimmed { .. }
+            | LogError::DebeziumPartitions { .. }
+            | LogError::DebeziumLanes { .. }
             | LogError::TooLarge { .. } => Disposition::Halt,
         }
     }

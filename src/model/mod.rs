@@ -4,6 +4,7 @@
 //! module speaks in these terms, so that stages never need to import each other.
 
 pub mod change;
+pub mod debezium;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod position;
@@ -13,6 +14,7 @@ pub mod value;
 pub mod version;
 
 pub use change::{Change, Images, Op};
+pub use debezium::{DebeziumPosition, SourcePlace};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};

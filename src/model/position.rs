@@ -4,11 +4,15 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::DebeziumPosition;
+
 /// Where a source's log has been read to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
 pub enum Position {
     Mysql(MysqlPosition),
+    /// Of a log that a connector of Debezium writes: what was seen of it in one partition.
+    Debezium(DebeziumPosition),
 }
 
 impl Position {
@@ -17,7 +21,7 @@ impl Position {
     /// On the same server the files decide: an executed GTID set that is read after a row was seen may lack the
     /// row's transaction, but the log was written first. Only after a failover is it the GTIDs.
     pub fn covers(&self, end: &Position) -> bool {
-        let (Position::Mysql(this), Position::Mysql(end)) = (self, end);
+        let (Position::Mysql(this), Position::Mysql(end)) = (self, end) else { return false };
         if this.server == end.server {
             return this.file_order(end).is_ge();
         }
@@ -26,8 +30,10 @@ impl Position {
 
     /// Whether the other position is one in the log of the same server.
     pub fn same_server(&self, other: &Position) -> bool {
-        let (Position::Mysql(this), Position::Mysql(other)) = (self, other);
-        this.server == other.server
+        match (self, other) {
+            (Position::Mysql(this), Position::Mysql(other)) => this.server == other.server,
+            (Position::Mysql(_) | Position::Debezium(_), Position::Mysql(_) | Position::Debezium(_)) => false,
+        }
     }
 }
 

@@ -67,6 +67,9 @@ impl Capture {
             | Captured::Heartbeat { position: Position::Mysql(position), clock, .. } => {
                 self.resume = Some((position.clone(), *clock));
             }
+            Captured::Commit { position, .. } | Captured::Heartbeat { position, .. } => {
+                panic!("{position:?} of a MySQL server")
+            }
             Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. } => {}
         }
         Ok(captured)

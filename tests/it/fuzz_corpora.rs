@@ -17,10 +17,11 @@ use cutover::{
 type Target = (&'static str, fn(&[u8]));
 
 /// The targets of `fuzz/fuzz_targets`.
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     ("binlog_event", binlog::fuzz::event),
     ("binlog_rows", binlog::fuzz::rows),
     ("config", config::fuzz::config),
+    ("debezium", log::debezium::fuzz::debezium),
     ("envelope", log::envelope::fuzz::envelope),
     ("segment", log::embedded::fuzz::segment),
     ("statements", binlog::fuzz::statements),

@@ -19,7 +19,7 @@ const fn spread(byte: u8) -> u64 {
 ///
 /// Eight bytes at a time, after <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>: a
 /// borrow can only flag bytes above a true hit, so the lowest flag is always right.
-pub(super) fn plain_len(bytes: &[u8]) -> usize {
+pub(in crate::log) fn plain_len(bytes: &[u8]) -> usize {
     let mut len = 0;
     let mut words = bytes.chunks_exact(8);
     for chunk in &mut words {
@@ -36,7 +36,7 @@ pub(super) fn plain_len(bytes: &[u8]) -> usize {
 }
 
 /// Writes a JSON string with its quotes.
-pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
+pub(in crate::log) fn write_string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
     let mut rest = text.as_bytes();
@@ -62,18 +62,18 @@ pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
 
 /// Reads one document from front to back.
 #[derive(Debug, Clone)]
-pub(super) struct Scanner<'a> {
+pub(in crate::log) struct Scanner<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(value: &'a [u8]) -> Result<Self, EnvelopeError> {
+    pub(in crate::log) fn new(value: &'a [u8]) -> Result<Self, EnvelopeError> {
         let text = std::str::from_utf8(value).map_err(|error| EnvelopeError::NotUtf8 { at: error.valid_up_to() })?;
         Ok(Scanner { text, at: 0 })
     }
 
-    pub(super) fn malformed(&self, expected: &'static str) -> EnvelopeError {
+    pub(in crate::log) fn malformed(&self, expected: &'static str) -> EnvelopeError {
         EnvelopeError::Malformed { at: self.at, expected }
     }
 
@@ -86,7 +86,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The next byte that is no white space, left where it is.
-    pub(super) fn peek(&mut self) -> Option<u8> {
+    pub(in crate::log) fn peek(&mut self) -> Option<u8> {
         loop {
             let byte = *self.text.as_bytes().get(self.at)?;
             if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
@@ -96,7 +96,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    pub(super) fn expect(&mut self, wanted: u8, expected: &'static str) -> Result<(), EnvelopeError> {
+    pub(in crate::log) fn expect(&mut self, wanted: u8, expected: &'static str) -> Result<(), EnvelopeError> {
         if self.peek() != Some(wanted) {
             return Err(self.malformed(expected));
         }
@@ -105,7 +105,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Steps over `wanted` if it is next.
-    pub(super) fn accept(&mut self, wanted: u8) -> bool {
+    pub(in crate::log) fn accept(&mut self, wanted: u8) -> bool {
         let found = self.peek() == Some(wanted);
         self.at += usize::from(found);
         found
@@ -113,7 +113,7 @@ impl<'a> Scanner<'a> {
 
     /// Steps over `"name":` if exactly that is next. A name that has to be escaped is left to [`key`](Scanner::key): its
     /// bytes as they are would be another name's spelling, or none.
-    pub(super) fn accept_key(&mut self, name: &str) -> bool {
+    pub(in crate::log) fn accept_key(&mut self, name: &str) -> bool {
         let name = name.as_bytes();
         let found = self.peek() == Some(b'"')
             && self
@@ -126,14 +126,14 @@ impl<'a> Scanner<'a> {
     }
 
     /// An object's next key with its colon.
-    pub(super) fn key(&mut self) -> Result<Cow<'a, str>, EnvelopeError> {
+    pub(in crate::log) fn key(&mut self) -> Result<Cow<'a, str>, EnvelopeError> {
         let key = self.string()?;
         self.expect(b':', "a colon")?;
         Ok(key)
     }
 
     /// After a value of an object: whether another one follows.
-    pub(super) fn more(&mut self) -> Result<bool, EnvelopeError> {
+    pub(in crate::log) fn more(&mut self) -> Result<bool, EnvelopeError> {
         match self.peek() {
             Some(b',') => {
                 self.at += 1;
@@ -147,11 +147,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    pub(super) fn end(&mut self) -> Result<(), EnvelopeError> {
+    pub(in crate::log) fn end(&mut self) -> Result<(), EnvelopeError> {
         if self.peek().is_none() { Ok(()) } else { Err(self.malformed("the end")) }
     }
 
-    pub(super) fn string(&mut self) -> Result<Cow<'a, str>, EnvelopeError> {
+    pub(in crate::log) fn string(&mut self) -> Result<Cow<'a, str>, EnvelopeError> {
         self.expect(b'"', "a string")?;
         let start = self.at;
         self.at += plain_len(self.rest());
@@ -232,7 +232,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// A number, as it is spelled.
-    pub(super) fn number(&mut self) -> Result<&'a str, EnvelopeError> {
+    pub(in crate::log) fn number(&mut self) -> Result<&'a str, EnvelopeError> {
         let start = self.at;
         self.at += usize::from(self.rest().first() == Some(&b'-'));
         if self.rest().first() == Some(&b'0') {
@@ -259,7 +259,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// `true`, `false` or `null`, which the caller has seen the first letter of.
-    pub(super) fn literal(&mut self, word: &'static str) -> Result<&'static str, EnvelopeError> {
+    pub(in crate::log) fn literal(&mut self, word: &'static str) -> Result<&'static str, EnvelopeError> {
         if !self.rest().starts_with(word.as_bytes()) {
             return Err(self.malformed("a value"));
         }
@@ -267,8 +267,16 @@ impl<'a> Scanner<'a> {
         Ok(word)
     }
 
+    /// Steps over any value; its text.
+    pub(in crate::log) fn raw(&mut self) -> Result<&'a str, EnvelopeError> {
+        self.peek();
+        let start = self.at;
+        self.skip()?;
+        self.slice(start, self.at)
+    }
+
     /// Steps over any value.
-    pub(super) fn skip(&mut self) -> Result<(), EnvelopeError> {
+    pub(in crate::log) fn skip(&mut self) -> Result<(), EnvelopeError> {
         self.skip_nested(0)
     }
 

@@ -84,6 +84,7 @@ impl OpenSource for ModelServer {
         }
         let (from, clock) = match from {
             Some((Position::Mysql(from), clock)) => (from, clock),
+            Some((Position::Debezium(_), _)) => unreachable!("no simulated source is a connector of Debezium"),
             None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
             None => (self.server.end(), self.clock_min.max(self.chance().now_us())),
         };
