@@ -222,9 +222,15 @@ impl Config {
         if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(plain) {
             wrong("name", "must be 1 to 40 of a-z, 0-9, _ and -".into());
         }
-        scheme(&self.source.url, &["mysql"], "source.url", &mut wrong);
-        for (key, message) in self.source.problems() {
-            wrong(key, message);
+        if self.log.debezium.is_some() {
+            self.judge_without_source(&mut wrong);
+        } else if self.source.url.is_empty() {
+            wrong("source.url", "is missing".into());
+        } else {
+            scheme(&self.source.url, &["mysql"], "source.url", &mut wrong);
+            for (key, message) in self.source.problems() {
+                wrong(key, message);
+            }
         }
         scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
         if let Err(error) = postgres::Target::parse(&self.target.url) {
@@ -252,6 +258,21 @@ impl Config {
         }
         for (key, message) in self.log.problems().into_iter().chain(self.apply.problems()) {
             wrong(key, message);
+        }
+    }
+
+    /// A connector of Debezium captures: what there is no source for is not asked for.
+    fn judge_without_source(&self, wrong: &mut impl FnMut(&str, String)) {
+        if !self.source.url.is_empty() {
+            wrong("source.url", "is not used with [log.debezium], whose connector captures; remove it".into());
+        }
+        if self.source.tables.as_ref().is_some_and(Vec::is_empty) {
+            wrong("source.tables", "names no table; leave it out to follow all that have topics".into());
+        }
+        if self.target.after_copy.is_some() {
+            let message = "is not used with [log.debezium]: nothing tells when the connector's snapshot is complete; remove it, and run the script \
+                           yourself when it is";
+            wrong("target.after_copy", message.into());
         }
     }
 

@@ -78,6 +78,9 @@ pub(crate) async fn dlq(config: &Config, command: Dlq) -> Result<(), Failure> {
 async fn selection(config: &Config, store: &Store, table: Option<String>) -> Result<Selection, Failure> {
     let Some(table) = table else { return Ok(Selection::All) };
     asked::is_known(store, &table).await?;
+    if let Some(debezium) = &config.log.debezium {
+        return Ok(Selection::Table(format!("{}.{table}", debezium.database())));
+    }
     let connector = Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
     Ok(Selection::Table(format!("{}.{table}", connector.database().unwrap_or_default())))
 }

@@ -9,6 +9,14 @@ use crate::{
 };
 
 pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
+    if config.log.debezium.is_some() {
+        if role != Role::Apply {
+            return Err(Failure::Usage(anyhow::anyhow!(
+                "the changes in [log.debezium] are captured by their connector: run with --role apply"
+            )));
+        }
+        return Box::pin(work(config, until_synced)).await;
+    }
     let half = match role {
         Role::Capture => Some("capture"),
         Role::Apply => Some("apply"),
@@ -21,6 +29,10 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
             config.log.url
         )));
     }
+    Box::pin(work(config, until_synced)).await
+}
+
+async fn work(config: Config, until_synced: bool) -> Result<(), Failure> {
     super::init_logs();
     let stop = CancellationToken::new();
     let signals = tokio::spawn(stop_on_signal(stop.clone()));

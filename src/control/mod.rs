@@ -8,9 +8,12 @@
 mod applier;
 mod applying;
 pub mod checkpoints;
+mod columns;
+mod connector;
 pub mod copies;
 pub mod events;
 mod follower;
+pub mod foresight;
 pub mod http;
 mod jobs;
 mod lead;

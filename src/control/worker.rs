@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    applier, follower,
+    applier, connector, follower,
     http::{self, Endpoints},
     lead::renew,
     lease::{self, Lease},
@@ -44,7 +44,7 @@ use crate::{
         },
         postgres::{self, PgError, privileges},
     },
-    log::{EventFile, KafkaEvents, Log, LogError, Topic},
+    log::{EventFile, KafkaEvents, Log, LogError, Topic, kafka::debezium::LANES_MAX},
     model::{Disposition, MysqlPosition, Position, TableSchema, Version},
     observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
@@ -166,7 +166,8 @@ pub async fn run(
         .map_err(|source| WorkerError::Listen { address: config.http.listen.clone(), source })?;
     let metrics = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
     let halts = Arc::new(Halts::default());
-    let frontier = Frontier::new(config.log.partitions);
+    let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
+    let frontier = Frontier::new(lanes);
     let store = store(&config)?;
     let serving = CancellationToken::new();
     let endpoints = Arc::new(Endpoints {
@@ -210,6 +211,9 @@ pub(super) struct Worker {
 impl Worker {
     async fn run(self, until_synced: bool, show: fn(&Status)) -> Result<Ended, WorkerError> {
         let Some(()) = self.patiently("target", || self.prepare_store()).await? else { return Ok(Ended::Stopped) };
+        if let Some(debezium) = self.config.log.debezium.clone() {
+            return Box::pin(connector::run(&self, debezium, until_synced, show)).await;
+        }
         if self.role == Role::Apply {
             return self.apply(until_synced).await;
         }

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::kafka::{KafkaProperties, KafkaUrl};
+use super::{
+    debezium::DebeziumConfig,
+    kafka::{KafkaProperties, KafkaUrl},
+};
 
 /// Bounds on `partitions`: lanes cost a connection to the target each.
 pub const PARTITIONS_MAX: u32 = 256;
@@ -29,6 +32,8 @@ pub struct LogConfig {
     pub bytes_max: u64,
     /// Settings for librdkafka: SASL, TLS, compression.
     pub kafka: KafkaProperties,
+    /// The topics of a connector of Debezium, which are applied in place of a log that this pipeline writes.
+    pub debezium: Option<DebeziumConfig>,
 }
 
 impl Default for LogConfig {
@@ -39,6 +44,7 @@ impl Default for LogConfig {
             retention_hours: 24 * 7,
             bytes_max: 20 << 30,
             kafka: KafkaProperties::default(),
+            debezium: None,
         }
     }
 }
@@ -68,6 +74,14 @@ impl LogConfig {
             problems.push(("log.url", allowed.to_owned()));
         } else if !self.kafka.is_empty() {
             problems.push(("log.kafka", "is for a `kafka://` log.url; set that, or remove the section".to_owned()));
+        }
+        match &self.debezium {
+            Some(debezium) if self.is_kafka() => problems.extend(debezium.problems()),
+            Some(_) => problems.push((
+                "log.debezium",
+                "is for a `kafka://` log.url, the brokers that the connector writes to".to_owned(),
+            )),
+            None => {}
         }
         if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
             let problem = format!("must be from 1 to {PARTITIONS_MAX}, not {}", self.partitions);

@@ -14,6 +14,7 @@
 //! committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
 
 mod broker;
+pub mod debezium;
 mod events;
 mod group;
 mod letters;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -32,6 +32,8 @@ struct Lane {
     snapshot: AtomicU64,
     clock: AtomicI64,
     newest_commit_us: AtomicI64,
+    /// Of a log whose partitions come one by one: not there yet, and behind in nothing.
+    is_idle: AtomicBool,
 }
 
 /// Progress shared by all loops of a worker. Every value only grows.
@@ -51,6 +53,17 @@ impl Frontier {
             applied: watch::channel(0).0,
             changes: Mutex::default(),
         })
+    }
+
+    /// Of all partitions these are there.
+    pub fn use_partitions(&self, partitions: &[u32]) {
+        for (partition, lane) in (0..).zip(&self.lanes) {
+            lane.is_idle.store(!partitions.contains(&partition), Ordering::Release);
+        }
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().filter(|lane| !lane.is_idle.load(Ordering::Acquire))
     }
 
     /// Capture has made everything up to here durable in the log.
@@ -114,6 +127,11 @@ impl Frontier {
         self.lanes.get(partition as usize).map_or(0, |lane| lane.snapshot.load(Ordering::Acquire))
     }
 
+    /// The offset up to which a partition's changes are in the target.
+    pub fn changes_offset(&self, partition: u32) -> u64 {
+        self.lanes.get(partition as usize).map_or(0, |lane| lane.changes.load(Ordering::Acquire))
+    }
+
     /// Whether every partition of the changes topic is applied up to these offsets.
     pub fn reached(&self, ends: &[u64]) -> bool {
         ends.iter().zip(&self.lanes).all(|(end, lane)| lane.changes.load(Ordering::Acquire) >= *end)
@@ -121,13 +139,13 @@ impl Frontier {
 
     /// The lowest clock over partitions: every change up to this version is in the target.
     pub fn applied_clock(&self) -> Version {
-        self.lanes.iter().map(|lane| lane.clock.load(Ordering::Acquire)).min().unwrap_or(0)
+        self.in_use().map(|lane| lane.clock.load(Ordering::Acquire)).min().unwrap_or(0)
     }
 
     /// Seconds from the newest commit (or heartbeat) that is durable in the target to `now_us`, the
     /// maximum over partitions; none before the first.
     pub fn lag_seconds(&self, now_us: i64) -> Option<f64> {
-        let oldest = self.lanes.iter().map(|lane| lane.newest_commit_us.load(Ordering::Acquire)).min()?;
+        let oldest = self.in_use().map(|lane| lane.newest_commit_us.load(Ordering::Acquire)).min()?;
         (oldest > 0).then(|| (now_us - oldest).max(0) as f64 / 1e6)
     }
 
@@ -151,6 +169,16 @@ mod tests {
         frontier.applied_changes(1, 5, Some(6), Some(6_000_000));
         assert_eq!(frontier.lag_seconds(9_000_000), Some(3.0));
         assert_eq!(frontier.applied_clock(), 6);
+    }
+
+    #[test]
+    fn a_partition_that_is_not_there_is_behind_in_nothing() {
+        let frontier = Frontier::new(3);
+        frontier.use_partitions(&[1]);
+        frontier.applied_changes(1, 5, Some(7), Some(8_000_000));
+        assert_eq!((frontier.lag_seconds(9_000_000), frontier.applied_clock()), (Some(1.0), 7));
+        frontier.use_partitions(&[0, 1]);
+        assert_eq!((frontier.lag_seconds(9_000_000), frontier.applied_clock()), (None, 0));
     }
 
     #[test]

@@ -87,8 +87,14 @@ impl Batcher {
     /// Takes records read from the log; the steps that they complete, in order. With `drain` even a
     /// batch smaller than its bounds is handed out: the log has nothing more for now.
     pub fn take(&mut self, records: Vec<Stored>, drain: bool) -> Result<Vec<Step>, LogError> {
-        for stored in records {
+        let mut records = records.into_iter().peekable();
+        while let Some(stored) = records.next() {
+            let offset = stored.offset;
             self.record(stored)?;
+            // Records of one offset belong together: what is stored of a lane goes with the row that it is about.
+            if records.peek().is_some_and(|next| next.offset == offset) {
+                continue;
+            }
             if self.ready.events.len() >= self.bounds.rows_max || self.ready.bytes >= self.bounds.bytes_max {
                 self.hand_out();
             }

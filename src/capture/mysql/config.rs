@@ -13,6 +13,8 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
+    /// Empty where a connector of Debezium captures.
+    #[serde(default)]
     pub url: String,
     /// The tables to follow; all of the URL's database without it.
     #[serde(default)]

@@ -5,6 +5,7 @@
 //! on either side. Absent on purpose: waiting. A server that does not answer is a finding.
 
 mod cascades;
+mod connector;
 mod machine;
 mod source;
 mod target;
@@ -69,6 +70,12 @@ impl Report {
 /// Examines source, target and transforms.
 pub async fn run(config: &Config) -> Report {
     let mut report = Report::default();
+    if let Some(debezium) = &config.log.debezium {
+        // Without a source the target is examined as far as it can be, and its transforms against the topics.
+        target::examine(config, None, &mut report).await;
+        connector::examine(config, debezium, &mut report).await;
+        return report;
+    }
     let source = source::examine(config, &mut report).await;
     let target = target::examine(config, source.as_ref(), &mut report).await;
     if let Some(source) = &source {

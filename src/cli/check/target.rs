@@ -136,7 +136,7 @@ async fn look(
 }
 
 /// A problem of the transforms, as a finding.
-fn add(problem: &transform::Problem, report: &mut Report) {
+pub(super) fn add(problem: &transform::Problem, report: &mut Report) {
     let place = problem.place.as_ref();
     let at = place.map(|place| format!("{}:{}:{}: ", shown(&place.file), place.line, place.column)).unwrap_or_default();
     let what = format!("{at}{}", problem.message);

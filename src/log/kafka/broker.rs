@@ -100,6 +100,15 @@ impl Broker {
         self.ask(|consumer| Ok(consumer.fetch_metadata(None, ANSWER_MAX)?.brokers().len())).await
     }
 
+    /// Every topic, with its partitions.
+    pub(super) async fn topics(&self) -> Result<Vec<(String, u32)>, LogError> {
+        let read = |topic: &rdkafka::metadata::MetadataTopic| {
+            (topic.name().to_owned(), u32::try_from(topic.partitions().len()).unwrap_or(u32::MAX))
+        };
+        self.ask(move |consumer| Ok(consumer.fetch_metadata(None, ANSWER_MAX)?.topics().iter().map(read).collect()))
+            .await
+    }
+
     /// The topic; none if it does not exist.
     pub(super) async fn shape(&self, topic: &str) -> Result<Option<Shape>, LogError> {
         let name = topic.to_owned();

@@ -296,12 +296,12 @@ pub(super) fn tail_lost(topic: &'static str, partition: u32, wanted: Offset, end
 }
 
 /// Whether the broker does not have the offset: where the log begins and ends must be asked.
-fn is_elsewhere(error: &KafkaError) -> bool {
+pub(super) fn is_elsewhere(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation))
 }
 
 /// Whether the client goes on by itself.
-fn is_passing(error: &KafkaError) -> bool {
+pub(super) fn is_passing(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     matches!(code, Some(Code::BrokerTransportFailure | Code::OperationTimedOut | Code::Resolve))
 }

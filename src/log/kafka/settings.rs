@@ -241,6 +241,15 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// A consumer of topics that other programs write, some in transactions.
+    pub(super) fn foreign_consumer(&self) -> ClientConfig {
+        let mut config = self.consumer();
+        config.set("isolation.level", "read_committed");
+        config
+    }
+}
+
 /// What librdkafka says beside its answers: the last trouble, for messages.
 #[derive(Debug, Default)]
 pub(super) struct Context {

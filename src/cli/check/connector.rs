@@ -1,0 +1,37 @@
+//! Topics of a connector of Debezium, in place of a source: what is in them, and whether it can be applied.
+
+use super::{Part, Report, in_two, target::add};
+use crate::{config::Config, control::foresight, log::DebeziumConfig};
+
+/// Examines the topics, and the transforms against what they show.
+pub(super) async fn examine(config: &Config, debezium: &DebeziumConfig, report: &mut Report) {
+    let found = match foresight::look(config, debezium).await {
+        Ok(found) => found,
+        Err(message) => {
+            let (what, fix) = in_two(&message);
+            report.blocks_on(Part::Source, what, fix);
+            return;
+        }
+    };
+    report.tables = found.tables;
+    for message in &found.refused {
+        let (what, fix) = in_two(message);
+        report.blocks_on(Part::Source, what, fix);
+    }
+    for table in &found.silent {
+        let what = format!("topic {} is not there or holds no change yet", debezium.topic(table));
+        let fix = "start the connector with this table, or correct [log.debezium] topics and [source] tables";
+        if found.tables == 0 {
+            report.blocks_on(Part::Source, what, fix)
+        } else {
+            report.warns_of(Part::Source, what, fix)
+        }
+    }
+    if found.tables == 0 && found.silent.is_empty() && found.refused.is_empty() {
+        let what = format!("there is no topic {}", debezium.topic("<table>"));
+        report.blocks_on(Part::Source, what, "start the connector, or correct [log.debezium] topics");
+    }
+    for problem in &found.transforms {
+        add(problem, report);
+    }
+}

@@ -1,0 +1,506 @@
+//! The topics of a connector of Debezium, read as a log.
+//!
+//! Every partition of every table's topic is a *lane*: a partition of the changes topic, as the rest of the pipeline sees it; there is
+//! no snapshot topic. What leaves are rows of ours with versions, and behind each run of them a control record of the same
+//! offset as its last, which holds the lane's clock and what was seen of the connector. The target stores it with the offset, and
+//! gives it back when a lane is read from there: versions only ever go on from what is durable.
+//!
+//! Deliberately absent: writing, and dropping what is applied. The topics are the connector's.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use rdkafka::{
+    TopicPartitionList,
+    consumer::{Consumer as _, StreamConsumer},
+    message::Message as _,
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    broker::{Broker, create},
+    reader::{is_elsewhere, is_passing},
+    settings::{Context, Settings},
+};
+use crate::{
+    log::{
+        Control, EMPTY, Headers, Kind, Log, LogError, Offset, Record, Stored, Topic, TransactionPart,
+        debezium::{
+            Change, DebeziumConfig, DebeziumError, Known, Message, Order, Sample, Shape, Verdict, config::Begin,
+            message,
+        },
+    },
+    model::{Op, Position, TableSchema, Version},
+    observe::now_us,
+};
+
+/// Rows that become durable together; what the lane has seen is stored once for them.
+const RUN_ROWS_MAX: usize = 500;
+/// How many records at the end of a partition are looked at for one that shows the table, and how many in all.
+const LOOK_RECORDS: u64 = 64;
+const LOOK_RECORDS_MAX: u64 = 4096;
+const LOOK_WAIT: Duration = Duration::from_secs(5);
+
+/// Lanes of a pipeline: each costs a connection to the target.
+pub const LANES_MAX: u32 = 256;
+
+type Client = StreamConsumer<Context>;
+
+/// Where a lane goes on, as the target knows it.
+#[async_trait]
+pub trait Memory: Send + Sync {
+    /// What was stored with this offset of a lane.
+    async fn recall(&self, lane: u32, from: Offset) -> Result<Order, LogError>;
+}
+
+/// What transforms need of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reads {
+    pub columns: Vec<String>,
+    /// Whether images before are needed whole.
+    pub before: bool,
+}
+
+/// A table of the connector's.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub topic: String,
+    pub partitions: u32,
+    pub sample: Sample,
+    pub known: Known,
+    pub reads: Reads,
+}
+
+/// The topics of a connector, before it is known how they are applied.
+pub struct DebeziumTopics {
+    settings: Arc<Settings>,
+    config: DebeziumConfig,
+    broker: Arc<Broker>,
+}
+
+impl std::fmt::Debug for DebeziumTopics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DebeziumTopics").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl DebeziumTopics {
+    /// # Errors
+    /// When the client cannot be made.
+    pub fn new(settings: Settings, config: DebeziumConfig) -> Result<Self, LogError> {
+        let (settings, broker) = (Arc::new(settings.clone()), Arc::new(Broker::new(&settings)?));
+        Ok(DebeziumTopics { settings, config, broker })
+    }
+
+    /// The tables that have topics, with how many partitions each has.
+    ///
+    /// # Errors
+    /// When the brokers do not answer or refuse.
+    pub async fn tables(&self) -> Result<BTreeMap<String, u32>, LogError> {
+        let found = self.broker.topics().await?;
+        let table = |(topic, partitions): (String, u32)| Some((self.config.table(&topic)?.to_owned(), partitions));
+        Ok(found.into_iter().filter_map(table).collect())
+    }
+
+    /// What the newest record that shows it says of a table; none while there is no such record.
+    ///
+    /// # Errors
+    /// When the brokers do not answer or refuse, or when the record cannot be read.
+    pub async fn sample(&self, table: &str, partitions: u32) -> Result<Option<Sample>, LogError> {
+        let topic = self.config.topic(table);
+        for partition in 0..partitions {
+            let (start, end) = self.broker.bounds(&topic, partition).await?;
+            let (mut to, least) = (end, end.saturating_sub(LOOK_RECORDS_MAX).max(start));
+            while to > least {
+                let from = to.saturating_sub(LOOK_RECORDS).max(least);
+                if let Some(sample) = self.look(&topic, partition, from, to).await? {
+                    return Ok(Some(sample));
+                }
+                to = from;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn look(&self, topic: &str, partition: u32, from: Offset, to: Offset) -> Result<Option<Sample>, LogError> {
+        let consumer: Client = create(&self.settings.foreign_consumer(), Context::default())?;
+        assign(&self.broker, &consumer, topic, partition, from)?;
+        let mut found = None;
+        let mut next = from;
+        while next < to {
+            let received = match timeout(LOOK_WAIT, consumer.recv()).await {
+                Ok(Ok(received)) => received,
+                Ok(Err(error)) if is_passing(&error) => continue,
+                Ok(Err(error)) => return Err(self.broker.error(&error, consumer.context().trouble(&error))),
+                // What is left may be a broker's own records.
+                Err(_) => break,
+            };
+            let offset = received.offset().cast_unsigned();
+            if offset >= to {
+                break;
+            }
+            next = offset + 1;
+            let refuse = |error: DebeziumError| foreign(topic, partition, offset, error);
+            if let Message::Change(change) = message(received.key(), received.payload()).map_err(refuse)? {
+                found = Sample::of(&change).map_err(refuse)?.or(found);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The log of these tables, each with the number of its first lane.
+    pub fn log(&self, epoch: String, tables: Vec<(u32, Table)>, memory: Arc<dyn Memory>) -> DebeziumLog {
+        let mut lanes = BTreeMap::new();
+        for (first, table) in tables {
+            let table = Arc::new(table);
+            for partition in 0..table.partitions {
+                lanes
+                    .insert(first + partition, Lane { table: Arc::clone(&table), partition, reader: Mutex::default() });
+            }
+        }
+        DebeziumLog {
+            settings: Arc::clone(&self.settings),
+            broker: Arc::clone(&self.broker),
+            begin: self.config.begin,
+            epoch,
+            lanes,
+            memory,
+        }
+    }
+}
+
+/// A partition of a table's topic.
+struct Lane {
+    table: Arc<Table>,
+    partition: u32,
+    reader: Mutex<Reader>,
+}
+
+/// Where a lane is read.
+#[derive(Default)]
+struct Reader {
+    consumer: Option<Client>,
+    /// The offset that it goes on with; none while that is not sure.
+    next: Option<Offset>,
+    order: Order,
+    /// The columns of the records that come, with the schema that says so, where they have one.
+    shape: Option<(Option<String>, Arc<Shape>)>,
+    /// What keeps the record at `next` from being read: told once what stands before it is handed out.
+    refused: Option<LogError>,
+}
+
+/// A connector's topics as a log.
+pub struct DebeziumLog {
+    settings: Arc<Settings>,
+    broker: Arc<Broker>,
+    begin: Begin,
+    epoch: String,
+    /// By number.
+    lanes: BTreeMap<u32, Lane>,
+    memory: Arc<dyn Memory>,
+}
+
+impl std::fmt::Debug for DebeziumLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DebeziumLog").field("lanes", &self.lanes.len()).finish_non_exhaustive()
+    }
+}
+
+impl DebeziumLog {
+    /// Asks where every lane ends.
+    ///
+    /// # Errors
+    /// When the brokers do not answer or refuse.
+    pub async fn look_at_ends(&self) -> Result<Vec<(u32, Offset)>, LogError> {
+        let mut ends = Vec::with_capacity(self.lanes.len());
+        for (number, lane) in &self.lanes {
+            ends.push((*number, self.broker.bounds(&lane.table.topic, lane.partition).await?.1));
+        }
+        Ok(ends)
+    }
+
+    fn lane(&self, partition: u32) -> Result<&Lane, LogError> {
+        let lane = self.lanes.get(&partition);
+        lane.ok_or_else(|| LogError::Other(format!("there is no lane {partition} of the connector's topics")))
+    }
+
+    /// Has the reader of a lane begin at an offset.
+    async fn move_to(&self, reader: &mut Reader, number: u32, from: Offset) -> Result<(), LogError> {
+        let lane = self.lane(number)?;
+        let Table { topic, .. } = &*lane.table;
+        let (start, end) = self.broker.bounds(topic, lane.partition).await?;
+        if from > end {
+            let what = format!("{topic}/{} ends at offset {end}, and was applied up to {from}", lane.partition);
+            return Err(LogError::Other(what));
+        }
+        let recalled = self.memory.recall(number, from).await?;
+        if from < start && (from > 0 || self.begin == Begin::Complete) {
+            return Err(trimmed(topic, lane.partition, from, start));
+        }
+        reader.order = recalled;
+        let old = reader.consumer.take();
+        tokio::task::spawn_blocking(move || drop(old)).await.map_err(|error| LogError::Other(error.to_string()))?;
+        let consumer = create(&self.settings.foreign_consumer(), Context::default())?;
+        assign(&self.broker, &consumer, topic, lane.partition, from.max(start))?;
+        reader.consumer = Some(consumer);
+        (reader.shape, reader.refused) = (None, None);
+        Ok(())
+    }
+}
+
+/// What is being gathered of a lane. Rows are open until [`Run::close`]: behind the last of them stands what is stored with it.
+#[derive(Default)]
+struct Run {
+    records: Vec<Stored>,
+    rows: usize,
+    bytes: usize,
+    /// Whether the last record is a row that is still open.
+    is_open: bool,
+    /// The last record of the topic that was taken.
+    last: Option<Offset>,
+    newest_us: i64,
+}
+
+impl Run {
+    fn push(&mut self, offset: Offset, kind: Kind, (key, value): (Bytes, Bytes), version: i64, schema: Option<u64>) {
+        self.bytes += key.len() + value.len();
+        self.is_open = kind == Kind::Row;
+        let transaction = if self.is_open { TransactionPart::Open } else { TransactionPart::End };
+        let headers = Headers { kind, version, commit_us: self.newest_us, schema, transaction };
+        self.records.push(Stored { offset, record: Record { key, value, headers } });
+    }
+
+    /// The rows so far may be applied without those that follow.
+    fn close(&mut self, order: &Order) -> Result<(), DebeziumError> {
+        if self.is_open
+            && let Some(row) = self.records.last_mut()
+        {
+            row.record.headers.transaction = TransactionPart::End;
+            let offset = row.offset;
+            self.note(offset, order)?;
+        }
+        Ok(())
+    }
+
+    /// What was seen up to here.
+    fn note(&mut self, offset: Offset, order: &Order) -> Result<(), DebeziumError> {
+        let Order { clock, seen } = order;
+        let control = Control { position: Some(Position::Debezium(seen.clone())), clock: *clock, chunk: None };
+        self.push(offset, Kind::Control, (EMPTY, json(&control)?), *clock, None);
+        Ok(())
+    }
+
+    /// Ends the run.
+    fn finish(mut self, order: &Order) -> Result<Vec<Stored>, DebeziumError> {
+        self.close(order)?;
+        if let Some(last) = self.last
+            && self.records.last().is_none_or(|stored| stored.offset < last)
+        {
+            self.note(last, order)?;
+        }
+        Ok(self.records)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Bytes, DebeziumError> {
+    let json = serde_json::to_vec(value).map_err(|error| DebeziumError::Schema { reason: error.to_string() })?;
+    Ok(json.into())
+}
+
+impl Lane {
+    /// Takes one record of the topic. After an error nothing of it is in the run.
+    fn take(
+        &self,
+        reader: &mut Reader,
+        offset: Offset,
+        (key, value): (Option<&[u8]>, Option<&[u8]>),
+        run: &mut Run,
+    ) -> Result<(), DebeziumError> {
+        if let Message::Change(change) = message(key, value)? {
+            let now = now_us();
+            match reader.order.admit(&change.source, now)? {
+                Verdict::New(version) => {
+                    let shape = self.shape(reader, &change)?;
+                    self.add(reader, offset, (&change, version, &shape), run)?;
+                    run.newest_us = run.newest_us.max(change.source.commit_us.min(now));
+                }
+                Verdict::Seen => {
+                    let (topic, partition) = (&self.table.topic, self.partition);
+                    tracing::debug!(
+                        topic,
+                        partition,
+                        offset,
+                        "passed over a change that the connector has sent before"
+                    );
+                }
+            }
+        }
+        run.last = Some(offset);
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        reader: &mut Reader,
+        offset: Offset,
+        (change, version, shape): (&Change<'_>, Version, &Arc<Shape>),
+        run: &mut Run,
+    ) -> Result<(), DebeziumError> {
+        let is_truncate = change.op == Op::Truncate;
+        if is_truncate && self.table.partitions > 1 {
+            return Err(DebeziumError::Truncated);
+        }
+        let row = if is_truncate { (EMPTY, EMPTY) } else { shape.record(change)? };
+        let is_known = reader.shape.as_ref().is_some_and(|(_, known)| Arc::ptr_eq(known, shape));
+        if is_truncate || !is_known {
+            run.close(&reader.order)?;
+        }
+        if !is_known {
+            run.push(offset, Kind::Schema, (EMPTY, json::<TableSchema>(&shape.schema)?), 0, None);
+            reader.shape = Some((change.schema.map(str::to_owned), Arc::clone(shape)));
+        }
+        let schema = Some(shape.schema.id());
+        if is_truncate {
+            run.push(offset, Kind::Truncate, row, version, schema);
+            return run.note(offset, &reader.order);
+        }
+        run.push(offset, Kind::Row, row, version, schema);
+        if let Some(stored) = run.records.last_mut() {
+            stored.record.headers.commit_us = change.source.commit_us;
+        }
+        run.rows += 1;
+        Ok(())
+    }
+
+    /// The columns of a change. Without schemas they are those that the transforms were checked against.
+    fn shape(&self, reader: &Reader, change: &Change<'_>) -> Result<Arc<Shape>, DebeziumError> {
+        if let Some((schema, shape)) = &reader.shape
+            && schema.as_deref() == change.schema
+        {
+            return Ok(Arc::clone(shape));
+        }
+        let Table { sample, known, reads, .. } = &*self.table;
+        let seen = if change.schema.is_some() { Sample::of(change)? } else { None };
+        Ok(Arc::new(seen.as_ref().unwrap_or(sample).shape(known, &reads.columns, reads.before)))
+    }
+}
+
+#[async_trait]
+impl Log for DebeziumLog {
+    fn partitions(&self) -> u32 {
+        self.lanes.last_key_value().map_or(0, |(number, _)| number + 1)
+    }
+
+    fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    async fn append(&self, _topic: Topic, _records: Vec<(u32, Record)>) -> Result<(), LogError> {
+        Err(LogError::Other("the topics are a connector's: nothing is written to them".into()))
+    }
+
+    async fn read(
+        &self,
+        topic: Topic,
+        partition: u32,
+        from: Offset,
+        bytes_max: usize,
+        wait: Duration,
+    ) -> Result<Vec<Stored>, LogError> {
+        let deadline = Instant::now() + wait;
+        if topic == Topic::Snapshot {
+            tokio::time::sleep_until(deadline).await;
+            return Ok(Vec::new());
+        }
+        let lane = self.lane(partition)?;
+        let mut reader = lane.reader.lock().await;
+        // Whoever drops this read may have taken records with it: then the next one begins anew.
+        let mut is_there = reader.next.take() == Some(from);
+        if is_there && let Some(refused) = reader.refused.take() {
+            return Err(refused);
+        }
+        let mut run = Run::default();
+        while run.bytes < bytes_max && run.rows < RUN_ROWS_MAX {
+            if !is_there {
+                self.move_to(&mut reader, partition, from).await?;
+                is_there = true;
+            }
+            let Some(consumer) = reader.consumer.take() else { break };
+            let received = if run.last.is_none() {
+                timeout_at(deadline, consumer.recv()).await.ok()
+            } else {
+                consumer.recv().now_or_never()
+            };
+            let taken = match received {
+                None => Ok(false),
+                Some(Ok(received)) => {
+                    let offset = received.offset().cast_unsigned();
+                    let taken = lane.take(&mut reader, offset, (received.key(), received.payload()), &mut run);
+                    match taken.map_err(|error| foreign(&lane.table.topic, lane.partition, offset, error)) {
+                        Ok(()) => Ok(true),
+                        Err(error) if run.last.is_none() => Err(error),
+                        Err(error) => {
+                            reader.refused = Some(error);
+                            Ok(false)
+                        }
+                    }
+                }
+                Some(Err(error)) if is_elsewhere(&error) && run.last.is_none() => {
+                    is_there = false;
+                    Ok(true)
+                }
+                Some(Err(error)) if run.last.is_some() || is_passing(&error) => Ok(run.last.is_none()),
+                Some(Err(error)) => Err(self.broker.error(&error, consumer.context().trouble(&error))),
+            };
+            reader.consumer = Some(consumer);
+            if !taken? {
+                break;
+            }
+        }
+        reader.next = Some(run.last.map_or(from, |last| last + 1));
+        run.finish(&reader.order).map_err(|error| LogError::Other(error.to_string()))
+    }
+
+    async fn bounds(&self, topic: Topic, partition: u32) -> Result<(Offset, Offset), LogError> {
+        if topic == Topic::Snapshot {
+            return Ok((0, 0));
+        }
+        let lane = self.lane(partition)?;
+        let (start, end) = self.broker.bounds(&lane.table.topic, lane.partition).await?;
+        // A lane that is begun with what the topic still holds has no gap.
+        Ok((if self.begin == Begin::Available { 0 } else { start }, end))
+    }
+
+    async fn last_control(&self, _topic: Topic, _partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
+        Ok(None)
+    }
+
+    async fn applied(&self, _topic: Topic, _partition: u32, _offset: Offset) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn size_bytes(&self) -> Result<u64, LogError> {
+        Ok(0)
+    }
+}
+
+fn assign(broker: &Broker, consumer: &Client, topic: &str, partition: u32, from: Offset) -> Result<(), LogError> {
+    let mut assigned = TopicPartitionList::new();
+    let added =
+        assigned.add_partition_offset(topic, partition.cast_signed(), rdkafka::Offset::Offset(from.cast_signed()));
+    let done = added.and_then(|()| consumer.assign(&assigned));
+    done.map_err(|error| broker.error(&error, (None, error.to_string())))
+}
+
+fn foreign(topic: &str, partition: u32, offset: Offset, source: DebeziumError) -> LogError {
+    LogError::Debezium { topic: topic.to_owned(), partition, offset, source }
+}
+
+fn trimmed(topic: &str, partition: u32, wanted: Offset, start: Offset) -> LogError {
+    LogError::DebeziumTrimmed { topic: topic.to_owned(), partition, wanted, start }
+}
