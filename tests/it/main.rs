@@ -18,6 +18,7 @@ mod broken_sessions;
 mod capture_mysql;
 mod check;
 mod connect_mysql;
+mod debezium;
 mod deploy;
 mod dlq;
 mod dlq_topic;
