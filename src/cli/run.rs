@@ -15,7 +15,7 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
                 "the changes in [log.debezium] are captured by their connector: run with --role apply"
             )));
         }
-        return Box::pin(work(config, until_synced)).await;
+        return Box::pin(work(config, role, until_synced)).await;
     }
     let half = match role {
         Role::Capture => Some("capture"),
@@ -29,10 +29,10 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
             config.log.url
         )));
     }
-    Box::pin(work(config, until_synced)).await
+    Box::pin(work(config, role, until_synced)).await
 }
 
-async fn work(config: Config, until_synced: bool) -> Result<(), Failure> {
+async fn work(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
     super::init_logs();
     let stop = CancellationToken::new();
     let signals = tokio::spawn(stop_on_signal(stop.clone()));

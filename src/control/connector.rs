@@ -21,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     columns,
+    lead::renew,
     lease::Lease,
     status::{Report, Status},
     store::Store,
     target::PgTarget,
-    worker::{Attempt, Ended, Worker, WorkerError, renew, store},
+    worker::{Attempt, Ended, Worker, WorkerError, store},
 };
 use crate::{
     database::postgres,

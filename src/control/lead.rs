@@ -64,7 +64,7 @@ impl Worker {
 
     /// Takes the lease, unless processes run that this one does not go together with.
     pub(super) async fn take_lease(&self, leases: &Store) -> Result<Lease, Attempt> {
-        let (applies, transforms) = (self.role == Role::All, self.transforms()?);
+        let (applies, transforms) = (self.leader_applies(), self.transforms()?);
         if let Some(reason) = leases.blocks_leader(applies, &transforms).await? {
             return Err(Attempt::Later(reason));
         }
@@ -84,14 +84,21 @@ impl Worker {
             return Err(Attempt::Later(reason));
         }
         let session = leases.session().await?;
-        let ended = match self.role {
-            Role::All => lease::end_predecessor(session.client()?, &self.config.name).await,
-            Role::Capture | Role::Apply => {
-                lease::end_predecessor_of_capture(session.client()?, &self.config.name).await
-            }
+        let ended = if applies {
+            lease::end_predecessor(session.client()?, &self.config.name).await
+        } else {
+            lease::end_predecessor_of_capture(session.client()?, &self.config.name).await
         };
         ended.map_err(PgError::from)?;
         Ok(lease)
+    }
+
+    /// Whether who holds the lease applies too. A connector's topics are not shared: the one process that reads them leads.
+    fn leader_applies(&self) -> bool {
+        match self.role {
+            Role::All => true,
+            Role::Capture | Role::Apply => self.config.log.debezium.is_some(),
+        }
     }
 
     /// Prepares the lanes for this log, and tells the processes that apply, where they do, of the tables.
