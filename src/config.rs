@@ -16,7 +16,12 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{apply::postgres::ApplyConfig, capture::mysql::SourceConfig, database::postgres, log::LogConfig};
+use crate::{
+    apply::postgres::ApplyConfig,
+    capture::{SourceConfig, SourceKind},
+    database::postgres,
+    log::LogConfig,
+};
 
 /// A whole configuration, valid in itself.
 #[derive(Debug, Clone)]
@@ -227,7 +232,7 @@ impl Config {
         } else if self.source.url.is_empty() {
             wrong("source.url", "is missing".into());
         } else {
-            scheme(&self.source.url, &["mysql"], "source.url", &mut wrong);
+            scheme(&self.source.url, &SourceKind::SCHEMES, "source.url", &mut wrong);
             for (key, message) in self.source.problems() {
                 wrong(key, message);
             }

@@ -4,12 +4,14 @@
 //! only it can know: positions, commit times, the clock that makes versions, schemas at a point of the log.
 //! It does not know the log that the events go to, nor who applies them.
 
+mod config;
 pub mod mysql;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use self::config::{Cascades, SourceConfig, SourceKind};
 use crate::model::{Change, Disposition, Position, TableName, TableSchema, Version};
 
 /// One event of a source, in the order of its log.

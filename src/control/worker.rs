@@ -11,10 +11,7 @@
 //!
 //! Every task has its place in one `JoinSet` and ends with the token that it was given.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +23,7 @@ use super::{
     lease::{self, Lease},
     letter_topic,
     members::Described,
-    source::{MysqlServer, Notes},
+    source::{self, Notes, Opened},
     status::Status,
     steward::Steward,
     store::Store,
@@ -37,15 +34,11 @@ use crate::{
     config::Config,
     database::{
         Problem,
-        mysql::{
-            self, catalog,
-            connect::{ConnectError, Connector},
-            server::{self, Flavor, Grants, ServerFacts},
-        },
+        mysql::connect::ConnectError,
         postgres::{self, PgError, privileges},
     },
     log::{EventFile, KafkaEvents, Log, LogError, Topic, kafka::debezium::LANES_MAX},
-    model::{Disposition, MysqlPosition, Position, TableSchema, Version},
+    model::{Position, Version},
     observe::{EventSink, Frontier, Halt, Halts, Machine},
     pipeline::{apply::ApplyLoop, batches::Bounds, capture::CaptureLoop},
     snapshot::{copier::Copier, refetch::Refetch},
@@ -144,15 +137,6 @@ pub(super) fn postgres_options(config: &Config, purpose: &str, replica: bool) ->
     }
 }
 
-/// What the source is, learnt at the start.
-struct Opened {
-    connector: Connector,
-    facts: ServerFacts,
-    tables: Vec<TableSchema>,
-    end: MysqlPosition,
-    at: Instant,
-}
-
 /// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
 pub async fn run(
     config: Config,
@@ -235,7 +219,7 @@ impl Worker {
             let Some(opened) = self.patiently("source", || self.open_source()).await? else {
                 return Ok(Ended::Stopped);
             };
-            end = Some(Position::Mysql(opened.end));
+            end = Some(opened.end);
         }
         applier::run(self, end).await
     }
@@ -278,34 +262,7 @@ impl Worker {
     }
 
     async fn open_source(&self) -> Result<Opened, Attempt> {
-        let connector = Connector::new(&self.config.source.url)?;
-        let conn = connector.connect().await?;
-        let id = conn.id();
-        let opened = mysql::liveness::answered(&connector, id, self.look_at(connector.clone(), conn)).await;
-        opened.unwrap_or_else(|| Err(Attempt::Later("the source has ended the session".into())))
-    }
-
-    /// What the source is, if it can be captured.
-    async fn look_at(&self, connector: Connector, mut conn: mysql_async::Conn) -> Result<Opened, Attempt> {
-        let database = connector.database().unwrap_or_default();
-        let grants = Grants::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
-        // What a role gives is not in the list: then the server itself says what is missing.
-        let told = |missing: Vec<Problem>| if grants.roles { Vec::new() } else { missing };
-        refuse(told(grants.missing_everywhere()))?;
-        let facts = ServerFacts::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
-        let only = self.config.source.tables.as_deref();
-        let tables = catalog::load_tables(&mut conn, database, only).await;
-        let tables = tables.map_err(|error| source_attempt(&error, error.disposition()))?;
-        let mut problems = server::problems(&facts);
-        problems.extend(judge_tables(&tables, only.unwrap_or_default(), database));
-        problems.extend(told(grants.missing_on(&tables, &facts)));
-        refuse(problems)?;
-        let end = server::current_position(&mut conn, &facts).await;
-        let end = end.map_err(|error| Attempt::Later(error.to_string()))?;
-        if let Err(error) = conn.disconnect().await {
-            tracing::debug!(%error, "the connection for the catalog did not close well");
-        }
-        Ok(Opened { connector, facts, tables, end, at: Instant::now() })
+        source::open(&self.config.source).await
     }
 
     /// The tables may have changed while this worker waited for another one's end.
@@ -356,7 +313,7 @@ impl Worker {
         let Some(fallback) = self.patiently("target", || self.take_stock(&names)).await? else {
             return Ok(Ended::Stopped);
         };
-        let Some(planned_at) = self.patiently("log", || newest_version(&log, opened.facts.now_us)).await? else {
+        let Some(planned_at) = self.patiently("log", || newest_version(&log, opened.now_us)).await? else {
             return Ok(Ended::Stopped);
         };
         let prepared = self.patiently("target", || async {
@@ -369,19 +326,8 @@ impl Worker {
         let clock_min = self
             .patiently("target", || async { Ok(if fallback.is_none() { target.highest_version().await? } else { 0 }) });
         let Some(clock_min) = clock_min.await? else { return Ok(Ended::Stopped) };
-        let server = Arc::new(MysqlServer {
-            pipeline: self.config.name.clone(),
-            config: self.config.source.clone(),
-            connector: opened.connector,
-            database: opened.tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
-            tables: opened.tables.iter().map(|schema| schema.table.clone()).collect(),
-            store: Arc::clone(&self.store),
-            clock_min,
-        });
-        let connector = match opened.facts.flavor {
-            Flavor::Mysql => "mysql",
-            Flavor::Mariadb => "mariadb",
-        };
+        let server = opened.source.serve(self, &opened.tables, clock_min);
+        let connector = opened.connector;
         let capture = CaptureLoop {
             source: Arc::clone(&server) as _,
             register: Arc::new(Notes { store: Arc::clone(&self.store), used: target.used_columns() }),
@@ -430,7 +376,7 @@ impl Worker {
             let (config, store) = (Arc::clone(&self.config), Arc::clone(&self.store));
             tasks.spawn(letter_topic::carry(config, store, lease.epoch, Arc::clone(&self.halts), work.clone()));
         }
-        let end = until_synced.then_some(Position::Mysql(opened.end));
+        let end = until_synced.then_some(opened.end);
         let refetch = Refetch {
             scans: Arc::clone(&server) as _,
             fetch: server,
@@ -531,54 +477,6 @@ impl From<TargetError> for Attempt {
             }
         }
     }
-}
-
-impl From<ConnectError> for Attempt {
-    fn from(error: ConnectError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => Attempt::Later(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => Attempt::Hopeless(WorkerError::Source(error)),
-        }
-    }
-}
-
-/// An error of the source: worth another attempt, or told with what our messages hold after a semicolon.
-fn source_attempt(error: &dyn std::fmt::Display, disposition: Disposition) -> Attempt {
-    let text = error.to_string();
-    match disposition {
-        Disposition::Retry => Attempt::Later(text),
-        Disposition::DeadLetter | Disposition::Halt => {
-            let (what, fix) =
-                text.split_once("; ").unwrap_or((&text, "run `cutover check`, which names what is missing"));
-            Attempt::Hopeless(WorkerError::SourceRefused(vec![Problem { what: what.into(), fix: fix.into() }]))
-        }
-    }
-}
-
-fn refuse(problems: Vec<Problem>) -> Result<(), Attempt> {
-    if problems.is_empty() { Ok(()) } else { Err(Attempt::Hopeless(WorkerError::SourceRefused(problems))) }
-}
-
-/// Every configured table exists and has a key.
-fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
-    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
-        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
-        add(what, "correct [source] tables, or GRANT SELECT on it");
-    }
-    if tables.is_empty() && wanted.is_empty() {
-        let what = format!("`{database}` has no table that the source user may see");
-        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
-    }
-    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
-        let what = format!(
-            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
-            schema.table
-        );
-        add(what, "add one at the source, or leave the table out of [source] tables");
-    }
-    problems
 }
 
 /// The version up to which everything happened before the source's tables were looked at, at `now_us` of its clock: what the

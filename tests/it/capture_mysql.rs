@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cutover::capture::mysql::{MysqlSource, SourceConfig};
-use cutover::capture::{CaptureError, Captured, Source};
+use cutover::capture::{CaptureError, Captured, Source, SourceConfig, mysql::MysqlSource};
 use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{
     Change, Disposition, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version, ZeroDates,

@@ -3,8 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cutover::capture::mysql::{MysqlSource, SourceConfig};
-use cutover::capture::{Captured, Source};
+use cutover::capture::{Captured, Source, SourceConfig, mysql::MysqlSource};
 use cutover::database::mysql::connect::Connector;
 use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{Images, TableName, TableSchema, Value, ZeroDates};

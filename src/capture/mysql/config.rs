@@ -1,98 +1,37 @@
-//! `[source]` of the configuration, for MySQL and MariaDB.
-
-use std::fmt;
-
-use serde::Deserialize;
+//! What capture from a binlog takes from `[source]`.
 
 use crate::{
+    capture::{Cascades, SourceConfig},
     database::mysql::connect::{ConnectError, Connector},
     model::{Version, ZeroDates},
 };
 
-/// `[source]` as written.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceConfig {
-    /// Empty where a connector of Debezium captures.
-    #[serde(default)]
-    pub url: String,
-    /// The tables to follow; all of the URL's database without it.
-    #[serde(default)]
-    pub tables: Option<Vec<String>>,
-    /// What becomes of zero dates: `null`, `error`, or a date such as `1970-01-01`.
-    #[serde(default = "default_zero_dates")]
-    pub zero_dates: String,
-    /// How far a commit time may be ahead of this machine's clock before capture halts.
-    #[serde(default = "default_clock_ahead_max_seconds")]
-    pub clock_ahead_max_seconds: u32,
-    #[serde(default)]
-    pub cascades: Cascades,
-    /// This worker's id among the source's replicas; derived from the pipeline's name without it.
-    #[serde(default)]
-    pub server_id: Option<u32>,
-}
-
-/// What is done about foreign keys whose cascades the source's log does not show (CORRECTNESS rule 11).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cascades {
-    /// `check` refuses them.
-    #[default]
-    Block,
-    /// The children of a parent that was deleted or whose key was changed are read again. Refused for now: what has gone
-    /// cannot be read again at the source, and the target does not keep which children a parent had.
-    Refetch,
-}
-
-fn default_zero_dates() -> String {
-    "null".to_owned()
-}
-
-fn default_clock_ahead_max_seconds() -> u32 {
-    60
-}
-
-impl fmt::Debug for SourceConfig {
-    /// Without the URL, which holds a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceConfig")
-            .field("tables", &self.tables)
-            .field("zero_dates", &self.zero_dates)
-            .field("clock_ahead_max_seconds", &self.clock_ahead_max_seconds)
-            .field("cascades", &self.cascades)
-            .field("server_id", &self.server_id)
-            .finish_non_exhaustive()
+/// Every mistake of a MySQL source that can be found without a connection, as (key, problem).
+pub fn problems(config: &SourceConfig) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    match Connector::new(&config.url) {
+        Ok(connector) if connector.database().is_some() => {}
+        Ok(_) => {
+            problems.push(("source.url", "names no database; write mysql://user:password@host:3306/database".into()))
+        }
+        Err(error) => problems.push(("source.url", error.to_string())),
     }
+    if config.zero_dates().is_none() {
+        let problem = "must be \"null\", \"error\", or a date such as \"1970-01-01\"";
+        problems.push(("source.zero_dates", problem.into()));
+    }
+    if config.cascades == Cascades::Refetch {
+        let problem = "\"refetch\" is not available yet; leave it out, and make the same foreign key at the target, or let the \
+                       application change the children (MySQL 9.6 and later log them)";
+        problems.push(("source.cascades", problem.into()));
+    }
+    if config.server_id == Some(0) {
+        problems.push(("source.server_id", "must be 1 or more, and no other replica's".into()));
+    }
+    problems
 }
 
 impl SourceConfig {
-    /// Every mistake that can be found without a connection, as (key, problem).
-    pub fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut problems = Vec::new();
-        match Connector::new(&self.url) {
-            Ok(connector) if connector.database().is_some() => {}
-            Ok(_) => problems
-                .push(("source.url", "names no database; write mysql://user:password@host:3306/database".into())),
-            Err(error) => problems.push(("source.url", error.to_string())),
-        }
-        if self.zero_dates().is_none() {
-            let problem = "must be \"null\", \"error\", or a date such as \"1970-01-01\"";
-            problems.push(("source.zero_dates", problem.into()));
-        }
-        if self.tables.as_ref().is_some_and(Vec::is_empty) {
-            problems.push(("source.tables", "names no table; leave it out to follow all of them".into()));
-        }
-        if self.cascades == Cascades::Refetch {
-            let problem = "\"refetch\" is not available yet; leave it out, and make the same foreign key at the target, or let the \
-                           application change the children (MySQL 9.6 and later log them)";
-            problems.push(("source.cascades", problem.into()));
-        }
-        if self.server_id == Some(0) {
-            problems.push(("source.server_id", "must be 1 or more, and no other replica's".into()));
-        }
-        problems
-    }
-
     /// The option `zero_dates`, parsed; none if it cannot be.
     pub fn zero_dates(&self) -> Option<ZeroDates> {
         match self.zero_dates.as_str() {
@@ -157,31 +96,6 @@ fn parse_date(text: &str) -> Option<ZeroDates> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(text: &str) -> Result<SourceConfig, toml::de::Error> {
-        toml::from_str(text)
-    }
-
-    #[test]
-    fn the_smallest_source_has_defaults_for_the_rest() {
-        let config = parse("url = 'mysql://u:secret@127.0.0.1/shop'").expect("valid");
-        assert_eq!(config.problems(), vec![]);
-        assert_eq!((config.zero_dates(), config.clock_ahead_max_seconds), (Some(ZeroDates::Null), 60));
-        assert!(!format!("{config:?}").contains("secret"));
-        let resolved = config.resolve("cart", || 0).expect("valid");
-        assert!(resolved.server_id >= 0x8000_0000);
-    }
-
-    #[test]
-    fn unknown_keys_and_values_are_refused() {
-        assert!(parse("url = 'mysql://u@h/s'\ntabels = []").is_err());
-        assert!(parse("url = 'mysql://u@h/s'\ncascades = 'ignore'").is_err());
-        let config =
-            parse("url = 'nonsense'\nzero_dates = '2024-02-30'\ntables = []\ncascades = 'refetch'\nserver_id = 0")
-                .expect("parses");
-        let keys: Vec<&str> = config.problems().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["source.url", "source.zero_dates", "source.tables", "source.cascades", "source.server_id"]);
-    }
 
     #[test]
     fn a_zero_date_can_become_any_real_date() {

@@ -29,7 +29,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 use mysql_async::Conn;
 
-pub use self::config::{Cascades, MysqlSourceConfig, SourceConfig};
+pub use self::config::MysqlSourceConfig;
 use self::{
     binlog::{DecodeOptions, JsonDoubles},
     progress::Progress,

@@ -1,74 +1,120 @@
-//! The MySQL source, as the capture loop and the copier see it.
+//! A MySQL or MariaDB server as the source.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use mysql_async::Conn;
 use tokio::sync::{mpsc, watch};
 
-use super::store::Store;
+use super::{BLOCK_ROWS, Opened, Serve, Server, foreign_position, judge_tables, known_schemas, refuse, source_attempt};
 use crate::{
-    capture::{
-        CaptureError, Source,
-        mysql::{MysqlSource, SourceConfig},
+    capture::{CaptureError, Source, SourceConfig, mysql::MysqlSource},
+    control::{
+        store::Store,
+        worker::{Attempt, Worker, WorkerError},
     },
-    database::mysql::{
-        catalog::{self, CatalogError},
-        connect::{ConnectError, Connector, QueryError},
-        liveness,
-        scan::{ScanError, Scanner, Watermark},
-        server::{self, ServerFacts},
+    database::{
+        Problem,
+        mysql::{
+            catalog::{self, CatalogError},
+            connect::{ConnectError, Connector, QueryError},
+            liveness,
+            scan::{ScanError, Scanner, Watermark},
+            server::{self, Flavor, Grants, ServerFacts},
+        },
     },
     model::{Disposition, MysqlPosition, Position, TableName, TableSchema, Value, Version},
     observe::{Captured, now_us},
-    pipeline::capture::{OpenSource, Register},
+    pipeline::capture::OpenSource,
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError, refetch::Fetch},
 };
 
-/// Rows handed over at once.
-const BLOCK_ROWS: usize = 500;
+/// A server that was looked at.
+#[derive(Debug)]
+struct Looked {
+    config: SourceConfig,
+    connector: Connector,
+}
+
+impl Serve for Looked {
+    fn serve(&self, worker: &Worker, tables: &[TableSchema], clock_min: Version) -> Arc<dyn Server> {
+        Arc::new(MysqlServer {
+            pipeline: worker.config.name.clone(),
+            config: self.config.clone(),
+            connector: self.connector.clone(),
+            database: tables.first().map(|schema| schema.table.schema.clone()).unwrap_or_default(),
+            tables: tables.iter().map(|schema| schema.table.clone()).collect(),
+            store: Arc::clone(&worker.store),
+            clock_min,
+        })
+    }
+}
+
+/// Connects to the server and looks at it.
+pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
+    let connector = Connector::new(&config.url)?;
+    let conn = connector.connect().await?;
+    let id = conn.id();
+    let opened = liveness::answered(&connector, id, look_at(config, connector.clone(), conn)).await;
+    opened.unwrap_or_else(|| Err(Attempt::Later("the source has ended the session".into())))
+}
+
+/// What the source is, if it can be captured.
+async fn look_at(config: &SourceConfig, connector: Connector, mut conn: Conn) -> Result<Opened, Attempt> {
+    let database = connector.database().unwrap_or_default();
+    let grants = Grants::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
+    // What a role gives is not in the list: then the server itself says what is missing.
+    let told = |missing: Vec<Problem>| if grants.roles { Vec::new() } else { missing };
+    refuse(told(grants.missing_everywhere()))?;
+    let facts = ServerFacts::load(&mut conn).await.map_err(|error| source_attempt(&error, error.disposition()))?;
+    let only = config.tables.as_deref();
+    let tables = catalog::load_tables(&mut conn, database, only).await;
+    let tables = tables.map_err(|error| source_attempt(&error, error.disposition()))?;
+    let mut problems = server::problems(&facts);
+    problems.extend(judge_tables(&tables, only.unwrap_or_default(), database));
+    problems.extend(told(grants.missing_on(&tables, &facts)));
+    refuse(problems)?;
+    let end = server::current_position(&mut conn, &facts).await;
+    let end = end.map_err(|error| Attempt::Later(error.to_string()))?;
+    if let Err(error) = conn.disconnect().await {
+        tracing::debug!(%error, "the connection for the catalog did not close well");
+    }
+    let name = match facts.flavor {
+        Flavor::Mysql => "mysql",
+        Flavor::Mariadb => "mariadb",
+    };
+    Ok(Opened {
+        tables,
+        end: Position::Mysql(end),
+        now_us: facts.now_us,
+        connector: name,
+        source: Box::new(Looked { config: config.clone(), connector }),
+        at: Instant::now(),
+    })
+}
 
 /// Opens the binlog and scans of one MySQL or MariaDB server.
 #[derive(Debug)]
-pub struct MysqlServer {
-    pub pipeline: String,
-    pub config: SourceConfig,
-    pub connector: Connector,
-    pub database: String,
+struct MysqlServer {
+    pipeline: String,
+    config: SourceConfig,
+    connector: Connector,
+    database: String,
     /// The captured tables.
-    pub tables: Vec<TableName>,
-    pub store: Arc<Store>,
+    tables: Vec<TableName>,
+    store: Arc<Store>,
     /// The highest version that the target has, for a capture that begins anew (CORRECTNESS rule 2).
-    pub clock_min: Version,
-}
-
-impl MysqlServer {
-    /// The schemas that held at `clock`, as far as they are known.
-    async fn known_schemas(&self, clock: Version) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
-        let stored = self.store.schemas().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
-        let mut known: Vec<Arc<TableSchema>> = Vec::new();
-        for (_, schema) in stored.into_iter().filter(|(since, _)| *since <= clock) {
-            known.retain(|other| other.table != schema.table);
-            known.push(Arc::new(schema));
-        }
-        Ok(known)
-    }
-}
-
-/// A pipeline that applied what Debezium captured has no place in the source's log to go on from.
-fn followed_debezium() -> CaptureError {
-    CaptureError::Halt {
-        reason: "the target has followed a connector of Debezium under this name".into(),
-        remedy: "start a pipeline of another name, which copies the tables; versions at the target are kept".into(),
-    }
+    clock_min: Version,
 }
 
 #[async_trait]
 impl OpenSource for MysqlServer {
     async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
         let (from, known) = match from {
-            Some((Position::Mysql(position), clock)) => (Some((position, clock)), self.known_schemas(clock).await?),
-            Some((Position::Debezium(_), _)) => return Err(followed_debezium()),
+            Some((Position::Mysql(position), clock)) => {
+                (Some((position, clock)), known_schemas(&self.store, clock).await?)
+            }
+            Some((Position::Debezium(_), _)) => return Err(foreign_position()),
             None => (None, Vec::new()),
         };
         let mut settings = self.config.resolve(&self.pipeline, now_us)?;
@@ -91,50 +137,6 @@ impl OpenSource for MysqlServer {
         let settings = self.config.resolve(&self.pipeline, now_us)?;
         let from = Some((position, clock.max(facts.now_us)));
         Ok(Box::new(MysqlSource::open(&settings, from, &[], &self.tables).await?))
-    }
-}
-
-/// Takes note of schemas and of tables to copy again, in the target.
-#[derive(Debug)]
-pub struct Notes {
-    pub store: Arc<Store>,
-    /// Which source columns the transforms use, by table; what no transform uses needs no new copy.
-    pub used: std::collections::BTreeMap<String, Vec<String>>,
-}
-
-#[async_trait]
-impl Register for Notes {
-    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
-        self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
-    }
-
-    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
-        let used = self.used.get(&table.table).is_some_and(|used| columns.iter().any(|column| used.contains(column)));
-        if !used {
-            tracing::info!(%table, "the table was altered; no transform uses what changed");
-            return Ok(());
-        }
-        let queued = self.store.queue_copy(&table.table, clock).await;
-        queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
-        tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
-        Ok(())
-    }
-
-    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
-        let queued = self.store.queue_begun_copies(has_rows).await;
-        let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
-        if queued > 0 {
-            tracing::warn!(
-                tables = queued,
-                "the log is gone, and no position was stored yet: what was copied is copied again"
-            );
-        }
-        Ok(())
-    }
-
-    async fn all_copied_again(&self) -> Result<bool, CaptureError> {
-        let left = self.store.not_to_be_copied_again().await;
-        Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())
     }
 }
 
@@ -177,7 +179,7 @@ impl Fetch for MysqlServer {
         captured: &Captured,
     ) -> Result<Vec<Vec<Value>>, SnapshotError> {
         let Position::Mysql(position) = captured.position.clone() else {
-            return Err(SnapshotError::Source(followed_debezium().to_string()));
+            return Err(SnapshotError::Source(foreign_position().to_string()));
         };
         let watermark = Watermark { position, version: captured.clock };
         let mut scanner = Scanner::connect(&self.connector, self.config.zero_dates().unwrap_or_default()).await?;
@@ -293,6 +295,15 @@ impl From<ConnectError> for CaptureError {
                 reason: error.to_string(),
                 remedy: "correct [source] url and restart the worker".into(),
             },
+        }
+    }
+}
+
+impl From<ConnectError> for Attempt {
+    fn from(error: ConnectError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => Attempt::Later(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => Attempt::Hopeless(WorkerError::Source(error)),
         }
     }
 }

@@ -1,0 +1,158 @@
+//! Sources, as the worker has them: one module for each kind of server, and what they have in common.
+
+mod mysql;
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+
+use super::{
+    store::Store,
+    worker::{Attempt, Worker, WorkerError},
+};
+use crate::{
+    capture::{CaptureError, SourceConfig, SourceKind},
+    database::Problem,
+    model::{Disposition, Position, TableName, TableSchema, Version},
+    pipeline::capture::{OpenSource, Register},
+    snapshot::{OpenScan, refetch::Fetch},
+};
+
+/// Rows handed over at once.
+const BLOCK_ROWS: usize = 500;
+
+/// A source that is captured, copied, and read again.
+pub(super) trait Server: OpenSource + OpenScan + Fetch {}
+
+impl<T: OpenSource + OpenScan + Fetch> Server for T {}
+
+/// A source that was looked at, and can be served from.
+pub(super) trait Serve: Send + Sync + fmt::Debug {
+    /// The source for the pipeline of `worker`, whose capture begins above `clock_min` if it begins anew
+    /// (CORRECTNESS rule 2).
+    fn serve(&self, worker: &Worker, tables: &[TableSchema], clock_min: Version) -> Arc<dyn Server>;
+}
+
+/// What the source is, learnt at the start.
+pub(super) struct Opened {
+    pub tables: Vec<TableSchema>,
+    /// Where its log ended.
+    pub end: Position,
+    /// What its clock said, µs since the Unix epoch.
+    pub now_us: i64,
+    /// What Debezium's envelope calls its connector.
+    pub connector: &'static str,
+    pub source: Box<dyn Serve>,
+    /// When all this was so.
+    pub at: Instant,
+}
+
+/// Connects to the configured source and looks at it.
+pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
+    match config.kind() {
+        Some(SourceKind::Mysql) => mysql::open(config).await,
+        None => Err(Attempt::Hopeless(WorkerError::Usage("[source] url names no kind of source; correct it".into()))),
+    }
+}
+
+/// The schemas that held at `clock`, as far as they are known.
+async fn known_schemas(store: &Store, clock: Version) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
+    let stored = store.schemas().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+    let mut known: Vec<Arc<TableSchema>> = Vec::new();
+    for (_, schema) in stored.into_iter().filter(|(since, _)| *since <= clock) {
+        known.retain(|other| other.table != schema.table);
+        known.push(Arc::new(schema));
+    }
+    Ok(known)
+}
+
+/// The pipeline was one of another kind of source before: nothing says where this one's log would go on.
+fn foreign_position() -> CaptureError {
+    CaptureError::Halt {
+        reason: "the stored position is one in the log of another kind of source".into(),
+        remedy: "start a pipeline of another name, which copies the tables; versions at the target are kept".into(),
+    }
+}
+
+/// Takes note of schemas and of tables to copy again, in the target.
+#[derive(Debug)]
+pub struct Notes {
+    pub store: Arc<Store>,
+    /// Which source columns the transforms use, by table; what no transform uses needs no new copy.
+    pub used: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[async_trait]
+impl Register for Notes {
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
+        self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+    }
+
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
+        let used = self.used.get(&table.table).is_some_and(|used| columns.iter().any(|column| used.contains(column)));
+        if !used {
+            tracing::info!(%table, "the table was altered; no transform uses what changed");
+            return Ok(());
+        }
+        let queued = self.store.queue_copy(&table.table, clock).await;
+        queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
+        Ok(())
+    }
+
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        let queued = self.store.queue_begun_copies(has_rows).await;
+        let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        if queued > 0 {
+            tracing::warn!(
+                tables = queued,
+                "the log is gone, and no position was stored yet: what was copied is copied again"
+            );
+        }
+        Ok(())
+    }
+
+    async fn all_copied_again(&self) -> Result<bool, CaptureError> {
+        let left = self.store.not_to_be_copied_again().await;
+        Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())
+    }
+}
+
+/// An error of the source: worth another attempt, or told with what our messages hold after a semicolon.
+fn source_attempt(error: &dyn fmt::Display, disposition: Disposition) -> Attempt {
+    let text = error.to_string();
+    match disposition {
+        Disposition::Retry => Attempt::Later(text),
+        Disposition::DeadLetter | Disposition::Halt => {
+            let (what, fix) =
+                text.split_once("; ").unwrap_or((&text, "run `cutover check`, which names what is missing"));
+            Attempt::Hopeless(WorkerError::SourceRefused(vec![Problem { what: what.into(), fix: fix.into() }]))
+        }
+    }
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), Attempt> {
+    if problems.is_empty() { Ok(()) } else { Err(Attempt::Hopeless(WorkerError::SourceRefused(problems))) }
+}
+
+/// Every configured table exists and has a key.
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
+    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
+        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
+        add(what, "correct [source] tables, or GRANT SELECT on it");
+    }
+    if tables.is_empty() && wanted.is_empty() {
+        let what = format!("`{database}` has no table that the source user may see");
+        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
+    }
+    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
+        let what = format!(
+            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
+            schema.table
+        );
+        add(what, "add one at the source, or leave the table out of [source] tables");
+    }
+    problems
+}
