@@ -15,7 +15,7 @@ const SERVERS_MAX: usize = 64;
 pub struct DebeziumPosition {
     /// `topic.prefix` of the connector; empty before its first change.
     pub connector: String,
-    /// Where the last new change stands in the source's log; none before the first one that says.
+    /// Where the last new change stands in the source's log; none if it did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<SourcePlace>,
     /// The newest commit time of a change, µs since the Unix epoch.
@@ -69,11 +69,10 @@ impl DebeziumPosition {
         by_place && commit_us < self.newest_us && by_transaction
     }
 
-    /// Remembers a change that is new.
+    /// Remembers a change that is new. It may be one that is sent again all the same (the first one after a connector's restart may have no
+    /// place): then those that follow it have to count as new as well, or the row would stay as it was at that time.
     pub fn see(&mut self, place: Option<SourcePlace>, commit_us: i64, transaction: Option<(&str, u64)>) {
-        if place.is_some() {
-            self.place = place;
-        }
+        self.place = place;
         self.newest_us = self.newest_us.max(commit_us);
         let Some((server, number)) = transaction else { return };
         if let Some(newest) = self.transactions.get_mut(server) {
@@ -113,6 +112,22 @@ mod tests {
         assert!(!seen.has_seen(commits(99, 95).as_ref(), 50, None), "it may be of the newest transaction");
         assert!(!seen.has_seen(commits(101, 80).as_ref(), 49, None), "a transaction that began earlier commits later");
         assert!(!seen.has_seen(at("bin.000001", 4, 0).as_ref(), 49, None), "another kind of log");
+    }
+
+    #[test]
+    fn after_a_change_in_doubt_everything_counts_as_new() {
+        let commits = |last_commit, lsn| Some(SourcePlace::Postgres { last_commit, lsn });
+        let mut seen = seen(commits(100, 90), 50);
+        assert!(!seen.has_seen(None, 40, None), "the first change after a restart has no place");
+        seen.see(None, 40, None);
+        for (place, commit_us) in [(commits(60, 65), 41), (commits(70, 75), 42)] {
+            assert!(
+                !seen.has_seen(place.as_ref(), commit_us, None),
+                "{place:?} would leave the row as the first one made it"
+            );
+            seen.see(place, commit_us, None);
+        }
+        assert!(seen.has_seen(commits(60, 65).as_ref(), 41, None), "sent once more, and the rest with it");
     }
 
     #[test]
