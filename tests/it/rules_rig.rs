@@ -115,7 +115,7 @@ impl Rig {
     /// Holds the writers of copied rows still until this is dropped: their sessions are stopped, between two transactions.
     pub async fn hold_copied_rows(&self) -> HeldWriters {
         let sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
-            AND application_name LIKE 'cutover % snapshot'";
+            AND application_name LIKE 'cutover % snapshot %'";
         let mut pids = Vec::new();
         eventually("both writers are there", SOON, async || {
             pids = self.target.query(sessions).await.into_iter().flatten().flatten().collect();
