@@ -69,10 +69,11 @@ impl DebeziumPosition {
         by_place && commit_us < self.newest_us && by_transaction
     }
 
-    /// Remembers a change that is new. It may be one that is sent again all the same (the first one after a connector's restart may have no
-    /// place): then those that follow it have to count as new as well, or the row would stay as it was at that time.
+    /// Remembers a change that is new. One that was committed before the newest may be sent again all the same (the first ones after a
+    /// connector's restart may have no place, or that of its snapshot): it takes the newest place away, so that those that follow it
+    /// count as new as well. Otherwise the row would stay as it was at that time.
     pub fn see(&mut self, place: Option<SourcePlace>, commit_us: i64, transaction: Option<(&str, u64)>) {
-        self.place = place;
+        self.place = place.filter(|_| commit_us >= self.newest_us);
         self.newest_us = self.newest_us.max(commit_us);
         let Some((server, number)) = transaction else { return };
         if let Some(newest) = self.transactions.get_mut(server) {
@@ -117,17 +118,16 @@ mod tests {
     #[test]
     fn after_a_change_in_doubt_everything_counts_as_new() {
         let commits = |last_commit, lsn| Some(SourcePlace::Postgres { last_commit, lsn });
-        let mut seen = seen(commits(100, 90), 50);
-        assert!(!seen.has_seen(None, 40, None), "the first change after a restart has no place");
-        seen.see(None, 40, None);
-        for (place, commit_us) in [(commits(60, 65), 41), (commits(70, 75), 42)] {
-            assert!(
-                !seen.has_seen(place.as_ref(), commit_us, None),
-                "{place:?} would leave the row as the first one made it"
-            );
-            seen.see(place, commit_us, None);
+        for (first, why) in [(None, "has no place"), (commits(95, 40), "has that of a second snapshot")] {
+            let mut seen = seen(commits(90, 91), 50);
+            assert!(!seen.has_seen(first.as_ref(), 40, None), "the first change after a restart {why}");
+            seen.see(first, 40, None);
+            for (place, commit_us) in [(commits(60, 65), 42), (commits(70, 75), 41), (commits(90, 91), 50)] {
+                assert!(!seen.has_seen(place.as_ref(), commit_us, None), "{place:?} would leave the row as it was");
+                seen.see(place, commit_us, None);
+            }
+            assert!(seen.has_seen(commits(60, 65).as_ref(), 42, None), "sent once more, and the rest with it");
         }
-        assert!(seen.has_seen(commits(60, 65).as_ref(), 41, None), "sent once more, and the rest with it");
     }
 
     #[test]
