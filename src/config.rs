@@ -210,6 +210,7 @@ impl Config {
         else {
             return Err(mistakes);
         };
+        let source = SourceConfig { ca_file: source.ca_file.map(|file| folder.join(file)), ..source };
         let config = Config { name, source, target, log, transform, snapshot, apply, http, folder };
         config.judge(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }

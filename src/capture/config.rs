@@ -1,16 +1,18 @@
 //! `[source]` of the configuration.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::mysql;
+use super::{mysql, postgres};
 
 /// Which kind of server a source is, as its URL says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
     /// MySQL or MariaDB, by their binlog.
     Mysql,
+    /// PostgreSQL, by a replication slot.
+    Postgres,
 }
 
 impl SourceKind {
@@ -18,12 +20,13 @@ impl SourceKind {
     pub fn of(url: &str) -> Option<SourceKind> {
         match url.split_once("://")?.0 {
             "mysql" => Some(SourceKind::Mysql),
+            "postgresql" | "postgres" => Some(SourceKind::Postgres),
             _ => None,
         }
     }
 
     /// The schemes that [`SourceKind::of`] knows.
-    pub const SCHEMES: [&str; 1] = ["mysql"];
+    pub const SCHEMES: [&str; 3] = ["mysql", "postgresql", "postgres"];
 }
 
 /// `[source]` as written.
@@ -47,6 +50,12 @@ pub struct SourceConfig {
     /// This worker's id among the source's replicas; derived from the pipeline's name without it.
     #[serde(default)]
     pub server_id: Option<u32>,
+    /// The schema that the tables are in, of a PostgreSQL source; `public` without it.
+    #[serde(default)]
+    pub schema: Option<String>,
+    /// A PEM file of certificates to trust in place of the system's, of a PostgreSQL source; by its full path.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What is done about foreign keys whose cascades the source's log does not show (CORRECTNESS rule 11).
@@ -78,6 +87,8 @@ impl fmt::Debug for SourceConfig {
             .field("clock_ahead_max_seconds", &self.clock_ahead_max_seconds)
             .field("cascades", &self.cascades)
             .field("server_id", &self.server_id)
+            .field("schema", &self.schema)
+            .field("ca_file", &self.ca_file)
             .finish_non_exhaustive()
     }
 }
@@ -92,6 +103,7 @@ impl SourceConfig {
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = match self.kind() {
             Some(SourceKind::Mysql) => mysql::config::problems(self),
+            Some(SourceKind::Postgres) => postgres::config::problems(self),
             None => Vec::new(),
         };
         if self.tables.as_ref().is_some_and(Vec::is_empty) {

@@ -6,6 +6,7 @@
 
 mod config;
 pub mod mysql;
+pub mod postgres;
 
 use std::sync::Arc;
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{Failure, asked};
 use crate::{
+    capture::SourceKind,
     config::Config,
     control::{
         letters::{Letter, Retried, Selection},
@@ -81,8 +82,14 @@ async fn selection(config: &Config, store: &Store, table: Option<String>) -> Res
     if let Some(debezium) = &config.log.debezium {
         return Ok(Selection::Table(format!("{}.{table}", debezium.database())));
     }
-    let connector = Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
-    Ok(Selection::Table(format!("{}.{table}", connector.database().unwrap_or_default())))
+    let schema = match config.source.kind() {
+        Some(SourceKind::Postgres) => config.source.postgres_schema().to_owned(),
+        Some(SourceKind::Mysql) | None => {
+            let connector = Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
+            connector.database().unwrap_or_default().to_owned()
+        }
+    };
+    Ok(Selection::Table(format!("{schema}.{table}")))
 }
 
 async fn list(config: &Config, store: &Store, table: Option<String>, json: bool) -> Result<(), Failure> {

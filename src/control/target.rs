@@ -1,7 +1,7 @@
 //! The PostgreSQL target, as the apply loops see it: plans, sinks, offsets.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -25,7 +25,7 @@ use crate::{
         postgres::{self, PgError, Session, catalog, privileges},
     },
     log::{Offset, Topic, record::ChunkEnd},
-    model::{Plan, TableName, TableSchema, TargetTable, Version},
+    model::{Coverage, Plan, TableName, TableSchema, TargetTable, Version},
     pipeline::{
         apply::{Resume, Target},
         replay,
@@ -237,6 +237,13 @@ impl PgTarget {
             used.entry(plan.source.table.table.clone()).or_default().extend(plan.reads.iter().cloned());
         }
         used
+    }
+
+    /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
+    pub fn whole_rows(&self) -> BTreeSet<TableName> {
+        let plans = self.plans();
+        let partial = plans.iter().filter(|plan| plan.coverage == Coverage::Partial && plan.key_reads.is_none());
+        partial.map(|plan| plan.source.table.clone()).collect()
     }
 
     /// Everything of a source table that is older than its new copy is out of date, whoever brings it again (a replay).

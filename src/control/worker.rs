@@ -326,7 +326,7 @@ impl Worker {
         let clock_min = self
             .patiently("target", || async { Ok(if fallback.is_none() { target.highest_version().await? } else { 0 }) });
         let Some(clock_min) = clock_min.await? else { return Ok(Ended::Stopped) };
-        let server = opened.source.serve(self, &opened.tables, clock_min);
+        let server = opened.source.serve(self, &opened.tables, clock_min, target.whole_rows());
         let connector = opened.connector;
         let capture = CaptureLoop {
             source: Arc::clone(&server) as _,

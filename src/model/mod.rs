@@ -8,6 +8,7 @@ pub mod debezium;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod position;
+pub mod postgres;
 pub mod schema;
 pub mod target;
 pub mod value;
@@ -16,6 +17,7 @@ pub mod version;
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
 pub use position::{GtidSet, MysqlPosition, Position};
+pub use postgres::{Lsn, PostgresPosition};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
 pub use value::{Value, ZeroDates};

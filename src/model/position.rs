@@ -4,7 +4,7 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::DebeziumPosition;
+use super::{DebeziumPosition, PostgresPosition};
 
 /// Where a source's log has been read to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,7 @@ pub enum Position {
     Mysql(MysqlPosition),
     /// Of a log that a connector of Debezium writes: what was seen of it in one partition.
     Debezium(DebeziumPosition),
+    Postgres(PostgresPosition),
 }
 
 impl Position {
@@ -21,18 +22,28 @@ impl Position {
     /// On the same server the files decide: an executed GTID set that is read after a row was seen may lack the
     /// row's transaction, but the log was written first. Only after a failover is it the GTIDs.
     pub fn covers(&self, end: &Position) -> bool {
-        let (Position::Mysql(this), Position::Mysql(end)) = (self, end) else { return false };
-        if this.server == end.server {
-            return this.file_order(end).is_ge();
+        match (self, end) {
+            (Position::Mysql(this), Position::Mysql(end)) if this.server == end.server => this.file_order(end).is_ge(),
+            (Position::Mysql(this), Position::Mysql(end)) => {
+                this.gtids.as_deref().zip(end.gtids.as_deref()).is_some_and(|(this, end)| holds(this, end))
+            }
+            (Position::Postgres(this), Position::Postgres(end)) => this.same_history(end) && this.lsn >= end.lsn,
+            (
+                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
+                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
+            ) => false,
         }
-        this.gtids.as_deref().zip(end.gtids.as_deref()).is_some_and(|(this, end)| holds(this, end))
     }
 
     /// Whether the other position is one in the log of the same server.
     pub fn same_server(&self, other: &Position) -> bool {
         match (self, other) {
             (Position::Mysql(this), Position::Mysql(other)) => this.server == other.server,
-            (Position::Mysql(_) | Position::Debezium(_), Position::Mysql(_) | Position::Debezium(_)) => false,
+            (Position::Postgres(this), Position::Postgres(other)) => this.same_history(other),
+            (
+                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
+                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
+            ) => false,
         }
     }
 }

@@ -486,6 +486,7 @@ fn origin_after(position: &Position) -> Origin {
         Position::Mysql(position) => {
             Origin { file: position.file.clone(), offset: position.offset, ..Origin::default() }
         }
+        Position::Postgres(position) => Origin { offset: position.lsn.0, ..Origin::default() },
         Position::Debezium(_) => Origin::default(),
     }
 }

@@ -111,7 +111,9 @@ impl Copier {
         let queue = self.queue(copy).await?;
         let seen = Mutex::new(self.progress.seen(copy).await?);
         if !queue.bounds_done || !queue.known.is_empty() {
-            self.read(copy, queue, &seen).await?;
+            // The sweep after a further copy takes what is older than its beginning for what the copy has not met.
+            let floor = if copy.generation > 1 { began.max(copy.not_before) } else { copy.not_before };
+            self.read(copy, floor, queue, &seen).await?;
         }
         if !self.barrier(&seen.into_inner()).await? {
             tracing::warn!(
@@ -133,7 +135,13 @@ impl Copier {
     }
 
     /// Reads what is left to be read of a copy into the log.
-    async fn read(&self, copy: &TableCopy, queue: Queue, seen: &Mutex<Vec<Position>>) -> Result<(), SnapshotError> {
+    async fn read(
+        &self,
+        copy: &TableCopy,
+        floor: Version,
+        queue: Queue,
+        seen: &Mutex<Vec<Position>>,
+    ) -> Result<(), SnapshotError> {
         let schema = self.scans.schema(&copy.table).await?;
         let mut first = self.scans.open().await?;
         let estimate = first.estimate_rows(&schema).await?;
@@ -147,7 +155,7 @@ impl Copier {
         }
         self.halts.well("snapshot");
         let readers = std::iter::once(first).chain(others);
-        let readers = readers.map(|scan| self.reader(scan, copy, &schema, &queue, seen));
+        let readers = readers.map(|scan| self.reader(scan, copy, floor, &schema, &queue, seen));
         futures::future::try_join_all(readers).await?;
         Ok(())
     }
@@ -196,6 +204,7 @@ impl Copier {
         &self,
         mut scan: Box<dyn Scan>,
         copy: &TableCopy,
+        floor: Version,
         schema: &Arc<TableSchema>,
         queue: &Mutex<Queue>,
         seen: &Mutex<Vec<Position>>,
@@ -208,7 +217,7 @@ impl Copier {
             let Some(chunk) = chunk else { return Ok(()) };
             let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
             let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
-            let reading = scan.read(schema, &chunk.range, &mut captured, blocks);
+            let reading = scan.read(schema, &chunk.range, floor, &mut captured, blocks);
             let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming, (labelled.as_ref(), seen));
             let (read, written) = tokio::join!(reading, writing);
             let (rows, last) = written?;

@@ -50,11 +50,12 @@ pub trait Scan: Send {
     async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError>;
 
     /// Reads a range into `blocks`. Every block carries the version of the last captured change such
-    /// that it and everything before it were visible to the read (CORRECTNESS rule 13).
+    /// that it and everything before it were visible to the read (CORRECTNESS rules 13 and 14), and `floor` at least.
     async fn read(
         &mut self,
         table: &Arc<TableSchema>,
         range: &Range,
+        floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
     ) -> Result<(), SnapshotError>;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use cutover::{
-    capture::mysql::{binlog, fuzz as capture},
+    capture::{
+        mysql::{binlog, fuzz as capture},
+        postgres::pgoutput,
+    },
     config, log, transform,
 };
 
@@ -17,12 +20,13 @@ use cutover::{
 type Target = (&'static str, fn(&[u8]));
 
 /// The targets of `fuzz/fuzz_targets`.
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 10] = [
     ("binlog_event", binlog::fuzz::event),
     ("binlog_rows", binlog::fuzz::rows),
     ("config", config::fuzz::config),
     ("debezium", log::debezium::fuzz::debezium),
     ("envelope", log::envelope::fuzz::envelope),
+    ("pgoutput", pgoutput::fuzz::message),
     ("segment", log::embedded::fuzz::segment),
     ("statements", binlog::fuzz::statements),
     ("stored", stored),

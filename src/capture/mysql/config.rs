@@ -28,6 +28,13 @@ pub fn problems(config: &SourceConfig) -> Vec<(&'static str, String)> {
     if config.server_id == Some(0) {
         problems.push(("source.server_id", "must be 1 or more, and no other replica's".into()));
     }
+    if config.schema.is_some() {
+        problems
+            .push(("source.schema", "is for PostgreSQL sources; the URL names the database of a MySQL source".into()));
+    }
+    if config.ca_file.is_some() {
+        problems.push(("source.ca_file", "is for PostgreSQL sources; remove it".into()));
+    }
     problems
 }
 

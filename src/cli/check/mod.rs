@@ -7,12 +7,13 @@
 mod cascades;
 mod connector;
 mod machine;
+mod postgres;
 mod source;
 mod target;
 
 use std::fmt;
 
-use crate::config::Config;
+use crate::{capture::SourceKind, config::Config};
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,11 +77,23 @@ pub async fn run(config: &Config) -> Report {
         connector::examine(config, debezium, &mut report).await;
         return report;
     }
-    let source = source::examine(config, &mut report).await;
-    let target = target::examine(config, source.as_ref(), &mut report).await;
-    if let Some(source) = &source {
-        report.tables = source.tables.len();
-        cascades::judge(source, target.as_ref(), &mut report);
+    if config.source.kind() == Some(SourceKind::Postgres) {
+        let tables = postgres::examine(config, &mut report).await;
+        let schemas: Option<Vec<_>> =
+            tables.as_ref().map(|tables| tables.iter().map(|table| table.schema.clone()).collect());
+        let target = target::examine(config, schemas.as_deref(), &mut report).await;
+        report.tables = schemas.map_or(0, |schemas| schemas.len());
+        if let (Some(tables), Some(target)) = (&tables, &target) {
+            postgres::judge_images(tables, target, &mut report);
+        }
+    } else {
+        let source = source::examine(config, &mut report).await;
+        let tables = source.as_ref().map(|source| source.tables.as_slice());
+        let target = target::examine(config, tables, &mut report).await;
+        if let Some(source) = &source {
+            report.tables = source.tables.len();
+            cascades::judge(source, target.as_ref(), &mut report);
+        }
     }
     machine::examine(config, &mut report).await;
     report

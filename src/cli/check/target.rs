@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, Weight, cascades::Rule, in_two, source::Source};
+use super::{Part, Report, Weight, cascades::Rule, in_two};
 use crate::{
     config::Config,
     database::{
         Problem,
         postgres::{self, PgError, Session, catalog, privileges, state},
     },
-    model::{Plan, TableName},
+    model::{Coverage, Plan, TableName, TableSchema},
     transform::{self, Severity},
 };
 
@@ -37,10 +37,16 @@ impl Target {
         };
         !self.replica && self.rules.iter().any(same)
     }
+
+    /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
+    pub(super) fn whole_rows(&self) -> impl Iterator<Item = &TableName> {
+        let partial = self.plans.iter().filter(|plan| plan.coverage == Coverage::Partial && plan.key_reads.is_none());
+        partial.map(|plan| &plan.source.table)
+    }
 }
 
 /// Examines the target; none if there is too little to go on with.
-pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &mut Report) -> Option<Target> {
+pub(super) async fn examine(config: &Config, sources: Option<&[TableSchema]>, report: &mut Report) -> Option<Target> {
     judge_after_copy(config, report);
     let files = match transform::load(&config.path(&config.transform.folder), &config.target.schema) {
         Ok(files) => Some(files),
@@ -83,7 +89,7 @@ pub(super) async fn examine(config: &Config, source: Option<&Source>, report: &m
             return None;
         }
     };
-    match look(config, source, files, &session, report).await {
+    match look(config, sources, files, &session, report).await {
         Ok(target) => target,
         Err(error) => {
             blocked(report, error.to_string());
@@ -106,19 +112,19 @@ fn judge_after_copy(config: &Config, report: &mut Report) {
 
 async fn look(
     config: &Config,
-    source: Option<&Source>,
+    sources: Option<&[TableSchema]>,
     files: Option<Vec<transform::TransformFile>>,
     session: &Session,
     report: &mut Report,
 ) -> Result<Option<Target>, PgError> {
     let client = &session.client;
     judge_database(client, &config.target.schema, report).await?;
-    let (Some(source), Some(files)) = (source, files) else { return Ok(None) };
+    let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
     let mut schemas: BTreeSet<String> = files.iter().map(|file| file.target.schema.clone()).collect();
     schemas.insert(config.target.schema.clone());
     let schemas: Vec<String> = schemas.into_iter().collect();
     let tables = catalog::tables(client, &schemas).await?;
-    let sources: Vec<_> = source.tables.iter().cloned().map(Arc::new).collect();
+    let sources: Vec<_> = sources.iter().cloned().map(Arc::new).collect();
     let checked = transform::check(client, &sources, &files, &tables, &config.target.schema).await?;
     checked.problems.iter().for_each(|problem| add(problem, report));
     let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();

@@ -1,15 +1,16 @@
-//! `cutover init`: from a live MySQL or MariaDB schema to files that move it.
+//! `cutover init`: from a live schema to files that move it.
 //!
 //! What enters: two URLs and, where not all are meant, table names. What leaves: `cutover.toml`, one transform per
 //! table, `schema.sql` and `schema_after.sql`, which run as they are. The source is only read, the target not even
 //! connected to. Nothing that exists is overwritten, and no password is written down. Absent on purpose: views,
-//! triggers, routines and CHECK constraints, which are MySQL's own SQL.
+//! triggers and routines, and of MySQL CHECK constraints, which are its own SQL.
 
 mod after;
 mod config_file;
 mod defaults;
 mod names;
 mod plan;
+mod postgres;
 mod schema;
 mod transforms;
 mod zero_dates;
@@ -23,10 +24,14 @@ use std::{
 
 use super::movable::obstacle;
 use crate::{
-    database::mysql::{
-        catalog::{CatalogError, is_mariadb, load_tables},
-        connect::{ConnectError, Connector, QueryError},
-        details::load_details,
+    capture::SourceKind,
+    database::{
+        mysql::{
+            catalog::{CatalogError, is_mariadb, load_tables},
+            connect::{ConnectError, Connector, QueryError},
+            details::load_details,
+        },
+        postgres::PgError,
     },
     model::TableSchema,
 };
@@ -34,7 +39,7 @@ use crate::{
 /// What `cutover init` is given.
 #[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
-    /// The source: mysql://user:password@host:3306/database
+    /// The source: mysql://user:password@host:3306/database, or postgresql://…
     #[arg(long, value_name = "URL")]
     pub source: String,
     /// The target: postgresql://user:password@host:5432/database
@@ -64,6 +69,8 @@ pub struct Written {
 pub enum InitError {
     #[error("the source URL names no database; end it with /database")]
     NoDatabase,
+    #[error("{0}")]
+    SourceUrl(String),
     #[error("--target is not a postgresql:// URL; write postgresql://user:password@host:5432/database")]
     TargetUrl,
     #[error("the database `{database}` has no table {}; name base tables of the source, in the case that they have there",
@@ -85,6 +92,8 @@ pub enum InitError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Query(#[from] QueryError),
+    #[error(transparent)]
+    Postgres(#[from] PgError),
 }
 
 impl InitError {
@@ -92,13 +101,18 @@ impl InitError {
     pub fn exit_code(&self) -> u8 {
         match self {
             InitError::NoDatabase
+            | InitError::SourceUrl(_)
             | InitError::TargetUrl
             | InitError::MissingTables { .. }
             | InitError::Unusable { .. }
             | InitError::NothingToMove { .. }
             | InitError::Exists(_)
             | InitError::Connect(ConnectError::Url { .. } | ConnectError::CaFile { .. }) => 2,
-            InitError::Write { .. } | InitError::Connect(_) | InitError::Catalog(_) | InitError::Query(_) => 3,
+            InitError::Write { .. }
+            | InitError::Connect(_)
+            | InitError::Catalog(_)
+            | InitError::Query(_)
+            | InitError::Postgres(_) => 3,
         }
     }
 }
@@ -108,6 +122,45 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     if !["postgresql://", "postgres://"].iter().any(|scheme| args.target.starts_with(scheme)) {
         return Err(InitError::TargetUrl);
     }
+    let draft = match SourceKind::of(&args.source) {
+        Some(SourceKind::Postgres) => postgres::draft(&args).await?,
+        Some(SourceKind::Mysql) | None => mysql_draft(&args).await?,
+    };
+    let config = config_file::render(&config_file::Facts {
+        database: &draft.database,
+        source_url: &args.source,
+        target_url: &args.target,
+        tables: &draft.tables,
+        left_out: &draft.left_out,
+    });
+    let mut files = vec![
+        (PathBuf::from("cutover.toml"), config),
+        (PathBuf::from("schema.sql"), draft.schema),
+        (PathBuf::from("schema_after.sql"), draft.after),
+    ];
+    for (table, transform) in draft.transforms {
+        files.push((Path::new("transforms").join(format!("{table}.sql")), transform));
+    }
+    let files = write(&args.out, files)?;
+    let variables = [(&args.source, "SOURCE_PASSWORD"), (&args.target, "TARGET_PASSWORD")]
+        .into_iter()
+        .filter_map(|(url, variable)| config_file::without_password(url, variable).hidden.then_some(variable))
+        .collect();
+    Ok(Written { files, left_out: draft.left_out, variables, out: args.out })
+}
+
+/// What is to be written of one source.
+struct Draft {
+    database: String,
+    tables: Vec<String>,
+    left_out: LeftOut,
+    schema: String,
+    after: String,
+    /// By target table.
+    transforms: Vec<(String, String)>,
+}
+
+async fn mysql_draft(args: &InitArgs) -> Result<Draft, InitError> {
     let connector = Connector::new(&args.source)?;
     let database = connector.database().ok_or(InitError::NoDatabase)?.to_owned();
     let mut conn = connector.connect().await?;
@@ -133,28 +186,14 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     if planned.is_empty() {
         return Err(InitError::NothingToMove { database });
     }
-    let names: Vec<String> = planned.iter().map(|table| table.schema.table.table.clone()).collect();
-    let config = config_file::render(&config_file::Facts {
-        database: &database,
-        source_url: &args.source,
-        target_url: &args.target,
-        tables: &names,
-        left_out: &left_out,
-    });
-    let mut files = vec![
-        (PathBuf::from("cutover.toml"), config),
-        (PathBuf::from("schema.sql"), schema::render(&database, &planned)),
-        (PathBuf::from("schema_after.sql"), after::render(&database, &planned)),
-    ];
-    for table in &planned {
-        files.push((Path::new("transforms").join(format!("{}.sql", table.name)), transforms::render(table)));
-    }
-    let files = write(&args.out, files)?;
-    let variables = [(&args.source, "SOURCE_PASSWORD"), (&args.target, "TARGET_PASSWORD")]
-        .into_iter()
-        .filter_map(|(url, variable)| config_file::without_password(url, variable).hidden.then_some(variable))
-        .collect();
-    Ok(Written { files, left_out, variables, out: args.out })
+    Ok(Draft {
+        tables: planned.iter().map(|table| table.schema.table.table.clone()).collect(),
+        left_out,
+        schema: schema::render(&database, &planned),
+        after: after::render(&database, &planned),
+        transforms: planned.iter().map(|table| (table.name.clone(), transforms::render(table))).collect(),
+        database,
+    })
 }
 
 fn check_names(database: &str, wanted: &[String], found: &[TableSchema]) -> Result<(), InitError> {

@@ -1,8 +1,9 @@
 //! Sources, as the worker has them: one module for each kind of server, and what they have in common.
 
 mod mysql;
+mod postgres;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 
@@ -29,8 +30,14 @@ impl<T: OpenSource + OpenScan + Fetch> Server for T {}
 /// A source that was looked at, and can be served from.
 pub(super) trait Serve: Send + Sync + fmt::Debug {
     /// The source for the pipeline of `worker`, whose capture begins above `clock_min` if it begins anew
-    /// (CORRECTNESS rule 2).
-    fn serve(&self, worker: &Worker, tables: &[TableSchema], clock_min: Version) -> Arc<dyn Server>;
+    /// (CORRECTNESS rule 2). Of `whole_rows` the images before a change have to be whole.
+    fn serve(
+        &self,
+        worker: &Worker,
+        tables: &[TableSchema],
+        clock_min: Version,
+        whole_rows: BTreeSet<TableName>,
+    ) -> Arc<dyn Server>;
 }
 
 /// What the source is, learnt at the start.
@@ -51,6 +58,7 @@ pub(super) struct Opened {
 pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
     match config.kind() {
         Some(SourceKind::Mysql) => mysql::open(config).await,
+        Some(SourceKind::Postgres) => postgres::open(config).await,
         None => Err(Attempt::Hopeless(WorkerError::Usage("[source] url names no kind of source; correct it".into()))),
     }
 }

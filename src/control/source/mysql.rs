@@ -1,6 +1,6 @@
 //! A MySQL or MariaDB server as the source.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use mysql_async::Conn;
@@ -37,7 +37,14 @@ struct Looked {
 }
 
 impl Serve for Looked {
-    fn serve(&self, worker: &Worker, tables: &[TableSchema], clock_min: Version) -> Arc<dyn Server> {
+    fn serve(
+        &self,
+        worker: &Worker,
+        tables: &[TableSchema],
+        clock_min: Version,
+        // A row image that is not whole halts capture in any case.
+        _whole_rows: BTreeSet<TableName>,
+    ) -> Arc<dyn Server> {
         Arc::new(MysqlServer {
             pipeline: worker.config.name.clone(),
             config: self.config.clone(),
@@ -114,7 +121,7 @@ impl OpenSource for MysqlServer {
             Some((Position::Mysql(position), clock)) => {
                 (Some((position, clock)), known_schemas(&self.store, clock).await?)
             }
-            Some((Position::Debezium(_), _)) => return Err(foreign_position()),
+            Some((Position::Debezium(_) | Position::Postgres(_), _)) => return Err(foreign_position()),
             None => (None, Vec::new()),
         };
         let mut settings = self.config.resolve(&self.pipeline, now_us)?;
@@ -251,6 +258,8 @@ impl Scan for MysqlScan {
         &mut self,
         table: &Arc<TableSchema>,
         range: &Range,
+        // What is captured is waited for, and is above it.
+        _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
     ) -> Result<(), SnapshotError> {

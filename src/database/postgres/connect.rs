@@ -18,7 +18,7 @@ use super::{
 };
 
 /// How long a connection may take to open.
-const CONNECT_SECONDS_MAX: u64 = 10;
+pub(super) const CONNECT_SECONDS_MAX: u64 = 10;
 /// How long the server may take to answer whoever has just connected.
 const ANSWER_SECONDS_MAX: u64 = 30;
 /// A peer that answers nothing for this long is gone.
@@ -27,12 +27,12 @@ const SILENCE_SECONDS_MAX: u64 = 60;
 /// A PostgreSQL address: `postgresql://user:password@host:port/database?tls=verify|require|disable`.
 #[derive(Clone)]
 pub struct Target {
-    config: Config,
-    mode: tls::Mode,
-    host: String,
-    port: u16,
+    pub(super) config: Config,
+    pub(super) mode: tls::Mode,
+    pub(super) host: String,
+    pub(super) port: u16,
     database: String,
-    dial: Option<Arc<dyn Dial>>,
+    pub(super) dial: Option<Arc<dyn Dial>>,
 }
 
 /// A connection's bytes, both ways.
@@ -238,7 +238,7 @@ fn named(target: &Target, error: tokio_postgres::Error) -> PgError {
     let text = format!("{error}{cause}");
     if text.contains("certificate") || text.contains("TLS") {
         return PgError::Login(format!(
-            "PostgreSQL at {at}: {text}; give the server's CA as [target] ca_file, or set ?tls=require or ?tls=disable"
+            "PostgreSQL at {at}: {text}; give the server's CA as ca_file, or set ?tls=require or ?tls=disable"
         ));
     }
     match PgError::from(error) {
@@ -272,7 +272,7 @@ async fn drive(connection: Connection, target: Target, options: Options, watch: 
         () = connection => {}
         () = lost => tracing::warn!(
             session = options.application_name,
-            "the target has this session no more, though the connection stands; it is opened again"
+            "the server has this session no more, though the connection stands; it is opened again"
         ),
     }
 }
@@ -280,7 +280,7 @@ async fn drive(connection: Connection, target: Target, options: Options, watch: 
 /// Everything that a transform, or the text form of a value, could depend on (CORRECTNESS rule 28).
 /// Absent is `lc_messages`, which only a superuser may set and no value depends on.
 /// `force_custom_plan`: a generic plan made while a tombstone table was empty is ruinous later.
-fn settings(schemas: &[String]) -> String {
+pub(super) fn settings(schemas: &[String]) -> String {
     let mut path = vec!["pg_catalog".to_owned()];
     path.extend(schemas.iter().map(|schema| sql::ident(schema)));
     path.push("pg_temp".to_owned());

@@ -49,6 +49,17 @@ impl PgError {
         }
     }
 
+    /// What the server's report means.
+    pub(super) fn reported(report: Refusal) -> Self {
+        match report.sqlstate.as_str() {
+            // The server starts, stops, recovers, or was told to end this session.
+            "57P01" | "57P02" | "57P03" | "57P05" => PgError::Unreachable(report.message),
+            "28000" | "28P01" | "3D000" => PgError::Login(report.message),
+            code if code.starts_with("08") => PgError::Unreachable(report.message),
+            _ => PgError::Refused(Box::new(report)),
+        }
+    }
+
     /// The server's SQLSTATE, if it sent one.
     pub fn sqlstate(&self) -> &str {
         self.refusal().map_or("", |refusal| &refusal.sqlstate)
@@ -70,23 +81,15 @@ impl From<tokio_postgres::Error> for PgError {
 }
 
 fn classify(report: &DbError) -> PgError {
-    let code = report.code().code();
-    let message = report.message().to_owned();
-    match code {
-        // The server starts, stops, recovers, or was told to end this session.
-        "57P01" | "57P02" | "57P03" | "57P05" => PgError::Unreachable(message),
-        "28000" | "28P01" | "3D000" => PgError::Login(message),
-        _ if code.starts_with("08") => PgError::Unreachable(message),
-        _ => PgError::Refused(Box::new(Refusal {
-            sqlstate: code.to_owned(),
-            message,
-            hint: report.hint().map(str::to_owned),
-            position: match report.position() {
-                Some(ErrorPosition::Original(position)) => Some(*position),
-                Some(ErrorPosition::Internal { .. }) | None => None,
-            },
-            table: report.table().map(str::to_owned),
-            constraint: report.constraint().map(str::to_owned),
-        })),
-    }
+    PgError::reported(Refusal {
+        sqlstate: report.code().code().to_owned(),
+        message: report.message().to_owned(),
+        hint: report.hint().map(str::to_owned),
+        position: match report.position() {
+            Some(ErrorPosition::Original(position)) => Some(*position),
+            Some(ErrorPosition::Internal { .. }) | None => None,
+        },
+        table: report.table().map(str::to_owned),
+        constraint: report.constraint().map(str::to_owned),
+    })
 }

@@ -62,8 +62,8 @@ impl<'a> Fields<'a> {
         let op = self.op.ok_or(EnvelopeError::NoOperation)?;
         let (before, after) = (self.before.flatten(), self.after.flatten());
         let (needs_before, needs_after) = match op {
-            Op::Insert | Op::Read => (false, true),
-            Op::Update => (true, true),
+            // PostgreSQL logs no image before an update that keeps the key, unless it is told to.
+            Op::Insert | Op::Read | Op::Update => (false, true),
             Op::Delete => (true, false),
             Op::Truncate => (false, false),
         };

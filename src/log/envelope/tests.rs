@@ -164,7 +164,7 @@ fn what_is_missing_or_ambiguous_is_an_error() {
     assert!(matches!(error(r#"{"after":{"a":1,"b":{}},"op":"c"}"#), EnvelopeError::NestedColumn { .. }));
     assert_eq!(error(&format!(r#"{{"after":{image}}}"#)), EnvelopeError::NoOperation);
     assert_eq!(error(&format!(r#"{{"after":{image},"op":"m"}}"#)), EnvelopeError::UnknownOperation);
-    assert_eq!(error(&format!(r#"{{"after":{image},"op":"u"}}"#)), EnvelopeError::NoImage { op: 'u', image: "before" });
+    assert_eq!(error(&format!(r#"{{"before":{image},"op":"u"}}"#)), EnvelopeError::NoImage { op: 'u', image: "after" });
     assert_eq!(error(&format!(r#"{{"after":{image},"op":"d"}}"#)), EnvelopeError::NoImage { op: 'd', image: "before" });
     assert_eq!(error(r#"{"op":"r"}"#), EnvelopeError::NoImage { op: 'r', image: "after" });
     for json in [

@@ -84,7 +84,9 @@ impl OpenSource for ModelServer {
         }
         let (from, clock) = match from {
             Some((Position::Mysql(from), clock)) => (from, clock),
-            Some((Position::Debezium(_), _)) => unreachable!("no simulated source is a connector of Debezium"),
+            Some((Position::Debezium(_) | Position::Postgres(_), _)) => {
+                unreachable!("every simulated source is a MySQL server")
+            }
             None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
             None => (self.server.end(), self.clock_min.max(self.chance().now_us())),
         };
@@ -308,6 +310,7 @@ impl Scan for ModelScan {
         &mut self,
         table: &Arc<TableSchema>,
         range: &Range,
+        _floor: Version,
         captured: &mut watch::Receiver<Option<observe::Captured>>,
         blocks: mpsc::Sender<Block>,
     ) -> Result<(), SnapshotError> {

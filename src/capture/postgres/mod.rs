@@ -1,0 +1,430 @@
+//! Capture from PostgreSQL's logical replication.
+//!
+//! ```text
+//!  slot ─► replication ─► pgoutput::decode ─► reader (relations, clock) ─► Captured
+//!          connection     pure                no IO        ▲
+//!                                                      catalog, and rows by key, on sessions of their own
+//! ```
+//!
+//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in the order of
+//! commits, each with its version, and a position after every transaction. Invariants: the server is told that it need not
+//! keep what is durable, and no more; a value that is not in the log (an unchanged one that is stored out of line) is read from the
+//! row, never left out; a stored position that the slot does not join is refused. Deliberately absent: parts of transactions
+//! before they commit (the server spills them, and rows leave here as they come), and two-phase commits before their second phase.
+
+pub mod config;
+pub mod pgoutput;
+mod reader;
+mod relations;
+mod resume;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use self::config::PostgresSourceConfig;
+use self::{
+    pgoutput::{Frame, Message, Relation},
+    reader::{Incomplete, LogReader, Next},
+    relations::Described,
+};
+use super::{CaptureError, Captured, Source};
+use crate::{
+    database::{
+        Problem,
+        postgres::{
+            Options, PgError, Session,
+            publication::{self, PublicationError},
+            replication::{Replication, WalStream},
+            scan::{ScanError, Scanner},
+            server::ServerFacts,
+            slot,
+            tables::{self, SourceTable},
+            unseen::PgSnapshot,
+        },
+    },
+    model::{Clock, Column, Disposition, Lsn, PostgresPosition, TableName, TableSchema, Value, Version},
+};
+
+/// How often the server is told what is durable, and asked how far it is.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// A server that answers none of this many questions is gone.
+const UNANSWERED_MAX: u32 = 120;
+/// Beyond this many, transactions that reads see are forgotten though nobody reads.
+const UNSEEN_MAX: usize = 8192;
+/// After a gap there is one repair, whatever made it.
+const COPY_AGAIN: &str =
+    "copy every table again with `cutover resnapshot TABLE`: capture goes on from where the source is then";
+
+/// A running capture.
+#[derive(Debug)]
+pub struct PostgresSource {
+    config: PostgresSourceConfig,
+    stream: WalStream,
+    reader: LogReader,
+    /// For the catalog, and for values that are not in the log.
+    aside: Option<Scanner>,
+    report_at: Instant,
+    unanswered: u32,
+    /// What ended the stream; it stays ended.
+    failed: bool,
+}
+
+impl PostgresSource {
+    /// Opens the slot after `from` (a position and the clock's state there), or, without it, where the slot is, which is made
+    /// first where there is none, with the clock at the server's time, or at `clock_min` if that is later.
+    ///
+    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present ones are taken.
+    pub async fn open(
+        config: &PostgresSourceConfig,
+        from: Option<(PostgresPosition, Version)>,
+        known: &[Arc<TableSchema>],
+        watched: &[TableName],
+    ) -> Result<Self, CaptureError> {
+        let (session, facts, present) = prepared(config, watched).await?;
+        let (position, clock) = start(&session, config, &facts, from).await?;
+        doubt(&session, config).await?;
+
+        let connection = Replication::open(&config.target, &config.options).await.map_err(server_error)?;
+        let stream = connection.start(&config.slot, position.lsn, &plugin_options(config, &facts)).await;
+        let stream = stream.map_err(|error| stream_error(error, &config.slot))?;
+        let schemas = present.into_iter().map(|table| {
+            let stored = known.iter().find(|schema| schema.table == table.schema.table).map(Arc::clone);
+            stored.unwrap_or_else(|| Arc::new(table.schema))
+        });
+        tracing::info!(
+            server = ?config.target,
+            version = facts.version,
+            slot = config.slot,
+            lsn = %position.lsn,
+            tables = watched.len(),
+            "capture starts"
+        );
+        let clock = Clock::new(clock, config.clock_ahead_max_us);
+        let shared = (config.whole_rows.clone(), Arc::clone(&config.unseen));
+        let begin = position.lsn;
+        let mut reader = LogReader::new(clock, position, schemas.collect(), shared, config.now_us);
+        reader.alive(begin, (config.now_us)());
+        let (aside, report_at) = (None, Instant::now());
+        Ok(PostgresSource { config: config.clone(), stream, reader, aside, report_at, unanswered: 0, failed: false })
+    }
+
+    async fn read_until_captured(&mut self) -> Result<Captured, CaptureError> {
+        loop {
+            if let Some(captured) = self.reader.take() {
+                return Ok(captured);
+            }
+            if Instant::now() >= self.report_at {
+                self.report().await?;
+            }
+            let payload = tokio::select! {
+                payload = self.stream.next() => payload.map_err(|error| stream_error(error, &self.config.slot))?,
+                () = tokio::time::sleep_until(self.report_at) => continue,
+            };
+            self.unanswered = 0;
+            match Frame::decode(&payload)? {
+                Frame::Keepalive { end, at_us, answer } => {
+                    self.reader.alive(end, at_us);
+                    if answer {
+                        self.report_at = Instant::now();
+                    }
+                }
+                Frame::Data { message } => match self.reader.read(Message::decode(message)?)? {
+                    Next::Nothing => {}
+                    Next::Describe(relation) => {
+                        let described = self.describe(&relation).await?;
+                        self.reader.bind(relation, described)?;
+                    }
+                    Next::Fetch(incomplete) => {
+                        let found = self.fetch(&incomplete).await?;
+                        self.reader.complete(*incomplete, found);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Tells the server what it need not keep, and asks how far it is: the answer is the heartbeat of a quiet source.
+    async fn report(&mut self) -> Result<(), CaptureError> {
+        if self.unanswered >= UNANSWERED_MAX {
+            let seconds = REPORT_EVERY.as_millis() * u128::from(UNANSWERED_MAX) / 1000;
+            return Err(CaptureError::Unreachable(format!("no answer for {seconds} s")));
+        }
+        self.unanswered += 1;
+        self.report_at = Instant::now() + REPORT_EVERY;
+        let durable = Lsn(self.config.durable.load(Ordering::Acquire));
+        let arrived = self.reader.lsn();
+        let told = self.stream.acknowledge(arrived, durable.min(arrived), (self.config.now_us)(), true).await;
+        told.map_err(|error| stream_error(error, &self.config.slot))?;
+        if self.config.unseen.len() > UNSEEN_MAX {
+            let unseen = Arc::clone(&self.config.unseen);
+            let ticket = unseen.ticket(arrived);
+            let snapshot = self.aside().await?.snapshot().await.map_err(scan_error)?;
+            unseen.forget(&ticket, &snapshot);
+        }
+        Ok(())
+    }
+
+    /// The session for what the stream does not say, opened when it is first needed.
+    async fn aside(&mut self) -> Result<&mut Scanner, CaptureError> {
+        let scanner = match self.aside.take() {
+            Some(scanner) => scanner,
+            None => {
+                let unseen = Arc::clone(&self.config.unseen);
+                Scanner::connect(&self.config.target, &self.config.options, unseen).await.map_err(scan_error)?
+            }
+        };
+        Ok(self.aside.insert(scanner))
+    }
+
+    async fn describe(&mut self, relation: &Relation) -> Result<Described, CaptureError> {
+        let client = self.aside().await?.client().await.map_err(scan_error)?;
+        let only = [relation.table.clone()];
+        let table = tables::load(client, &relation.schema, Some(&only)).await.map_err(server_error)?.pop();
+        let known = Described::new(relation, table.as_ref(), &[]);
+        if known.columns.len() == relation.columns.len() {
+            return Ok(known);
+        }
+        let wire: Vec<(u32, i32)> =
+            relation.columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect();
+        let types = tables::types(client, &wire).await.map_err(|error| {
+            let reason = format!(
+                "{}.{} was altered, and an older change cannot be read: {error}",
+                relation.schema, relation.table
+            );
+            if matches!(error, PgError::Unreachable(_)) { server_error(error) } else { lost(reason, COPY_AGAIN) }
+        })?;
+        let columns = relation.columns.iter().zip(types).map(|(column, (source_type, column_type))| Column {
+            name: column.name.clone(),
+            column_type,
+            source_type,
+            nullable: true,
+            charset: None,
+            collation: None,
+            generated: false,
+        });
+        Ok(Described::new(relation, table.as_ref(), &columns.collect::<Vec<_>>()))
+    }
+
+    /// Reads the values that are not in the log, once the transaction is visible. None if the row is gone.
+    async fn fetch(&mut self, incomplete: &Incomplete) -> Result<Option<Vec<Value>>, CaptureError> {
+        let (wanted, key, xid) = (incomplete.missing(), incomplete.key(), incomplete.xid);
+        let scanner = self.aside().await?;
+        match scanner.after(&wanted, &key, xid).await {
+            Err(ScanError::Postgres(error)) if is_altered(&error) => {}
+            found => return found.map_err(scan_error),
+        }
+        // A column that has been dropped since has no value that anybody could ask for.
+        let (schema, only) = (&wanted.table.schema, [wanted.table.table.clone()]);
+        let client = scanner.client().await.map_err(scan_error)?;
+        let Some(present) = tables::load(client, schema, Some(&only)).await.map_err(server_error)?.pop() else {
+            return Ok(None);
+        };
+        let is_left = |column: &&Column| present.schema.column(&column.name).is_some();
+        let left: Vec<Column> = wanted.columns.iter().filter(is_left).cloned().collect();
+        let names: Vec<String> = wanted.key_columns().map(|column| column.name.clone()).collect();
+        let mut narrowed = TableSchema { table: wanted.table.clone(), columns: left, key: Vec::new() };
+        let Some(places) = tables::places(&narrowed, &names) else { return Ok(None) };
+        narrowed.key = places;
+        let found = scanner.after(&narrowed, &key, xid).await.map_err(scan_error)?;
+        Ok(found.map(|found| {
+            let value = |column: &Column| {
+                let place = narrowed.columns.iter().position(|left| left.name == column.name);
+                place.and_then(|place| found.get(place).cloned()).unwrap_or(Value::Null)
+            };
+            wanted.columns.iter().map(value).collect()
+        }))
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn next(&mut self) -> Result<Captured, CaptureError> {
+        if self.failed {
+            return Err(CaptureError::Unreachable("its stream has ended".into()));
+        }
+        let captured = self.read_until_captured().await;
+        self.failed = captured.is_err();
+        captured
+    }
+}
+
+/// A session at a server that can be captured, and the watched tables there, which are published.
+async fn prepared(
+    config: &PostgresSourceConfig,
+    watched: &[TableName],
+) -> Result<(Session, ServerFacts, Vec<SourceTable>), CaptureError> {
+    let session = Session::open(&config.target, &config.options).await.map_err(server_error)?;
+    // What is made here is made here: a standby that is missing must not hold it back.
+    let local = session.client.batch_execute("SET synchronous_commit = local").await;
+    local.map_err(|error| server_error(error.into()))?;
+    let facts = ServerFacts::load(&session.client).await.map_err(server_error)?;
+    refuse(facts.problems())?;
+    let present = present_tables(&session, watched).await?;
+    publication::ensure(&session.client, &config.slot, &present).await.map_err(publication_error)?;
+    Ok((session, facts, present))
+}
+
+/// The watched tables as the catalog has them now, if they can be captured.
+async fn present_tables(session: &Session, watched: &[TableName]) -> Result<Vec<SourceTable>, CaptureError> {
+    let Some(schema) = watched.first().map(|table| table.schema.clone()) else { return Ok(Vec::new()) };
+    let names: Vec<String> = watched.iter().map(|table| table.table.clone()).collect();
+    let tables = tables::load(&session.client, &schema, Some(&names)).await.map_err(server_error)?;
+    refuse(tables::problems(&tables, &names, &schema))?;
+    Ok(tables)
+}
+
+/// Where to begin, and the clock there. The publication comes before the slot, or the slot's past would not know it.
+async fn start(
+    session: &Session,
+    config: &PostgresSourceConfig,
+    facts: &ServerFacts,
+    from: Option<(PostgresPosition, Version)>,
+) -> Result<(PostgresPosition, Version), CaptureError> {
+    let found = slot::load(&session.client, &config.slot).await.map_err(server_error)?;
+    if let Some((position, clock)) = from {
+        resume::judge(facts, found.as_ref(), &position)?;
+        return Ok((position, clock));
+    }
+    let clock = facts.now_us.max(config.clock_min);
+    let lsn = match found {
+        Some(slot) if slot.invalidated.is_none() => {
+            resume::usable(&slot, facts)?;
+            slot.confirmed
+        }
+        Some(slot) => {
+            resume::usable(&slot, facts)?;
+            slot::drop(&session.client, &slot.name).await.map_err(server_error)?;
+            None
+        }
+        None => None,
+    };
+    let lsn = match lsn {
+        Some(lsn) => lsn,
+        None => slot::create(&session.client, &config.slot).await.map_err(slot_error)?,
+    };
+    Ok((facts.at(lsn, &config.slot), clock))
+}
+
+/// Gives a slot that capture cannot use up, and begins anew where the source is.
+pub async fn begin_anew(
+    config: &PostgresSourceConfig,
+    watched: &[TableName],
+) -> Result<(PostgresPosition, Version), CaptureError> {
+    let (session, facts, _) = prepared(config, watched).await?;
+    if let Some(slot) = slot::load(&session.client, &config.slot).await.map_err(server_error)? {
+        resume::usable(&slot, &facts)?;
+        slot::drop(&session.client, &slot.name).await.map_err(slot_error)?;
+    }
+    let lsn = slot::create(&session.client, &config.slot).await.map_err(slot_error)?;
+    Ok((facts.at(lsn, &config.slot), facts.now_us))
+}
+
+/// What runs now may have been captured before, by us or in the making of the slot, and not be visible yet.
+async fn doubt(session: &Session, config: &PostgresSourceConfig) -> Result<(), CaptureError> {
+    let sql = "SELECT pg_current_snapshot()::text, pg_current_xact_id()::text";
+    let row = session.client.query_one(sql, &[]).await.map_err(|error| server_error(error.into()))?;
+    let text = |index| row.try_get::<_, String>(index).map_err(|error| server_error(error.into()));
+    let (snapshot, next) = (PgSnapshot::parse(&text(0)?), text(1)?.parse().ok());
+    let (Some(snapshot), Some(next)) = (snapshot, next) else {
+        return Err(CaptureError::Unreachable("its snapshot cannot be read".into()));
+    };
+    config.unseen.begin(&snapshot, next);
+    Ok(())
+}
+
+fn plugin_options(config: &PostgresSourceConfig, facts: &ServerFacts) -> String {
+    // Messages came with PostgreSQL 14.
+    let messages = if facts.version >= 140_000 { ", messages 'true'" } else { "" };
+    format!("proto_version '1', publication_names '\"{}\"'{messages}", config.slot)
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), CaptureError> {
+    match problems.into_iter().next() {
+        Some(problem) => Err(halt(problem.what, problem.fix)),
+        None => Ok(()),
+    }
+}
+
+fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
+    CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
+}
+
+/// What was captured and what the source has do not join.
+fn lost(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
+    CaptureError::Lost { reason: reason.into(), remedy: remedy.into() }
+}
+
+fn server_error(error: PgError) -> CaptureError {
+    let text = error.to_string();
+    match error {
+        PgError::Unreachable(_) | PgError::Protocol(_) => CaptureError::Unreachable(text),
+        PgError::Refused(refusal) if refusal.passes() => CaptureError::Unreachable(text),
+        PgError::Login(_) | PgError::Refused(_) => {
+            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "correct that and start again"));
+            halt(reason, remedy)
+        }
+    }
+}
+
+fn publication_error(error: PublicationError) -> CaptureError {
+    match error {
+        PublicationError::Postgres(error) => server_error(error),
+        PublicationError::Problem(problem) => halt(problem.what, problem.fix),
+    }
+}
+
+/// What an error in making or dropping the slot means.
+fn slot_error(error: PgError) -> CaptureError {
+    match error.sqlstate() {
+        // Somebody reads it still: a worker that was killed a moment ago.
+        "55006" => CaptureError::Unreachable(error.to_string()),
+        "42501" => halt(
+            format!("the source user may not make a replication slot: {error}"),
+            "ALTER ROLE … REPLICATION, as a superuser, and start again",
+        ),
+        "53400" => halt(
+            format!("the source has no replication slot left: {error}"),
+            "raise max_replication_slots at the source, or drop one that nobody uses",
+        ),
+        _ => server_error(error),
+    }
+}
+
+/// What an error of the stream means.
+fn stream_error(error: PgError, slot: &str) -> CaptureError {
+    let reason = format!("the source cannot send what follows in slot `{slot}`: {error}");
+    match error.sqlstate() {
+        "55006" | "42501" | "53400" => slot_error(error),
+        // The slot was invalidated, or the log that it needs is gone.
+        "55000" | "58P01" => lost(reason, COPY_AGAIN),
+        // The slot or the publication is gone, or is younger than the changes to be sent.
+        "42704" => lost(reason, COPY_AGAIN),
+        _ => server_error(error),
+    }
+}
+
+/// Whether the table is not any more what the change was of: a column or all of it is gone.
+fn is_altered(error: &PgError) -> bool {
+    matches!(error.sqlstate(), "42703" | "42P01")
+}
+
+fn scan_error(error: ScanError) -> CaptureError {
+    let text = error.to_string();
+    match error.disposition() {
+        Disposition::Retry => CaptureError::Unreachable(text),
+        Disposition::DeadLetter | Disposition::Halt => {
+            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "correct that and start again"));
+            halt(reason, remedy)
+        }
+    }
+}
+
+/// What a session of capture is for.
+pub fn options(pipeline: &str, ca_file: Option<std::path::PathBuf>) -> Options {
+    Options { application_name: format!("cutover {pipeline} source"), schemas: Vec::new(), ca_file, replica: false }
+}
