@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     follow::{PATIENCE, following, halted, stop},
     pipeline_postgres::assert_equal,
-    support::{Own, Postgres, Worker, Workspace, eventually},
+    support::{Kafka, Own, Postgres, Worker, Workspace, eventually},
 };
 
 /// One table, `t (id, n, note)`, on both sides.
@@ -397,4 +397,31 @@ async fn a_transaction_larger_than_any_buffer_streams_through() {
         .await;
     pipe.in_step().await;
     stop(&mut worker).await;
+}
+
+/// Kafka keeps what it has: the server need not wait for the target, which is behind a lock here.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_kafka_the_slot_advances_to_what_the_log_has() {
+    let shared = Kafka::shared().await;
+    let pipe = Pipe::with(Postgres::v15().await, Postgres::v18().await, TABLE).await;
+    pipe.work.configure_also(&format!("[log]\nurl = {:?}\npartitions = 2\n", shared.url));
+    let kafka = Kafka::of(&shared.url, pipe.source.database());
+    pipe.insert(1, 50).await;
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    let locker = pipe.target.connect().await;
+    locker.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pipe.source.exec("UPDATE t SET n = 9").await;
+    let end = pipe.source.value("SELECT pg_current_wal_lsn()").await.unwrap();
+    eventually("the slot passes the change", PATIENCE, async || {
+        pipe.slot_is(&format!("(confirmed_flush_lsn >= '{end}')")).await.as_deref() == Some("true")
+    })
+    .await;
+    worker.kill9().await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    pipe.source.exec("DELETE FROM t WHERE id > 40").await;
+    let mut worker = pipe.work.start(&[]);
+    pipe.in_step().await;
+    stop(&mut worker).await;
+    kafka.delete_topics().await;
 }

@@ -305,7 +305,7 @@ async fn start(
     };
     let lsn = match lsn {
         Some(lsn) => lsn,
-        None => slot::create(&session.client, &config.slot).await.map_err(slot_error)?,
+        None => new_slot(session, config).await?,
     };
     Ok((facts.at(lsn, &config.slot), clock))
 }
@@ -320,8 +320,13 @@ pub async fn begin_anew(
         resume::usable(&slot, &facts)?;
         slot::drop(&session.client, &slot.name).await.map_err(slot_error)?;
     }
-    let lsn = slot::create(&session.client, &config.slot).await.map_err(slot_error)?;
+    let lsn = new_slot(&session, config).await?;
     Ok((facts.at(lsn, &config.slot), facts.now_us))
+}
+
+async fn new_slot(session: &Session, config: &PostgresSourceConfig) -> Result<Lsn, CaptureError> {
+    tracing::info!(slot = config.slot, "making the replication slot, which waits for the transactions that run now");
+    slot::create(&session.client, &config.slot).await.map_err(slot_error)
 }
 
 /// What runs now may have been captured before, by us or in the making of the slot, and not be visible yet.
