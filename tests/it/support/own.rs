@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 /// Below the ports of all other instances.
 const PORT_BASES: std::ops::Range<u16> = 2000..2270;
 /// What `scripts/services` adds to the base for the servers used here.
-const PORT_OFFSETS: [u16; 7] = [83, 92, 93, 306, 307, 309, 2432];
+const PORT_OFFSETS: [u16; 8] = [80, 83, 92, 93, 306, 307, 309, 2432];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
@@ -22,11 +22,12 @@ pub enum Own {
     Mysql80,
     Pg15,
     Kafka,
+    Dynamodb,
     /// Take Kafka first.
     Connect,
 }
 
-static SERVERS: [Mutex<()>; 5] = [const { Mutex::const_new(()) }; 5];
+static SERVERS: [Mutex<()>; 6] = [const { Mutex::const_new(()) }; 6];
 static PORT_BASE: OnceLock<u16> = OnceLock::new();
 
 /// A running server that no other test uses meanwhile.
@@ -43,8 +44,14 @@ impl Own {
             Self::Mysql80 => "mysql80",
             Self::Pg15 => "pg15",
             Self::Kafka => "kafka",
+            Self::Dynamodb => "dynamodb",
             Self::Connect => "connect",
         }
+    }
+
+    /// Starts it for all tests of this process, each of which has tables of its own.
+    pub fn share(self) -> String {
+        start(self)
     }
 
     pub async fn take(self) -> OwnServer {
