@@ -6,11 +6,12 @@ SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
 MINUTES := 10
 
-.PHONY: help demo demo-merge test simulate chaos bench-smoke bench-postgres bench-scale fuzz check check-deploy clean-services
+.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-postgres bench-scale fuzz check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
 	@echo "make demo-merge      seven tables of one PostgreSQL become four of another, live"
+	@echo "make demo-dynamodb   a bookshop moves from DynamoDB to typed tables, the same way"
 	@echo "make test            all tests, against real servers, which stay up for the next run"
 	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
@@ -27,6 +28,9 @@ demo:
 
 demo-merge:
 	scripts/demo-merge
+
+demo-dynamodb:
+	scripts/demo-dynamodb $(if $(KEEP),--keep)
 
 test:
 	$(SERVICES) install build
