@@ -82,6 +82,8 @@ pub struct SnapshotConfig {
     pub parallel: usize,
     /// Connections that write snapshot rows to the target.
     pub apply_parallel: usize,
+    /// Read units per second that the copy of a DynamoDB table may take; half of what the table has, if it has a limit.
+    pub read_units_per_second: Option<u32>,
     /// The copy slows down to its minimum share while the stream's lag is above this.
     pub lag_max_seconds: f64,
 }
@@ -107,7 +109,13 @@ impl Default for TransformConfig {
 
 impl Default for SnapshotConfig {
     fn default() -> Self {
-        SnapshotConfig { chunk_rows: 10_000, parallel: 2, apply_parallel: 2, lag_max_seconds: 10.0 }
+        SnapshotConfig {
+            chunk_rows: 10_000,
+            parallel: 2,
+            apply_parallel: 2,
+            read_units_per_second: None,
+            lag_max_seconds: 10.0,
+        }
     }
 }
 
@@ -261,6 +269,12 @@ impl Config {
             if value == 0 || value > max {
                 wrong(key, format!("must be 1 to {max}"));
             }
+        }
+        if self.snapshot.read_units_per_second == Some(0) {
+            wrong(
+                "snapshot.read_units_per_second",
+                "must be 1 or more; leave it out to take half of what the table has".into(),
+            );
         }
         for (key, message) in self.log.problems().into_iter().chain(self.apply.problems()) {
             wrong(key, message);

@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf};
 use serde::Deserialize;
 
 use super::{mysql, postgres};
+use crate::database::dynamo;
 
 /// Which kind of server a source is, as its URL says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum SourceKind {
     Mysql,
     /// PostgreSQL, by a replication slot.
     Postgres,
+    /// DynamoDB, by its tables' streams.
+    Dynamo,
 }
 
 impl SourceKind {
@@ -21,12 +24,13 @@ impl SourceKind {
         match url.split_once("://")?.0 {
             "mysql" => Some(SourceKind::Mysql),
             "postgresql" | "postgres" => Some(SourceKind::Postgres),
+            "dynamodb" => Some(SourceKind::Dynamo),
             _ => None,
         }
     }
 
     /// The schemes that [`SourceKind::of`] knows.
-    pub const SCHEMES: [&str; 3] = ["mysql", "postgresql", "postgres"];
+    pub const SCHEMES: [&str; 4] = ["mysql", "postgresql", "postgres", "dynamodb"];
 }
 
 /// `[source]` as written.
@@ -104,6 +108,10 @@ impl SourceConfig {
         let mut problems = match self.kind() {
             Some(SourceKind::Mysql) => mysql::config::problems(self),
             Some(SourceKind::Postgres) => postgres::config::problems(self),
+            Some(SourceKind::Dynamo) => match dynamo::Connector::new(&self.url) {
+                Ok(_) => Vec::new(),
+                Err(error) => vec![("source.url", error.to_string())],
+            },
             None => Vec::new(),
         };
         if self.tables.as_ref().is_some_and(Vec::is_empty) {

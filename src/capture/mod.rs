@@ -5,6 +5,7 @@
 //! It does not know the log that the events go to, nor who applies them.
 
 mod config;
+pub mod dynamo;
 pub mod mysql;
 pub mod postgres;
 

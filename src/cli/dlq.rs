@@ -14,7 +14,7 @@ use crate::{
         store::Store,
         worker,
     },
-    database::mysql::connect::Connector,
+    database::{dynamo, mysql::connect::Connector},
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(300);
@@ -84,6 +84,10 @@ async fn selection(config: &Config, store: &Store, table: Option<String>) -> Res
     }
     let schema = match config.source.kind() {
         Some(SourceKind::Postgres) => config.source.postgres_schema().to_owned(),
+        Some(SourceKind::Dynamo) => {
+            let connector = dynamo::Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
+            connector.region().to_owned()
+        }
         Some(SourceKind::Mysql) | None => {
             let connector = Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
             connector.database().unwrap_or_default().to_owned()

@@ -322,9 +322,10 @@ impl Worker {
         let Some(target) = prepared.await?.map(Arc::new) else { return Ok(Ended::Stopped) };
         let mut tasks = JoinSet::new();
 
-        // With a stored position the clock is stored as well, and is the highest.
-        let clock_min = self
-            .patiently("target", || async { Ok(if fallback.is_none() { target.highest_version().await? } else { 0 }) });
+        // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
+        let has_clock = fallback.as_ref().is_some_and(|(position, _)| position.has_one_order());
+        let clock_min =
+            self.patiently("target", || async { Ok(if has_clock { 0 } else { target.highest_version().await? }) });
         let Some(clock_min) = clock_min.await? else { return Ok(Ended::Stopped) };
         let server = opened.source.serve(self, &opened.tables, clock_min, target.whole_rows());
         let connector = opened.connector;

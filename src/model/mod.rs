@@ -5,6 +5,7 @@
 
 pub mod change;
 pub mod debezium;
+pub mod dynamo;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod position;
@@ -16,6 +17,7 @@ pub mod version;
 
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
+pub use dynamo::{DynamoPosition, ShardPosition, StreamPosition};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use postgres::{Lsn, PostgresPosition};
 pub use schema::{Column, ColumnType, TableName, TableSchema};

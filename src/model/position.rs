@@ -4,7 +4,7 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{DebeziumPosition, PostgresPosition};
+use super::{DebeziumPosition, PostgresPosition, dynamo::DynamoPosition, version::Version};
 
 /// Where a source's log has been read to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,24 +14,17 @@ pub enum Position {
     /// Of a log that a connector of Debezium writes: what was seen of it in one partition.
     Debezium(DebeziumPosition),
     Postgres(PostgresPosition),
+    Dynamo(DynamoPosition),
 }
 
 impl Position {
     /// Whether everything that the source's log held at `end` is before this position.
-    ///
-    /// On the same server the files decide: an executed GTID set that is read after a row was seen may lack the
-    /// row's transaction, but the log was written first. Only after a failover is it the GTIDs.
     pub fn covers(&self, end: &Position) -> bool {
         match (self, end) {
-            (Position::Mysql(this), Position::Mysql(end)) if this.server == end.server => this.file_order(end).is_ge(),
-            (Position::Mysql(this), Position::Mysql(end)) => {
-                this.gtids.as_deref().zip(end.gtids.as_deref()).is_some_and(|(this, end)| holds(this, end))
-            }
+            (Position::Mysql(this), Position::Mysql(end)) => this.covers(end),
             (Position::Postgres(this), Position::Postgres(end)) => this.same_history(end) && this.lsn >= end.lsn,
-            (
-                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
-                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
-            ) => false,
+            (Position::Dynamo(this), Position::Dynamo(end)) => this.covers(end),
+            (Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_), _) => false,
         }
     }
 
@@ -40,10 +33,25 @@ impl Position {
         match (self, other) {
             (Position::Mysql(this), Position::Mysql(other)) => this.server == other.server,
             (Position::Postgres(this), Position::Postgres(other)) => this.same_history(other),
-            (
-                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
-                Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_),
-            ) => false,
+            (Position::Dynamo(_), Position::Dynamo(_)) => true,
+            (Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_), _) => false,
+        }
+    }
+
+    /// The highest version that a row may be labelled with which is read after capture has come to this position, with the
+    /// clock at `clock`: every change that is captured later is above it.
+    pub fn watermark(&self, clock: Version) -> Version {
+        match self {
+            Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_) => clock,
+            Position::Dynamo(position) => position.floor,
+        }
+    }
+
+    /// Whether versions increase over the whole log, and not only along each of its parts.
+    pub fn has_one_order(&self) -> bool {
+        match self {
+            Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_) => true,
+            Position::Dynamo(_) => false,
         }
     }
 }
@@ -85,6 +93,15 @@ pub struct MysqlPosition {
 }
 
 impl MysqlPosition {
+    /// On the same server the files decide: an executed GTID set that is read after a row was seen may lack the
+    /// row's transaction, but the log was written first. Only after a failover is it the GTIDs.
+    fn covers(&self, end: &Self) -> bool {
+        if self.server == end.server {
+            return self.file_order(end).is_ge();
+        }
+        self.gtids.as_deref().zip(end.gtids.as_deref()).is_some_and(|(this, end)| holds(this, end))
+    }
+
     /// Orders two positions of one server's files: by file name (length first, so that
     /// `bin.999999` comes before `bin.1000000`), then offset.
     pub fn file_order(&self, other: &Self) -> Ordering {

@@ -14,7 +14,7 @@ use super::Invariant;
 use crate::model::{Position, Version};
 
 /// What capture has made durable in the log: a position, the version of the last change up to it,
-/// and where the log ends there. A chunk read that sees everything up to `position` carries `clock`.
+/// and where the log ends there. A chunk read that sees everything up to `position` carries its watermark.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Captured {
     pub position: Position,
@@ -23,6 +23,13 @@ pub struct Captured {
     pub ends: Vec<u64>,
     /// The newest commit or heartbeat time seen, µs since the Unix epoch.
     pub commit_us: i64,
+}
+
+impl Captured {
+    /// What a row may be labelled with that is read from now on.
+    pub fn watermark(&self) -> Version {
+        self.position.watermark(self.clock)
+    }
 }
 
 /// What one partition's apply loop has made durable in the target.

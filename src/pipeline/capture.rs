@@ -420,6 +420,9 @@ impl Reader<'_> {
         let newest = self.newest;
         Invariant::ControlCoversChanges.hold(newest <= complete.clock, || format!("{} after {newest}", complete.clock));
         self.clock = complete.clock;
+        if !complete.position.has_one_order() {
+            self.newest = Version::MIN;
+        }
         self.group.complete = Some((self.group.records.len(), complete));
     }
 
@@ -488,6 +491,8 @@ fn origin_after(position: &Position) -> Origin {
         }
         Position::Postgres(position) => Origin { offset: position.lsn.0, ..Origin::default() },
         Position::Debezium(_) => Origin::default(),
+        // Shards have no common place.
+        Position::Dynamo(_) => Origin::default(),
     }
 }
 

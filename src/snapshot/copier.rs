@@ -7,7 +7,11 @@
 //! It holds back while too many copied rows wait in the log, and slows down to a minimum share while
 //! the stream's lag is above its limit, so that neither starves the other (CORRECTNESS rule 26).
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +62,8 @@ impl std::fmt::Debug for Copier {
 /// The chunks of a copy, handed out one by one; new ones are found as they are asked for.
 struct Queue {
     known: VecDeque<Chunk>,
+    /// Where chunks begin that are known, done ones too.
+    lowers: HashSet<Option<String>>,
     next_number: i64,
     lower: Option<String>,
     bounds_done: bool,
@@ -160,14 +166,14 @@ impl Copier {
         Ok(())
     }
 
-    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The clock there.
+    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The watermark there.
     async fn captured(&self, not_before: Version) -> Version {
         let mut captured = self.frontier.watch_captured();
         let reached =
-            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.clock >= not_before);
+            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.watermark() >= not_before);
         // The sender lives as long as the frontier that we hold, so this only ends with a position.
         let found = captured.wait_for(reached).await;
-        found.ok().and_then(|found| found.as_ref().map(|captured| captured.clock)).unwrap_or(not_before)
+        found.ok().and_then(|found| found.as_ref().map(Captured::watermark)).unwrap_or(not_before)
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.
@@ -195,6 +201,7 @@ impl Copier {
             next_number: last.map_or(0, |chunk| chunk.number + 1),
             lower: last.and_then(|chunk| chunk.range.upper.clone()),
             bounds_done: copy.bounds_done,
+            lowers: chunks.iter().map(|chunk| chunk.range.lower.clone()).collect(),
             known: chunks.into_iter().filter(|chunk| !chunk.done).collect(),
         })
     }
@@ -221,7 +228,9 @@ impl Copier {
             let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming, (labelled.as_ref(), seen));
             let (read, written) = tokio::join!(reading, writing);
             let (rows, last) = written?;
-            read?;
+            if let Some(rest) = read? {
+                self.add_rest(copy, rest, &mut *queue.lock().await).await?;
+            }
             self.end_chunk(copy, chunk.number, rows, last).await?;
         }
     }
@@ -248,10 +257,27 @@ impl Copier {
             done: false,
         };
         self.progress.add_chunk(copy, &chunk, last).await?;
+        queue.lowers.insert(chunk.range.lower.clone());
         queue.next_number += 1;
         queue.lower = upper;
         queue.bounds_done = last;
         Ok(Some(chunk))
+    }
+
+    /// Stores what a read has left of its chunk as a chunk of its own, before that read counts: a restart finds it. One that was
+    /// stored by an earlier run, which then did not get to the end of its read, is not stored again. Its upper bound is where
+    /// the next new chunk begins, which a restart learns from the last chunk.
+    async fn add_rest(&self, copy: &TableCopy, rest: String, queue: &mut Queue) -> Result<(), SnapshotError> {
+        let lower = Some(rest);
+        if !queue.lowers.insert(lower.clone()) {
+            return Ok(());
+        }
+        let range = Range { lower, upper: queue.lower.clone() };
+        let chunk = Chunk { number: queue.next_number, range, done: false };
+        self.progress.add_chunk(copy, &chunk, queue.bounds_done).await?;
+        queue.next_number += 1;
+        queue.known.push_back(chunk);
+        Ok(())
     }
 
     /// Notes how far the source's log may be behind what has just been read.

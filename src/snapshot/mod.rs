@@ -50,7 +50,8 @@ pub trait Scan: Send {
     async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError>;
 
     /// Reads a range into `blocks`. Every block carries the version of the last captured change such
-    /// that it and everything before it were visible to the read (CORRECTNESS rules 13 and 14), and `floor` at least.
+    /// that it and everything before it were visible to the read (CORRECTNESS rules 13 and 14), and `floor` at least. A source
+    /// that cannot tell beforehand where a part of a table ends answers where what it has not read of the range begins.
     async fn read(
         &mut self,
         table: &Arc<TableSchema>,
@@ -58,7 +59,7 @@ pub trait Scan: Send {
         floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
-    ) -> Result<(), SnapshotError>;
+    ) -> Result<Option<String>, SnapshotError>;
 }
 
 /// Opens connections to the source, and says what its tables look like now.

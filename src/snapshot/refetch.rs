@@ -105,7 +105,7 @@ impl Refetch {
         let captured = self.captured(rows.iter().map(|row| row.version).max().unwrap_or_default()).await;
         let found = self.fetch.fetch(schema, &keys, &captured).await?;
         let at_us = self.ambient.now_us();
-        let version = captured.clock;
+        let version = captured.watermark();
         let mut encoder = Encoder::new(&self.pipeline, &self.connector);
         let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
         let mut missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
@@ -137,7 +137,7 @@ impl Refetch {
     async fn captured(&self, version: Version) -> Captured {
         let mut captured = self.frontier.watch_captured();
         loop {
-            if let Some(point) = captured.borrow_and_update().clone().filter(|point| point.clock >= version) {
+            if let Some(point) = captured.borrow_and_update().clone().filter(|point| point.watermark() >= version) {
                 return point;
             }
             // The sender lives as long as the frontier that we hold, so this only ends with news.

@@ -18,7 +18,10 @@ use super::{
     subject::{Subject, VIEW_PREFIX},
 };
 use crate::{
-    database::postgres::{PgError, sql},
+    database::{
+        dynamo::attribute::TTL_COLUMN,
+        postgres::{PgError, sql},
+    },
     model::{Coverage, Plan, PlanColumn, TableName, TableSchema, TargetTable},
 };
 
@@ -211,7 +214,10 @@ impl<'a> Checker<'a> {
         };
         // A column that the target computes takes no value.
         let computed = |name: &str| table.column(name).is_some_and(|column| column.generated);
-        let names = source.columns.iter().map(|column| column.name.as_str()).filter(|name| !computed(name));
+        // A column that says how a row went is none of the row's.
+        let absent = |name: &str| name == TTL_COLUMN && table.column(name).is_none();
+        let names = source.columns.iter().map(|column| column.name.as_str());
+        let names = names.filter(|name| !computed(name) && !absent(name));
         let select = format!("SELECT {} FROM {}", sql::list("", names), sql::ident(&source.table.table));
         let directives = super::file::Directives::default();
         let statement = Statement { sql: select, line: 1, column: 1, directives };

@@ -22,6 +22,7 @@ mod debezium;
 mod deploy;
 mod dlq;
 mod dlq_topic;
+mod dynamo;
 mod events;
 mod follow;
 mod fuzz_corpora;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     apply::{ApplyError, Event, RowEvent},
+    database::dynamo::attribute::TTL_COLUMN,
     log::envelope,
     model::{ColumnType, Coverage, Plan, TableSchema, Version},
 };
@@ -242,12 +243,16 @@ impl<'a> Input<'a> {
             let after = after.map(|row| input.keep(row));
             let before = before.map(|row| input.keep_dead(row));
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
+            let mut last_shown = after.is_none().then_some(());
             // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
                 let told = |place: &&usize| coverage(plans, bindings, **place) != Some(Coverage::Total);
                 if places.iter().any(|place| told(&place)) {
-                    let (Some(before), _, _) = decode(event)? else { continue };
+                    let (before, after, _) = decode(event)?;
+                    let last = last_shown.take().and(after);
+                    input.keep_removed(plans, bindings, index, event.version, &places, last);
+                    let Some(before) = before else { continue };
                     let row = input.keep_dead(before);
                     for place in places.iter().filter(told) {
                         let filter = coverage(plans, bindings, *place) == Some(Coverage::Filter);
@@ -299,6 +304,28 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// The row that a removal by Time to Live removed: a filter that passes over such removals shows it still.
+    fn keep_removed(
+        &mut self,
+        plans: &[Plan],
+        bindings: &Bindings,
+        item: usize,
+        version: Version,
+        places: &[usize],
+        row: Option<envelope::Row<'a>>,
+    ) {
+        let tells = |place: &&usize| plan(plans, bindings, **place).is_some_and(tells_removals);
+        let Some(row) = row.filter(|_| places.iter().any(|place| tells(&place))) else { return };
+        let row = self.keep(row);
+        for place in places.iter().filter(tells) {
+            let group = self.groups.entry(*place).or_default();
+            group.live.push(item, row, version, false);
+            if coverage(plans, bindings, *place) == Some(Coverage::Filter) {
+                group.dead.push(item, row, version, false);
+            }
+        }
+    }
+
     fn keep(&mut self, row: envelope::Row<'a>) -> usize {
         self.rows.push(row);
         self.rows.len() - 1
@@ -329,8 +356,17 @@ impl<'a> Input<'a> {
     }
 }
 
+fn plan<'p>(plans: &'p [Plan], bindings: &Bindings, place: usize) -> Option<&'p Plan> {
+    bindings.all.get(place).and_then(|binding| plans.get(binding.plan))
+}
+
 fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverage> {
-    bindings.all.get(place).and_then(|binding| plans.get(binding.plan)).map(|plan| plan.coverage)
+    plan(plans, bindings, place).map(|plan| plan.coverage)
+}
+
+/// Whether a plan looks at how a row was removed.
+fn tells_removals(plan: &Plan) -> bool {
+    plan.coverage != Coverage::Total && plan.reads.iter().any(|column| column == TTL_COLUMN)
 }
 
 fn nul(text: &str) -> bool {

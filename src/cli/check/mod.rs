@@ -6,6 +6,7 @@
 
 mod cascades;
 mod connector;
+mod dynamo;
 mod machine;
 mod postgres;
 mod source;
@@ -86,6 +87,10 @@ pub async fn run(config: &Config) -> Report {
         if let (Some(tables), Some(target)) = (&tables, &target) {
             postgres::judge_images(tables, target, &mut report);
         }
+    } else if config.source.kind() == Some(SourceKind::Dynamo) {
+        let tables = dynamo::examine(config, &mut report).await;
+        target::examine(config, tables.as_deref(), &mut report).await;
+        report.tables = tables.map_or(0, |tables| tables.len());
     } else {
         let source = source::examine(config, &mut report).await;
         let tables = source.as_ref().map(|source| source.tables.as_slice());

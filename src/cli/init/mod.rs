@@ -8,6 +8,7 @@
 mod after;
 mod config_file;
 mod defaults;
+mod dynamo;
 mod names;
 mod plan;
 mod postgres;
@@ -26,6 +27,7 @@ use super::movable::obstacle;
 use crate::{
     capture::SourceKind,
     database::{
+        dynamo::DynamoError,
         mysql::{
             catalog::{CatalogError, is_mariadb, load_tables},
             connect::{ConnectError, Connector, QueryError},
@@ -39,7 +41,7 @@ use crate::{
 /// What `cutover init` is given.
 #[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
-    /// The source: mysql://user:password@host:3306/database, or postgresql://…
+    /// The source: mysql://user:password@host:3306/database, postgresql://… or dynamodb://region
     #[arg(long, value_name = "URL")]
     pub source: String,
     /// The target: postgresql://user:password@host:5432/database
@@ -94,6 +96,8 @@ pub enum InitError {
     Query(#[from] QueryError),
     #[error(transparent)]
     Postgres(#[from] PgError),
+    #[error(transparent)]
+    Dynamo(#[from] DynamoError),
 }
 
 impl InitError {
@@ -107,12 +111,14 @@ impl InitError {
             | InitError::Unusable { .. }
             | InitError::NothingToMove { .. }
             | InitError::Exists(_)
+            | InitError::Dynamo(DynamoError::Url(_))
             | InitError::Connect(ConnectError::Url { .. } | ConnectError::CaFile { .. }) => 2,
             InitError::Write { .. }
             | InitError::Connect(_)
             | InitError::Catalog(_)
             | InitError::Query(_)
-            | InitError::Postgres(_) => 3,
+            | InitError::Postgres(_)
+            | InitError::Dynamo(_) => 3,
         }
     }
 }
@@ -124,6 +130,8 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     }
     let draft = match SourceKind::of(&args.source) {
         Some(SourceKind::Postgres) => postgres::draft(&args).await?,
+        Some(SourceKind::Dynamo) => dynamo::draft(&args).await?,
+        // What is no URL of any kind is told what the most common one looks like.
         Some(SourceKind::Mysql) | None => mysql_draft(&args).await?,
     };
     let config = config_file::render(&config_file::Facts {

@@ -1,5 +1,6 @@
 //! Sources, as the worker has them: one module for each kind of server, and what they have in common.
 
+pub mod dynamo;
 mod mysql;
 mod postgres;
 
@@ -59,6 +60,7 @@ pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
     match config.kind() {
         Some(SourceKind::Mysql) => mysql::open(config).await,
         Some(SourceKind::Postgres) => postgres::open(config).await,
+        Some(SourceKind::Dynamo) => dynamo::open(config).await,
         None => Err(Attempt::Hopeless(WorkerError::Usage("[source] url names no kind of source; correct it".into()))),
     }
 }

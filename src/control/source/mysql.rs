@@ -121,7 +121,9 @@ impl OpenSource for MysqlServer {
             Some((Position::Mysql(position), clock)) => {
                 (Some((position, clock)), known_schemas(&self.store, clock).await?)
             }
-            Some((Position::Debezium(_) | Position::Postgres(_), _)) => return Err(foreign_position()),
+            Some((Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_), _)) => {
+                return Err(foreign_position());
+            }
             None => (None, Vec::new()),
         };
         let mut settings = self.config.resolve(&self.pipeline, now_us)?;
@@ -262,14 +264,15 @@ impl Scan for MysqlScan {
         _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
         };
         let watermark = Watermark { position, version: clock };
         let (connector, id) = (self.connector.clone(), self.scanner.id());
-        liveness::answered(&connector, id, self.rows(table, range, &watermark, &blocks)).await.unwrap_or_else(gone)
+        liveness::answered(&connector, id, self.rows(table, range, &watermark, &blocks)).await.unwrap_or_else(gone)?;
+        Ok(None)
     }
 }
 

@@ -154,7 +154,7 @@ impl OpenSource for PostgresServer {
                 let known = known_schemas(&self.store, clock).await?;
                 self.serve(Some((position, clock)), &known).await
             }
-            Some((Position::Mysql(_) | Position::Debezium(_), _)) => Err(foreign_position()),
+            Some((Position::Mysql(_) | Position::Debezium(_) | Position::Dynamo(_), _)) => Err(foreign_position()),
             None => self.serve(None, &[]).await,
         }
     }
@@ -280,7 +280,7 @@ impl Scan for PostgresScan {
         floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Option<String>, SnapshotError> {
         let watermark = watermark(captured.borrow_and_update().as_ref(), floor)?;
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
         let mut rows = self.0.read_chunk(table, lower, upper, watermark).await?;
@@ -288,7 +288,7 @@ impl Scan for PostgresScan {
             let batch = rows.next_batch(BLOCK_ROWS).await?;
             // A closed channel means that the writer has failed: its error is the one that counts.
             if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
-                return Ok(());
+                return Ok(None);
             }
         }
     }

@@ -84,7 +84,7 @@ impl OpenSource for ModelServer {
         }
         let (from, clock) = match from {
             Some((Position::Mysql(from), clock)) => (from, clock),
-            Some((Position::Debezium(_) | Position::Postgres(_), _)) => {
+            Some((Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_), _)) => {
                 unreachable!("every simulated source is a MySQL server")
             }
             None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
@@ -313,7 +313,7 @@ impl Scan for ModelScan {
         _floor: Version,
         captured: &mut watch::Receiver<Option<observe::Captured>>,
         blocks: mpsc::Sender<Block>,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(observe::Captured { position: Position::Mysql(position), clock, .. }) = point else {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
@@ -334,9 +334,9 @@ impl Scan for ModelScan {
                 return Err(SnapshotError::Source("away".into()));
             }
             if blocks.send(Block { version: clock, rows: block.to_vec() }).await.is_err() {
-                return Ok(());
+                return Ok(None);
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

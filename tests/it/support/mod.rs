@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows cutover's own modules: a test that compares databases must not trust the code it tests.
 
+mod dynamo;
 mod http;
 mod kafka;
 mod mysql;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use dynamo::{Dynamo, plain_item};
 pub use kafka::Kafka;
 pub use mysql::Mysql;
 pub use own::Own;
