@@ -90,13 +90,13 @@ impl PgTarget {
         let plans = target.plan(&session).await?;
         let mut missing = Vec::new();
         for plan in plans.iter() {
-            missing.extend(privileges::on_table(&session.client, &plan.target.name).await?);
+            missing.extend(privileges::on_table(&session.client, plan).await?);
         }
         if !missing.is_empty() {
             return Err(TargetError::Refused(missing));
         }
         for plan in plans.iter() {
-            prepare_target(&session, &plan.target).await?;
+            prepare_target(&session, plan).await?;
         }
         target.set_plans(plans);
         Ok(target)
@@ -250,9 +250,8 @@ impl PgTarget {
     async fn fence(&self, session: &Session, plans: &[Plan], table: &str, before: Version) -> Result<(), PgError> {
         let own: Vec<&Plan> = plans.iter().filter(|plan| plan.source.table.table == table).collect();
         let Some(source) = own.first().map(|plan| &plan.source.table) else { return Ok(()) };
-        let targets: Vec<&TableName> = own.iter().map(|plan| &plan.target.name).collect();
         let holder = (self.config.name.as_str(), self.lease_epoch);
-        raise_fence(session, holder, source, &targets, self.config.log.partitions, before).await
+        raise_fence(session, holder, source, &own, self.config.log.partitions, before).await
     }
 
     /// The highest version among the target's rows and tombstones, which earlier pipelines may have left.
@@ -260,7 +259,7 @@ impl PgTarget {
         let session = self.session("versions").await?;
         let mut highest = 0;
         for plan in self.plans().iter() {
-            highest = highest.max(highest_version(&session, &plan.target.name).await?);
+            highest = highest.max(highest_version(&session, plan).await?);
         }
         Ok(highest)
     }
@@ -269,7 +268,7 @@ impl PgTarget {
     pub async fn forget_tombstones(&self, version: Version) -> Result<(), PgError> {
         let session = self.session("tombstones").await?;
         for plan in self.plans().iter() {
-            let forgotten = collect_tombstones(&session, &plan.target.name, version).await?;
+            let forgotten = collect_tombstones(&session, plan, version).await?;
             if forgotten > 0 {
                 tracing::debug!(table = %plan.target.name, forgotten, "old tombstones removed");
             }
@@ -370,13 +369,11 @@ impl Sweep for PgTarget {
         self.fence(&session, &plans, table, before).await?;
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
             let target = &plan.target.name;
-            let shared =
-                plans.iter().any(|other| other.target.name == *target && other.source.table != plan.source.table);
-            if shared || !alone || plan.key_reads.is_none() {
+            if !alone || plan.key_reads.is_none() {
                 let reason = if plan.key_reads.is_none() {
                     "its key is not that of the source"
                 } else {
-                    "others may write to it"
+                    "other pipelines may write to it"
                 };
                 tracing::warn!(%target, reason, "rows that the source has deleted unseen are not looked for");
                 continue;

@@ -5,7 +5,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::schema::{TableName, TableSchema};
+use super::{
+    role::Role,
+    schema::{TableName, TableSchema},
+};
 
 /// A table of the target, as its catalog describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +92,8 @@ pub struct Plan {
     /// The result columns, which are target columns, in the `SELECT`'s order.
     pub columns: Vec<PlanColumn>,
     pub coverage: Coverage,
-    /// Of each column of the target's key, the place in `reads` of the source column that it is, cast or not; none if
+    pub role: Role,
+    /// Of each column of the target's key (of a set: of its parent's), the place in `reads` of the source column that it is, cast or not; none if
     /// one of them is computed in another way, or if they are not the whole key of the source.
     pub key_reads: Option<Vec<usize>>,
     /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's `SELECT`.

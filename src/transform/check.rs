@@ -13,16 +13,17 @@ use tokio_postgres::Client;
 
 use super::{
     Place, Problem, Severity,
-    file::{OnDelete, Statement, TransformFile},
+    file::{Statement, TransformFile},
+    merge,
     shape::Shape,
-    subject::{Subject, VIEW_PREFIX},
+    subject::{Subject, VIEW, VIEW_PREFIX},
 };
 use crate::{
     database::{
         dynamo::attribute::TTL_COLUMN,
         postgres::{PgError, sql},
     },
-    model::{Coverage, Plan, PlanColumn, TableName, TableSchema, TargetTable},
+    model::{Coverage, Plan, PlanColumn, Role, TableName, TableSchema, TargetTable},
 };
 
 /// The outcome: plans are only whole when no problem is an error.
@@ -38,8 +39,6 @@ impl Checked {
         self.problems.iter().all(|problem| problem.severity == Severity::Warning)
     }
 }
-
-const VIEW: &str = "cutover_check";
 
 /// Functions of `pg_catalog` that are only stable, and whose result is not the row's or the
 /// pinned settings' alone.
@@ -102,19 +101,13 @@ pub async fn check(
     result.map(|()| checker.checked)
 }
 
-struct Checker<'a> {
-    client: &'a Client,
+pub(super) struct Checker<'a> {
+    pub client: &'a Client,
     sources: &'a [Arc<TableSchema>],
     targets: BTreeMap<TableName, Arc<TargetTable>>,
     /// Source tables by their stub's oid.
     stubs: BTreeMap<u32, Arc<TableSchema>>,
-    checked: Checked,
-}
-
-/// What the server says of a view's columns beside the target's.
-struct Results {
-    names: Vec<String>,
-    casts: Vec<Option<String>>,
+    pub checked: Checked,
 }
 
 impl<'a> Checker<'a> {
@@ -185,23 +178,25 @@ impl<'a> Checker<'a> {
             self.checked.problems.push(problem.hint("create it, or name the file after the table that it fills"));
             return Ok(Vec::new());
         };
-        if let Some(second) = file.statements.get(1) {
-            let message = "a second SELECT: several source tables that merge into one target are not supported yet";
-            self.checked.problems.push(Problem::error(message).at(start(second)).hint("keep one SELECT in the file"));
-            return Ok(Vec::new());
+        let mut plans = Vec::new();
+        for (place, statement) in file.statements.iter().enumerate() {
+            let subject = Subject { file: Some(file), statement, target: target.clone(), place };
+            plans.extend(self.subject(&subject).await?);
         }
-        let subject = Subject { file: Some(file), statement, target };
-        match statement.directives.on_delete {
-            Some(OnDelete::Clear | OnDelete::Keep) => {
-                let message = "`on_delete = clear` and `keep` are for rows that several source tables share";
-                self.checked.problems.push(subject.problem(Problem::error(message), 0).hint("remove the directive"));
+        let read = plans.iter().map(|plan| plan.source.table.clone()).collect();
+        if plans.len() < file.statements.len() {
+            return Ok(read);
+        }
+        match merge::roles(file, plans) {
+            Ok(plans) => {
+                for (plan, statement) in plans.iter().zip(&file.statements) {
+                    self.indexed(plan, start(statement)).await?;
+                }
+                self.checked.plans.extend(plans);
             }
-            Some(OnDelete::Delete) | None => {}
+            Err(problems) => self.checked.problems.extend(problems),
         }
-        let plan = self.subject(&subject).await?;
-        let source = plan.as_ref().map(|plan| plan.source.table.clone());
-        self.checked.plans.extend(plan);
-        Ok(source.into_iter().collect())
+        Ok(read)
     }
 
     async fn copy(&mut self, source: &Arc<TableSchema>, target: &TableName) -> Result<(), PgError> {
@@ -221,7 +216,7 @@ impl<'a> Checker<'a> {
         let select = format!("SELECT {} FROM {}", sql::list("", names), sql::ident(&source.table.table));
         let directives = super::file::Directives::default();
         let statement = Statement { sql: select, line: 1, column: 1, directives };
-        let plan = self.subject(&Subject { file: None, statement: &statement, target: table }).await?;
+        let plan = self.subject(&Subject { file: None, statement: &statement, target: table, place: 0 }).await?;
         self.checked.plans.extend(plan);
         Ok(())
     }
@@ -290,6 +285,7 @@ impl<'a> Checker<'a> {
             reads,
             columns: columns.collect(),
             coverage,
+            role: Role::Whole,
             key_reads,
             identity,
         }))
@@ -376,60 +372,6 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Names and casts of the result columns.
-    async fn columns(
-        &mut self,
-        subject: &Subject<'_>,
-        shape: &Shape,
-        view: u32,
-    ) -> Result<Option<Results>, tokio_postgres::Error> {
-        let target = &subject.target;
-        let rows = self.client.query(RESULTS, &[&view, &names(target), &casts(target)]).await?;
-        let mut results = Results { names: Vec::new(), casts: Vec::new() };
-        let mut sound = true;
-        for (index, row) in rows.iter().enumerate() {
-            let name: String = row.try_get(0)?;
-            let explicit: bool = row.try_get(1)?;
-            let problem = match target.column(&name) {
-                None if name == "?column?" => Some(Problem::error("a result column has no name").hint("add AS column")),
-                None => Some(Problem::error(format!("the target table {} has no column `{name}`", target.name)).hint(
-                    match subject.file {
-                        Some(_) => format!("its columns are {}; name the result with AS", names(target).join(", ")),
-                        None => format!(
-                            "its columns are {}; add it there, or write a transform that fills those",
-                            names(target).join(", ")
-                        ),
-                    },
-                )),
-                Some(column) if column.generated => {
-                    Some(Problem::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
-                }
-                Some(column) => {
-                    results.casts.push(explicit.then(|| column.cast_sql.clone()));
-                    results.names.push(name);
-                    None
-                }
-            };
-            if let Some(problem) = problem {
-                sound = false;
-                self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
-            }
-        }
-        for column in &target.columns {
-            let filled = column.has_default || column.identity.is_some() || column.generated || !column.not_null;
-            // A key column that is missing has a message of its own.
-            let filled = filled || target.key.contains(&column.name);
-            if !filled && !rows.iter().any(|row| row.try_get::<_, &str>(0).is_ok_and(|name| name == column.name)) {
-                sound = false;
-                let message =
-                    format!("the target's column `{}` is NOT NULL, has no default, and gets no value", column.name);
-                let problem = Problem::error(message).hint("add it to the SELECT, or give the column a DEFAULT");
-                self.checked.problems.push(subject.problem(problem, 0));
-            }
-        }
-        Ok(sound.then_some(results))
-    }
-
     /// The target's key must be there and follow from the source's.
     fn key(&mut self, subject: &Subject<'_>, shape: &Shape, source: &TableSchema, names: &[String]) -> Coverage {
         let target = &subject.target;
@@ -455,7 +397,8 @@ impl<'a> Checker<'a> {
                 .collect();
             if !strange.is_empty() {
                 followed = false;
-                if shape.at_most_one_row() {
+                // A set is replaced as a whole, so that its rows may have any key.
+                if shape.at_most_one_row() && subject.statement.directives.parent_key.is_none() {
                     let message = format!(
                         "the target's key column `{column}` depends on `{}`, which is not in the key of {}",
                         strange.join("`, `"),
@@ -468,42 +411,16 @@ impl<'a> Checker<'a> {
         }
         for column in subject.statement.directives.parent_key.iter().flatten() {
             if !names.contains(column) {
-                let problem = Problem::error(format!("`parent_key` names `{column}`, which is not in the result"));
+                let problem = Problem::error(format!("`parent_key` names `{column}`, which is not in the result"))
+                    .hint("name result columns that are the source's key");
                 self.checked.problems.push(subject.problem(problem, 0));
             }
         }
-        match followed {
+        match followed && subject.statement.directives.parent_key.is_none() {
             true if shape.exactly_one_row() => Coverage::Total,
             true if shape.at_most_one_row() => Coverage::Filter,
             true | false => Coverage::Partial,
         }
-    }
-
-    /// The server's own word on whether the results fit the columns.
-    async fn assignable(
-        &mut self,
-        subject: &Subject<'_>,
-        shape: &Shape,
-        results: &Results,
-    ) -> Result<(), (PgError, usize)> {
-        for (index, (name, cast)) in results.names.iter().zip(&results.casts).enumerate() {
-            let cast = cast.as_ref().map(|cast| format!("::{cast}")).unwrap_or_default();
-            let column = sql::ident(name);
-            let insert = format!(
-                "INSERT INTO {} ({column}) OVERRIDING SYSTEM VALUE SELECT v.{column}{cast} FROM pg_temp.{VIEW} v",
-                sql::table(&subject.target.name)
-            );
-            self.client.batch_execute("SAVEPOINT assignable").await.map_err(|error| (error.into(), 0))?;
-            if let Err(error) = self.client.prepare(&insert).await.map_err(PgError::from) {
-                let Some(refusal) = error.refusal() else { return Err((error, 0)) };
-                let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
-                let problem = problem.hint(format!("cast the result, or change the target's column `{name}`"));
-                self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
-            }
-            let back = "ROLLBACK TO assignable";
-            self.client.batch_execute(back).await.map_err(|error| (error.into(), 0))?;
-        }
-        Ok(())
     }
 
     /// The source columns that are read, in the source's order.
@@ -530,7 +447,7 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// The places in `reads` of the source columns that the target's key is. They must be the whole key of the source: of two
+/// The places in `reads` of the source columns that the target's key (of a set: its parent's) is. They must be the whole key of the source: of two
 /// source rows with one target key, the one that a filter leaves out says nothing about the other.
 fn key_reads(
     subject: &Subject<'_>,
@@ -539,12 +456,14 @@ fn key_reads(
     names: &[String],
     reads: &[String],
 ) -> Option<Vec<usize>> {
+    let parent = subject.statement.directives.parent_key.as_ref();
     let place = |key: &String| {
-        let column = shape.column_of(names.iter().position(|name| name == key)?)?;
+        let result = names.iter().position(|name| name == key)?;
+        let column = if parent.is_some() { shape.column_beside(result)? } else { shape.column_of(result)? };
         let name = &source.columns.get(column)?.name;
         reads.iter().position(|read| read == name)
     };
-    let places: Vec<usize> = subject.target.key.iter().map(place).collect::<Option<_>>()?;
+    let places: Vec<usize> = parent.unwrap_or(&subject.target.key).iter().map(place).collect::<Option<_>>()?;
     let whole = source.key_columns().all(|key| places.iter().any(|place| reads.get(*place) == Some(&key.name)));
     whole.then_some(places)
 }
@@ -568,24 +487,4 @@ fn identity(
     };
     let digest = Sha256::digest(format!("{}\0{coverage:?}\0{rows}", subject.target.key.join("\0")));
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be
-/// written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of syntax
-/// that PostgreSQL knows by its unqualified name only.)
-const RESULTS: &str = "
-SELECT a.attname::text,
-  coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)
-FROM pg_catalog.pg_attribute a
-JOIN pg_catalog.pg_type s ON s.oid = a.atttypid
-LEFT JOIN unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text
-LEFT JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(c.type_sql)
-WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
-
-fn names(target: &TargetTable) -> Vec<String> {
-    target.columns.iter().map(|column| column.name.clone()).collect()
-}
-
-fn casts(target: &TargetTable) -> Vec<String> {
-    target.columns.iter().map(|column| column.cast_sql.clone()).collect()
 }

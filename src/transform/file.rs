@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Place, Problem};
-use crate::model::TableName;
+use crate::model::{OnDelete, TableName};
 
 /// A transform's file, split.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +34,6 @@ pub struct Directives {
     /// The target column that names the source row that a set belongs to.
     pub parent_key: Option<Vec<String>>,
     pub on_delete: Option<OnDelete>,
-}
-
-/// What becomes of a merged row when a contributor's source row is deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDelete {
-    Delete,
-    Clear,
-    Keep,
 }
 
 impl TransformFile {

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use super::{
-    file::{Directives, OnDelete, TransformFile},
+    file::{Directives, TransformFile},
     shape::Shape,
 };
-use crate::model::fuzz::Input;
+use crate::model::{OnDelete, fuzz::Input};
 
 /// Bounds of what is tried.
 const COLUMNS: usize = 4;

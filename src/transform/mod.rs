@@ -10,6 +10,8 @@ mod check;
 mod file;
 #[doc(hidden)]
 pub mod fuzz;
+mod merge;
+mod results;
 mod shape;
 mod subject;
 mod tree;
@@ -19,9 +21,9 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use check::{Checked, check};
-pub use file::{Directives, OnDelete, Statement, TransformFile};
+pub use file::{Directives, Statement, TransformFile};
 
-use crate::model::Plan;
+use crate::model::{Plan, Role};
 
 /// A place in a file, from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,9 +126,18 @@ pub fn files_hash(files: &[TransformFile]) -> String {
 /// Identifies what the transforms do: workers with different hashes must not write side by side
 /// (CORRECTNESS rule 19).
 pub fn transforms_hash(plans: &[Plan]) -> String {
-    let mut texts: Vec<String> =
-        plans.iter().map(|plan| format!("{}\0{}\0{}", plan.source.table, plan.target.name, plan.select)).collect();
+    let text =
+        |plan: &Plan| format!("{}\0{}\0{}{}", plan.source.table, plan.target.name, plan.select, role(&plan.role));
+    let mut texts: Vec<String> = plans.iter().map(text).collect();
     texts.sort();
     let digest = Sha256::digest(texts.join("\0\0").as_bytes());
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn role(role: &Role) -> String {
+    match role {
+        Role::Whole => String::new(),
+        Role::Share(share) => format!("\0{} {:?}", share.own.version, share.own.on_delete),
+        Role::Set { parent } => format!("\0set of {}", parent.join(", ")),
+    }
 }

@@ -157,7 +157,19 @@ impl Shape {
 
     /// The source column (from 0) that a result column (from 0) is, as it is or cast once.
     pub fn column_of(&self, column: usize) -> Option<usize> {
-        let source = self.only_entry()?;
+        self.column_from(self.only_entry()?, column)
+    }
+
+    /// As [`Self::column_of`], where the query reads from functions or subqueries beside the source row.
+    pub fn column_beside(&self, column: usize) -> Option<usize> {
+        let relation =
+            |entry: &Tree| entry.number("rtekind") == Some(RELATION) && entry.number("relid") != Some(self.view);
+        let mut entries = (1u32..).zip(self.query.list("rtable")).filter(|(_, entry)| relation(entry));
+        let (source, _) = entries.next()?;
+        if entries.next().is_some() { None } else { self.column_from(source, column) }
+    }
+
+    fn column_from(&self, source: u32, column: usize) -> Option<usize> {
         let expression = self.entry(column)?.get("expr")?;
         let uncast = match expression.kind() {
             "FUNCEXPR" if matches!(expression.number("funcformat"), Some(CAST_EXPLICIT | CAST_IMPLICIT)) => {

@@ -9,6 +9,9 @@ use super::{
 };
 use crate::{database::postgres::Refusal, model::TargetTable};
 
+/// The view that a `SELECT` becomes.
+pub const VIEW: &str = "cutover_check";
+
 /// What comes before the `SELECT` in the statement that makes the view.
 pub const VIEW_PREFIX: &str = "CREATE TEMPORARY VIEW cutover_check AS ";
 
@@ -18,9 +21,16 @@ pub struct Subject<'a> {
     pub file: Option<&'a TransformFile>,
     pub statement: &'a Statement,
     pub target: Arc<TargetTable>,
+    /// Its place among the statements of its file, from 0.
+    pub place: usize,
 }
 
 impl Subject<'_> {
+    /// Whether other `SELECT`s fill columns of the same rows.
+    pub fn shares(&self) -> bool {
+        self.file.is_some_and(|file| file.statements.len() > 1)
+    }
+
     /// The place of a character of the statement, from 0.
     fn place(&self, offset: usize) -> Option<Place> {
         let file = self.file?;

@@ -96,12 +96,6 @@ async fn what_is_wrong_is_refused_with_its_place_and_the_way_out() {
         ("items.sql", "DELETE FROM secrets", "syntax error", None),
         (
             "items.sql",
-            "SELECT id, name FROM legacy_items; SELECT id, name FROM legacy_items",
-            "not supported yet",
-            Some((1, 36)),
-        ),
-        (
-            "items.sql",
             "-- cutover: on_delete = keep\nSELECT id, name FROM legacy_items",
             "`on_delete = clear` and `keep`",
             None,

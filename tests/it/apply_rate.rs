@@ -13,7 +13,7 @@ use cutover::{
 };
 use futures::SinkExt;
 
-use crate::apply_rig::{Lane, Rig, table};
+use crate::apply_rig::{Lane, Rig, read, table};
 
 const ROWS: usize = 100_000;
 const COLUMNS: &str = "id, session_id, product, quantity, price_cents, status, note, added_at, meta";
@@ -150,5 +150,54 @@ async fn rates() {
         }
         micros.sort_unstable();
         println!("{name}: one row: p50 {} µs, p99 {} µs", micros[1_000], micros[1_980]);
+    }
+}
+
+/// Changes of `ROWS` rows, as the log has them.
+fn plain(schema: &Arc<TableSchema>, round: usize, row: impl Fn(usize) -> serde_json::Value) -> Vec<Event> {
+    let version = |id: usize| (round * ROWS + id) as i64;
+    (0..ROWS).map(|id| read(schema, version(id), &row(id))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures the machine"]
+async fn rates_of_shared_rows_and_sets() {
+    let users = table("users", &[("id", ColumnType::BigInt), ("name", ColumnType::Text)]);
+    let oauth = table("oauth", &[("id", ColumnType::BigInt), ("token", ColumnType::Text)]);
+    let orders = table("orders", &[("id", ColumnType::BigInt), ("items", ColumnType::Json)]);
+    let ddl = "CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL, token text);
+        CREATE TABLE people (id bigint PRIMARY KEY, name text NOT NULL);
+        CREATE TABLE items (order_id bigint, sku text, PRIMARY KEY (order_id, sku))";
+    let user = |id: usize| serde_json::json!({ "id": id, "name": format!("user {id}") });
+    let token = |id: usize| serde_json::json!({ "id": id, "token": format!("token {id}") });
+    let order = |id: usize| serde_json::json!({ "id": id, "items": format!("[\"a\", \"b\", \"c{id}\"]") });
+    for on_delete in ["clear", "delete"] {
+        let accounts = format!(
+            "SELECT id, name FROM users WHERE name <> '';\n-- cutover: on_delete = {on_delete}\nSELECT id, token FROM oauth"
+        );
+        let sets = "-- cutover: parent_key = order_id\nSELECT id AS order_id, jsonb_array_elements_text(items) AS sku FROM orders";
+        let sources = [users.clone(), oauth.clone(), orders.clone()];
+        let rig = Rig::new(ddl, &sources, &[("accounts.sql", &accounts), ("items.sql", sets)]).await;
+        let mut lane = rig.lane(Topic::Changes).await;
+        for (what, events) in [
+            ("follower, waits", plain(&oauth, 1, token)),
+            ("owner, takes what waits", plain(&users, 2, user)),
+            ("owner, updates", plain(&users, 3, user)),
+            ("follower, updates", plain(&oauth, 4, token)),
+            ("sets of three, inserted", plain(&orders, 5, order)),
+            ("sets of three, updated", plain(&orders, 6, order)),
+        ] {
+            println!("on_delete = {on_delete}: {what}: {:.0} krows/s", timed(&mut lane, events, 2_000).await);
+        }
+        rig.pg.exec("TRUNCATE accounts").await;
+        println!(
+            "on_delete = {on_delete}: owner alone: {:.0} krows/s",
+            timed(&mut lane, plain(&users, 7, user), 2_000).await
+        );
+    }
+    let rig = Rig::new(ddl, &[users.clone()], &[("people.sql", "SELECT id, name FROM users WHERE name <> ''")]).await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    for what in ["inserted", "updated"] {
+        println!("a row of one table, {what}: {:.0} krows/s", timed(&mut lane, plain(&users, 1, user), 2_000).await);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cutover::{
     apply::{
-        Applied, ApplyError, Batch, Event, RowEvent, Sink,
+        Applied, ApplyError, Batch, Event, Pass, RowEvent, Sink,
         postgres::{ApplyConfig, PostgresSink, SinkOptions, prepare_target},
     },
     database::postgres::{Options, Session, Target, catalog, state},
@@ -90,6 +90,7 @@ pub struct Rig {
 pub struct Lane {
     pub sink: PostgresSink,
     pub topic: Topic,
+    partition: u32,
     pub next: u64,
 }
 
@@ -121,8 +122,8 @@ impl Rig {
         state::ensure(&session.client).await.unwrap();
         state::ensure(&session.client).await.unwrap();
         for plan in &checked.plans {
-            prepare_target(&session, &plan.target).await.unwrap();
-            prepare_target(&session, &plan.target).await.unwrap();
+            prepare_target(&session, plan).await.unwrap();
+            prepare_target(&session, plan).await.unwrap();
         }
         Rig { pg, plans: checked.plans.into(), replica: false, config: ApplyConfig::default() }
     }
@@ -132,18 +133,33 @@ impl Rig {
     }
 
     pub async fn lane_at(&self, topic: Topic, lease_epoch: i64) -> Lane {
-        let mut sink = self.sink(topic, lease_epoch, true).await;
-        let next = sink.claim(EPOCH).await.unwrap().next_offset;
-        Lane { sink, topic, next }
+        let sink = self.sink(topic, lease_epoch, true).await;
+        Lane::claimed(sink, topic, 0).await
+    }
+
+    /// A lane of another partition than the first.
+    pub async fn lane_in(&self, topic: Topic, partition: u32) -> Lane {
+        let sink = self.sink_in(topic, partition, 1, true).await;
+        Lane::claimed(sink, topic, partition).await
+    }
+
+    /// A pass of a replay.
+    pub async fn replaying(&self, pass: Pass) -> Lane {
+        let sink = self.sink(pass.topic(), 1, true).await.replaying(pass);
+        Lane::claimed(sink, pass.topic(), 0).await
     }
 
     pub async fn sink(&self, topic: Topic, lease_epoch: i64, check_offset: bool) -> PostgresSink {
+        self.sink_in(topic, 0, lease_epoch, check_offset).await
+    }
+
+    async fn sink_in(&self, topic: Topic, partition: u32, lease_epoch: i64, check_offset: bool) -> PostgresSink {
         let options = SinkOptions {
             target: Target::parse(&self.pg.url()).unwrap(),
             session: options(self.replica),
             pipeline: PIPELINE.into(),
             topic,
-            partition: 0,
+            partition,
             lease_epoch,
             check_offset,
             config: self.config.clone(),
@@ -163,11 +179,16 @@ impl Rig {
 }
 
 impl Lane {
+    async fn claimed(mut sink: PostgresSink, topic: Topic, partition: u32) -> Self {
+        let next = sink.claim(EPOCH).await.unwrap().next_offset;
+        Lane { sink, topic, partition, next }
+    }
+
     pub fn batch(&self, events: Vec<Event>) -> Batch {
         let to = self.next + events.len().max(1) as u64;
         Batch {
             topic: self.topic,
-            partition: 0,
+            partition: self.partition,
             log_epoch: EPOCH.into(),
             from: self.next,
             to,

@@ -9,6 +9,7 @@
 )]
 
 mod apply_check;
+mod apply_check_roles;
 mod apply_history;
 mod apply_rate;
 mod apply_rig;
@@ -44,6 +45,10 @@ mod rules_merge;
 mod rules_positions;
 mod rules_postgres_source;
 mod rules_rig;
+mod rules_sets;
+mod rules_shared;
+mod rules_shared_history;
+mod rules_shared_pipeline;
 mod rules_source;
 mod scan_mysql;
 mod servers;

@@ -155,7 +155,8 @@ impl PostgresSink {
             input = Input::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
         }
         let replace: &[Part] = if set.replace { &[Part::Replace] } else { &[] };
-        self.prepare_writes(&input, &[&[Part::Dead, Part::Live, Part::Unmatched], replace].concat()).await?;
+        self.prepare_writes(&input, &[&[Part::Dead, Part::Live, Part::Show, Part::Unmatched], replace].concat())
+            .await?;
         let mut steps = Steps::new(&self.session.client);
         steps.simple(Mark::Done, "SAVEPOINT cutover_set; SET CONSTRAINTS ALL DEFERRED");
         self.queue_writes(&mut steps, &input, set.replace);
@@ -188,7 +189,7 @@ impl PostgresSink {
         }
         if items.len() > 1 {
             if failure::is_orphan(refusal) {
-                let orphans = self.look(&items, |keys| (0..keys).map(Part::Orphans).collect()).await?;
+                let orphans = self.look(&items, replace, |keys| (0..keys).map(Part::Orphans).collect()).await?;
                 if !orphans.is_empty() {
                     let taken = remove(&mut items, &orphans);
                     outcome.waiting.extend(taken.into_iter().map(|item| (item, refusal.clone())));
@@ -286,7 +287,7 @@ impl PostgresSink {
         outcome: &mut Outcome<'a>,
     ) -> Result<(), Failure> {
         let Set { mut items, replace } = set;
-        let culprits = self.look(&items, |_| vec![Part::Clashes]).await?;
+        let culprits = self.look(&items, replace, |_| vec![Part::Clashes]).await?;
         let refusal = refusal(
             "21000",
             "the transform gives this row a target key that another row has as well; make the key follow from the \
@@ -308,6 +309,7 @@ impl PostgresSink {
     async fn find(
         &mut self,
         items: &[Item<'_>],
+        replace: bool,
         parts: impl Fn(usize) -> Vec<Part>,
     ) -> Result<BTreeSet<usize>, Failure> {
         let plans = self.plans.clone();
@@ -334,10 +336,12 @@ impl PostgresSink {
             if !found.is_empty() {
                 break;
             }
-            if let Some(statement) = self.write_statement(place, Part::Live).await? {
+            let written: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
+            for part in written {
                 // Later tables may refer to these rows.
+                let Some(statement) = self.write_statement(place, *part).await? else { continue };
                 let mut steps = Steps::new(&self.session.client);
-                steps.query(Mark::Done, statement, self.params(&input, place, Part::Live, images));
+                steps.query(Mark::Done, statement, self.params(&input, place, *part, images));
                 steps.run().await?;
             }
         }
@@ -348,11 +352,12 @@ impl PostgresSink {
     async fn look(
         &mut self,
         items: &[Item<'_>],
+        replace: bool,
         parts: impl Fn(usize) -> Vec<Part>,
     ) -> Result<BTreeSet<usize>, Failure> {
         let client = &self.session.client;
         client.batch_execute("SAVEPOINT cutover_look; SET CONSTRAINTS ALL DEFERRED").await.map_err(PgError::from)?;
-        let found = self.find(items, parts).await;
+        let found = self.find(items, replace, parts).await;
         if let Err(Failure::Stop(error)) = found {
             return Err(Failure::Stop(error));
         }

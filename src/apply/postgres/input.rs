@@ -247,18 +247,30 @@ impl<'a> Input<'a> {
             // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
-                let told = |place: &&usize| coverage(plans, bindings, **place) != Some(Coverage::Total);
+                let told = |place: &&usize| match plan(plans, bindings, **place) {
+                    Some(plan) => plan.coverage != Coverage::Total || plan.role.counts_deaths(),
+                    None => false,
+                };
                 if places.iter().any(|place| told(&place)) {
                     let (before, after, _) = decode(event)?;
-                    let last = last_shown.take().and(after);
+                    let last = last_shown.take().and(after.clone());
                     input.keep_removed(plans, bindings, index, event.version, &places, last);
                     let Some(before) = before else { continue };
                     let row = input.keep_dead(before);
+                    let after = after.map(|row| input.keep_dead(row));
                     for place in places.iter().filter(told) {
-                        let filter = coverage(plans, bindings, *place) == Some(Coverage::Filter);
+                        let Some(plan) = plan(plans, bindings, *place) else { continue };
                         let group = input.groups.entry(*place).or_default();
-                        let images = if filter { &mut group.dead } else { &mut group.live };
-                        images.push(index, row, version, true);
+                        match (plan.coverage, after.filter(|_| plan.role.counts_deaths())) {
+                            // Its row was there before and after.
+                            (Coverage::Total, Some(_)) => {}
+                            (Coverage::Filter, Some(after)) => {
+                                group.dead.push(index, row, version, true);
+                                group.dead.push(index, after, version, false);
+                            }
+                            (Coverage::Total | Coverage::Filter, None) => group.dead.push(index, row, version, true),
+                            (Coverage::Partial, _) => group.live.push(index, row, version, true),
+                        }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! The lane: its lock, its offset, its lease.
 //!
-//! A lane is a target table in a partition. Two writers of one lane never write at the same time unless neither makes dead
+//! A lane is a target table in a partition, or, of rows that several source tables share, a target table. Two writers of one lane never write at the same time unless neither makes dead
 //! facts: a statement that waits for a row lock still works with the tombstones that it saw before it waited
 //! (CORRECTNESS rule 1). The offset moves in the same transaction, from where it must be, under the
 //! lease's epoch (rule 19).
@@ -13,7 +13,7 @@ use crate::{
     apply::{ApplyError, Batch},
     database::postgres::{PgError, Session},
     log::Offset,
-    model::{Position, TableName, Version},
+    model::{Plan, Position, Role, TableName, Version},
 };
 
 /// Locks are taken in the order of their numbers, so that two transactions never wait for each other.
@@ -48,8 +48,20 @@ pub struct Claim {
     pub clock: Version,
 }
 
+/// In place of a partition: all of them.
+const WHOLE: u32 = u32::MAX;
+
+/// The number of the lock of a plan's lane. Several source tables may reach a row through different partitions, so that the
+/// lane of rows that they share is the whole target.
+pub(super) fn lock_of(plan: &Plan, partition: u32) -> i64 {
+    match plan.role {
+        Role::Whole | Role::Set { .. } => lock_key(&plan.target.name, partition),
+        Role::Share(_) => lock_key(&plan.target.name, WHOLE),
+    }
+}
+
 /// The number of a lane's lock.
-pub fn lock_key(target: &TableName, partition: u32) -> i64 {
+fn lock_key(target: &TableName, partition: u32) -> i64 {
     let digest = Sha256::digest(format!("cutover lane\0{}\0{}\0{partition}", target.schema, target.table).as_bytes());
     digest.iter().take(8).fold(0i64, |key, byte| key << 8 | i64::from(*byte))
 }
@@ -83,10 +95,8 @@ impl PostgresSink {
 
     /// The numbers of the locks of every target that this batch may write, in order.
     pub(super) fn locks(&self, plans: impl Iterator<Item = usize>) -> Vec<i64> {
-        let mut keys: Vec<i64> = plans
-            .filter_map(|plan| self.plans.get(plan))
-            .map(|plan| lock_key(&plan.target.name, self.options.partition))
-            .collect();
+        let mut keys: Vec<i64> =
+            plans.filter_map(|plan| self.plans.get(plan)).map(|plan| lock_of(plan, self.options.partition)).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -127,18 +137,18 @@ INSERT INTO cutover.fences AS f (pipeline, source_table, version)
 SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4)
 ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)";
 
-/// Keeps everything of a source table out that is older than `version`, under the locks of all lanes of these targets: what
+/// Keeps everything of a source table out that is older than `version`, under the locks of all lanes of its plans: what
 /// was being written meanwhile is there when this returns.
 pub async fn raise_fence(
     session: &Session,
     (pipeline, lease_epoch): (&str, i64),
     source: &TableName,
-    targets: &[&TableName],
+    plans: &[&Plan],
     partitions: u32,
     version: Version,
 ) -> Result<(), PgError> {
     let mut keys: Vec<i64> =
-        targets.iter().flat_map(|target| (0..partitions).map(|partition| lock_key(target, partition))).collect();
+        plans.iter().flat_map(|plan| (0..partitions).map(|partition| lock_of(plan, partition))).collect();
     keys.sort_unstable();
     keys.dedup();
     let client = &session.client;

@@ -12,14 +12,15 @@ use super::{
     failure::Failure,
     held::Held,
     input::{Item, SourceKey},
-    letters, statement,
+    letters,
     steps::{Param, Steps},
+    sweep,
     write::Mark,
 };
 use crate::{
     apply::{Batch, Event, RowEvent},
     database::postgres::PgError,
-    model::{TableSchema, Version},
+    model::{Plan, TableSchema, Version},
 };
 
 const SCHEMA: &str = "
@@ -108,16 +109,21 @@ impl PostgresSink {
                 side.0.push((self.statement(text).await?, params));
             }
             self.held.stale = true;
-            let mut targets: Vec<(usize, String)> = self
-                .plans
+            let plans = self.plans.clone();
+            let mut own: Vec<(usize, &Plan)> = plans
                 .iter()
                 .zip(&self.ranks)
                 .filter(|(plan, _)| plan.source.table.to_string() == source)
-                .map(|(plan, rank)| (*rank, statement::truncate(&plan.target.name)))
+                .map(|(plan, rank)| (*rank, plan))
                 .collect();
-            targets.sort_by(|a, b| b.cmp(a));
-            for (_, text) in targets {
-                side.0.push((self.statement(&text).await?, vec![Box::new(version)]));
+            own.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+            for (_, plan) in own {
+                for text in sweep::truncate(plan) {
+                    side.0.push((self.statement(&text).await?, vec![Box::new(version)]));
+                }
+                if let Some(show) = sweep::show(plan) {
+                    side.0.push((self.statement(&show).await?, Vec::new()));
+                }
             }
         }
         if self.options.check_offset {

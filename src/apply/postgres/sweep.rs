@@ -1,13 +1,21 @@
-//! After a repeated copy: removing what the source has no more.
+//! Removing what the source has no more: after a TRUNCATE, and after a repeated copy.
 //!
-//! The copy has given every row of the source a version of its own time or newer. What is older at the target was deleted while nobody
-//! captured it; so were rows set aside that are older. Rows that others still refer to are left for a later sweep,
-//! after those that refer to them have been copied too; rows whose newest state is a dead letter stay as they are.
+//! A TRUNCATE removes what is older than itself. A repeated copy has given every row of the source a version of its own time or
+//! newer: what is older at the target was deleted while nobody captured it; so were rows set aside that are older. Rows
+//! that others still refer to are left for a later sweep, after those that refer to them have been copied too; rows whose newest state is
+//! a dead letter stay as they are. Of rows that several source tables share only the contributor's part goes.
 
-use super::statement::{cast, key_type};
+use tokio_postgres::types::ToSql;
+
+use super::{
+    lane,
+    merged::Merged,
+    sets,
+    statement::{Builder, cast, key_type},
+};
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
-    model::{Plan, Version},
+    model::{Plan, Role, Share, Version},
 };
 
 /// The dead letters and waiting rows of a source table from before its copy.
@@ -21,30 +29,66 @@ pub struct Swept {
     pub complete: bool,
 }
 
-/// Which rows go (`$1` the version before which they do, `$2` the pipeline, `$3` the lease's epoch, `$4` the source table).
-fn stale(plan: &Plan) -> Option<String> {
+fn merged<R>(plan: &Plan, share: &Share, make: impl FnOnce(Merged<'_>) -> R) -> R {
+    let builder = Builder { plan, types: &[], pipeline: "", replays: false };
+    make(Merged { builder: &builder, share })
+}
+
+/// What removes all that a plan has written before a version (`$1`).
+pub(super) fn truncate(plan: &Plan) -> Vec<String> {
+    let older = |table: &str| format!("DELETE FROM {table} WHERE {VERSION_COLUMN} < $1");
+    let target = sql::table(&plan.target.name);
+    match &plan.role {
+        Role::Whole => vec![older(&target)],
+        Role::Set { .. } => vec![older(&target), older(&sql::table(&sets::table(&plan.target.name)))],
+        Role::Share(share) => merged(plan, share, |merged| merged.expire(|_| String::new())).into_iter().collect(),
+    }
+}
+
+/// What puts rows into the target that such a removal has uncovered.
+pub(super) fn show(plan: &Plan) -> Option<String> {
+    match &plan.role {
+        Role::Whole | Role::Set { .. } => None,
+        Role::Share(share) => merged(plan, share, |merged| merged.show()),
+    }
+}
+
+/// That the lease is held and the row of this name has no dead letter (`$2` the pipeline, `$3` the lease's epoch, `$4` the source
+/// table). None if the row's key is not that of the source, so that dead letters cannot be told.
+fn settled(plan: &Plan, row: &str) -> Option<String> {
     let table = &plan.source.table;
     let places = plan.key_reads.as_ref()?;
-    let same = plan.target.key.iter().zip(places).map(|(key, place)| {
+    let keys = match &plan.role {
+        Role::Whole | Role::Share(_) => &plan.target.key,
+        Role::Set { parent } => parent,
+    };
+    let same = keys.iter().zip(places).map(|(key, place)| {
         let (name, target) = (plan.reads.get(*place)?, plan.target.column(key)?);
         let column = plan.source.column(name)?;
         let text = format!("(d.key ->> {})", sql::literal(name));
-        Some(format!("{}::{} = g.{}", cast(&text, &column.column_type), key_type(target), sql::ident(key)))
+        Some(format!("{}::{} = {row}.{}", cast(&text, &column.column_type), key_type(target), sql::ident(key)))
     });
     let same: Vec<String> = same.collect::<Option<_>>()?;
     debug_assert!(!same.is_empty(), "{table} has a key");
     Some(format!(
-        "g.{VERSION_COLUMN} > 0 AND g.{VERSION_COLUMN} < $1\n\
-         AND EXISTS (SELECT FROM cutover.lease WHERE pipeline = $2 AND role = 'worker' AND epoch = $3)\n\
+        "AND EXISTS (SELECT FROM cutover.lease WHERE pipeline = $2 AND role = 'worker' AND epoch = $3)\n\
          AND NOT EXISTS (SELECT FROM cutover.dead_letters d WHERE d.pipeline = $2 AND d.source_table = $4 AND d.state = 'open' \
          AND {})",
         same.join(" AND ")
     ))
 }
 
-/// The statement that removes stale rows of a plan's target, but for those that rows of other plans' targets refer to.
-/// None if the target's key is not that of the source, so that dead letters cannot be told.
-pub fn sweep_statement(plan: &Plan, plans: &[Plan]) -> Option<String> {
+/// Which rows go (`$1` the version before which they do).
+fn stale(plan: &Plan) -> Option<String> {
+    let version = match &plan.role {
+        Role::Whole | Role::Set { .. } => VERSION_COLUMN.to_owned(),
+        Role::Share(share) => sql::ident(&share.own.version),
+    };
+    Some(format!("g.{version} > 0 AND g.{version} < $1\n{}", settled(plan, "g")?))
+}
+
+/// That no row of another plan's target refers to the row `g`.
+fn childless(plan: &Plan, plans: &[Plan]) -> String {
     let target = &plan.target.name;
     let mut children = Vec::new();
     for child in plans.iter().map(|other| &other.target).filter(|child| child.name != *target) {
@@ -59,11 +103,31 @@ pub fn sweep_statement(plan: &Plan, plans: &[Plan]) -> Option<String> {
             }
         }
     }
-    Some(format!("DELETE FROM {} g WHERE {}{}", sql::table(target), stale(plan)?, children.concat()))
+    children.concat()
+}
+
+/// The statement that removes stale rows of a plan's target, but for those that rows of other plans' targets refer to.
+/// None if there is nothing to remove, or if it cannot be told.
+pub fn sweep_statement(plan: &Plan, plans: &[Plan]) -> Option<String> {
+    match &plan.role {
+        Role::Whole | Role::Set { .. } => {
+            let (target, stale) = (sql::table(&plan.target.name), stale(plan)?);
+            Some(format!("DELETE FROM {target} g WHERE {stale}{}", childless(plan, plans)))
+        }
+        Role::Share(share) => {
+            let (shown, waiting) = (settled(plan, "g")?, settled(plan, "p")?);
+            let shown = format!(" AND g.{} > 0\n{shown}{}", sql::ident(&share.own.version), childless(plan, plans));
+            let which = |row: &str| if row == "g" { shown.clone() } else { format!("\n{waiting}") };
+            merged(plan, share, |merged| merged.expire(which))
+        }
+    }
 }
 
 /// Asks whether stale rows are left.
 pub fn left_statement(plan: &Plan) -> Option<String> {
+    if plan.role.keeps() {
+        return None;
+    }
     Some(format!("SELECT EXISTS (SELECT FROM {} g WHERE {})", sql::table(&plan.target.name), stale(plan)?))
 }
 
@@ -84,8 +148,18 @@ pub async fn sweep(
     for forget in FORGET {
         client.execute(forget, &[&pipeline, &source, &before]).await?;
     }
-    let rows = client.execute(&delete, &[&before, &pipeline, &lease_epoch, &source]).await?;
-    let left = client.query_one(&left, &[&before, &pipeline, &lease_epoch, &source]).await?;
+    let params: [&(dyn ToSql + Sync); 4] = [&before, &pipeline, &lease_epoch, &source];
+    let rows = match &plan.role {
+        Role::Whole | Role::Set { .. } => client.execute(&delete, &params).await?,
+        Role::Share(_) => {
+            client.query(lane::LOCK, &[&vec![lane::lock_of(plan, 0)]]).await?;
+            client.query_one(&delete, &params).await?.try_get::<_, i64>(0)?.unsigned_abs()
+        }
+    };
+    if let Some(show) = show(plan) {
+        client.query(&show, &[]).await?;
+    }
+    let left = client.query_one(&left, &params).await?;
     client.batch_execute("COMMIT").await?;
     Ok(Swept { rows, complete: !left.try_get::<_, bool>(0)? })
 }

@@ -1,46 +1,41 @@
-//! What the target needs beside its own tables: version columns, and a tombstone table for each.
+//! What the target needs beside its own tables: version columns, and a tombstone table for each (merged rows and sets: more).
 //!
 //! A tombstone is a deleted key with the version of its delete. The tables are typed, and shared by all pipelines that
 //! write the target table.
 
-use sha2::{Digest, Sha256};
-
+use super::{pending, sets};
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
-    model::{TableName, TargetTable, Version},
+    model::{Plan, Role, TableName, TargetColumn, Version},
 };
-
-/// PostgreSQL cuts names after this many bytes.
-const NAME_BYTES_MAX: usize = 63;
 
 /// The tombstone table of a target table.
 pub fn table(target: &TableName) -> TableName {
-    let name = format!("tombstones_{}_{}", target.schema, target.table);
-    // `a_b.c` and `a.b_c` must not share one, nor may two long names.
-    let plain = name.len() <= NAME_BYTES_MAX && !target.schema.contains('_');
-    if plain {
-        return TableName::new("cutover", name);
-    }
-    let digest = Sha256::digest(target.to_string().as_bytes());
-    let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    let mut end = name.len().min(NAME_BYTES_MAX - digest.len() - 1);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    TableName::new("cutover", format!("{}_{digest}", name.get(..end).unwrap_or_default()))
+    beside("tombstones", target)
 }
 
-/// Adds the version column and the tombstone table where they are missing.
-pub async fn prepare(session: &Session, target: &TargetTable) -> Result<(), PgError> {
-    let columns: Vec<String> = target
-        .key
-        .iter()
-        .filter_map(|key| target.column(key))
-        .map(|column| {
-            let collation = column.collation.as_ref().map(|name| format!(" COLLATE {name}")).unwrap_or_default();
-            format!("{} {}{collation} NOT NULL", sql::ident(&column.name), column.type_sql)
-        })
-        .collect();
+/// A table of ours for a target table.
+pub(super) fn beside(kind: &str, target: &TableName) -> TableName {
+    let name = format!("{kind}_{}_{}", target.schema, target.table);
+    // `a_b.c` and `a.b_c` must not share one, nor may two long names.
+    let name = if target.schema.contains('_') {
+        sql::digested(&name, &target.to_string())
+    } else {
+        sql::short(&name, &target.to_string())
+    };
+    TableName::new("cutover", name)
+}
+
+/// A column of a target's key, in a table of ours.
+pub(super) fn key_column(column: &TargetColumn) -> String {
+    let collation = column.collation.as_ref().map(|name| format!(" COLLATE {name}")).unwrap_or_default();
+    format!("{} {}{collation} NOT NULL", sql::ident(&column.name), column.type_sql)
+}
+
+/// Adds the version column and the tables beside the plan's target where they are missing.
+pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
+    let target = &plan.target;
+    let columns: Vec<String> = target.key.iter().filter_map(|key| target.column(key)).map(key_column).collect();
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {} ({}, {VERSION_COLUMN} bigint NOT NULL, PRIMARY KEY ({}))",
         sql::table(&table(&target.name)),
@@ -48,38 +43,67 @@ pub async fn prepare(session: &Session, target: &TargetTable) -> Result<(), PgEr
         sql::list("", target.key.iter().map(String::as_str))
     );
     session.client.batch_execute(&create).await?;
+    add_version(session, &target.name, VERSION_COLUMN).await?;
+    match &plan.role {
+        Role::Whole => Ok(()),
+        Role::Share(share) => {
+            for contributor in share.all() {
+                add_version(session, &target.name, &contributor.version).await?;
+            }
+            pending::prepare(session, target, share).await
+        }
+        Role::Set { parent } => sets::prepare(session, target, parent).await,
+    }
+}
+
+async fn add_version(session: &Session, target: &TableName, version: &str) -> Result<(), PgError> {
     let there = session
         .client
         .query_opt(
             "SELECT FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2 AND NOT attisdropped",
-            &[&sql::table(&target.name), &VERSION_COLUMN],
+            &[&sql::table(target), &version],
         )
         .await?;
     if there.is_none() {
         // Only the owner may alter the table; asking first lets a lesser role run once the column is there.
         let add = format!(
-            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {VERSION_COLUMN} bigint NOT NULL DEFAULT 0",
-            sql::table(&target.name)
+            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} bigint NOT NULL DEFAULT 0",
+            sql::table(target),
+            sql::ident(version)
         );
         session.client.batch_execute(&add).await?;
     }
     Ok(())
 }
 
-/// The highest version of a target table's rows and tombstones. Reads the whole table.
-pub async fn highest_version(session: &Session, target: &TableName) -> Result<Version, PgError> {
+/// The highest version of what a plan has written to its target, tombstones included. Reads the whole table.
+pub async fn highest_version(session: &Session, plan: &Plan) -> Result<Version, PgError> {
+    let target = &plan.target.name;
+    let (version, beside) = match &plan.role {
+        Role::Whole => (VERSION_COLUMN.to_owned(), table(target)),
+        Role::Share(share) if share.own.owns => (VERSION_COLUMN.to_owned(), table(target)),
+        Role::Share(share) => (format!("abs({})", sql::ident(&share.own.version)), pending::table(target)),
+        Role::Set { .. } => (VERSION_COLUMN.to_owned(), sets::table(target)),
+    };
     let highest = format!(
-        "SELECT greatest((SELECT max({VERSION_COLUMN}) FROM {}), (SELECT max({VERSION_COLUMN}) FROM {}), 0)",
+        "SELECT greatest((SELECT max({version}) FROM {}), (SELECT max({version}) FROM {}), 0)",
         sql::table(target),
-        sql::table(&table(target))
+        sql::table(&beside)
     );
     Ok(session.client.query_one(&highest, &[]).await?.try_get(0)?)
 }
 
-/// Forgets the tombstones older than `version`; how many they were. The caller knows that nothing older can come.
-pub async fn collect(session: &Session, target: &TableName, version: Version) -> Result<u64, PgError> {
+/// Forgets the deletes older than `version`; how many they were. The caller knows that nothing older can come.
+pub async fn collect(session: &Session, plan: &Plan, version: Version) -> Result<u64, PgError> {
+    let target = &plan.target.name;
+    // First what is judged by tombstones, then these.
+    let beside = match &plan.role {
+        Role::Share(share) => pending::collect(session, target, share, version).await?,
+        Role::Set { parent } => sets::collect(session, target, parent, version).await?,
+        Role::Whole => 0,
+    };
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&table(target)));
-    Ok(session.client.execute(&delete, &[&version]).await?)
+    Ok(beside + session.client.execute(&delete, &[&version]).await?)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::{
     apply::{Applied, Batch, Counts, Event, Pass},
     database::postgres::PgError,
     log::Topic,
+    model::Role,
 };
 
 /// The parts of a plan's work, each a statement.
@@ -25,6 +26,8 @@ pub enum Part {
     Dead,
     Replace,
     Live,
+    /// Rows that nothing hides any more.
+    Show,
     /// Rows that a filter leaves out, of a copy.
     Unmatched,
     Clashes,
@@ -52,12 +55,13 @@ impl PostgresSink {
     /// can be taken back alone.
     pub(super) async fn prelude(&mut self, batch: &Batch, input: &Input<'_>) -> Result<Prelude, Failure> {
         let truncates = batch.events.iter().any(|event| matches!(event, Event::Truncate { .. }));
-        let shared = batch.topic == Topic::Snapshot && !truncates && !input.has_dead();
         let mut plans: Vec<usize> =
             input.groups.keys().filter_map(|place| self.bindings.all.get(*place)).map(|binding| binding.plan).collect();
         if truncates {
             plans.extend(0..self.plans.len());
         }
+        let whole = plans.iter().filter_map(|plan| self.plans.get(*plan)).all(|plan| plan.role == Role::Whole);
+        let shared = batch.topic == Topic::Snapshot && !truncates && !input.has_dead() && whole;
         let offset = if self.options.check_offset { lane::ADVANCE } else { lane::HOLDS };
         Ok(Prelude {
             pipeline: self.options.pipeline.clone(),
@@ -97,17 +101,9 @@ impl PostgresSink {
         }
         let Some(binding) = self.bindings.all.get(place) else { return Ok(None) };
         let Some(plan) = self.plans.get(binding.plan) else { return Ok(None) };
-        let builder = Builder { plan, types: &binding.types, pipeline: &self.options.pipeline };
-        let text = match part {
-            Part::Dead => Some(builder.dead()),
-            Part::Replace => Some(builder.replace()),
-            Part::Live => Some(builder.live()),
-            Part::Unmatched => builder.unmatched(),
-            Part::Clashes => Some(builder.clashes()),
-            Part::Late => Some(builder.late()),
-            Part::Orphans(key) => plan.target.foreign_keys.get(key).and_then(|key| builder.orphans(key)),
-        };
-        let Some(text) = text else { return Ok(None) };
+        let (types, replays) = (&binding.types, self.replay.is_some());
+        let builder = Builder { plan, types, pipeline: &self.options.pipeline, replays };
+        let Some(text) = builder.part(part) else { return Ok(None) };
         let statement = self.session.client.prepare(&text).await?;
         self.writes.insert((place, part), statement.clone());
         Ok(Some(statement))
@@ -149,23 +145,39 @@ impl PostgresSink {
         let mut queue = |place: usize, part: Part, images: Option<&'b Images>| {
             if let (Some(statement), Some(images)) = (self.writes.get(&(place, part)), images) {
                 let mark = Mark::Write(part, place, images.versions.len());
-                steps.query(mark, statement.clone(), self.params(input, place, part, images));
+                let params = if part == Part::Show { Vec::new() } else { self.params(input, place, part, images) };
+                steps.query(mark, statement.clone(), params);
             }
         };
         for place in places.iter().rev() {
-            queue(*place, Part::Dead, input.groups.get(place).and_then(Group::for_dead));
+            queue(*place, Part::Dead, input.groups.get(place).and_then(|group| self.for_dead(*place, group)));
         }
-        if self.replay == Some(Pass::Deletes) {
-            return;
-        }
-        let live: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
+        let live: &[Part] = match (self.replay, replace) {
+            (Some(Pass::Deletes), _) => &[],
+            (Some(Pass::Snapshot | Pass::Changes) | None, true) => &[Part::Replace, Part::Live],
+            (Some(Pass::Snapshot | Pass::Changes) | None, false) => &[Part::Live],
+        };
         for part in live {
             for place in &places {
                 queue(*place, *part, input.groups.get(place).and_then(Group::for_live));
             }
         }
-        for place in places.iter().rev().filter(|_| self.options.topic == Topic::Snapshot) {
+        for place in &places {
+            queue(*place, Part::Show, input.groups.get(place).map(|group| &group.live));
+        }
+        let copied = self.options.topic == Topic::Snapshot && !live.is_empty();
+        for place in places.iter().rev().filter(|_| copied) {
             queue(*place, Part::Unmatched, input.groups.get(place).and_then(Group::for_live));
+        }
+    }
+
+    /// What a binding's statement of dead facts looks at: of a set also the images that are live, which have fewer rows
+    /// than before, or none.
+    fn for_dead<'b>(&self, place: usize, group: &'b Group) -> Option<&'b Images> {
+        let plan = self.bindings.all.get(place).and_then(|binding| self.plans.get(binding.plan))?;
+        match plan.role {
+            Role::Whole | Role::Share(_) => group.for_dead(),
+            Role::Set { .. } => Some(&group.live).filter(|images| !images.versions.is_empty()),
         }
     }
 
@@ -187,7 +199,7 @@ impl PostgresSink {
                     let counts = Counts { deleted: number(rows, 1)?, ..Counts::default() };
                     add(&mut tables, self.target_of(*place), counts);
                 }
-                Mark::Write(Part::Live, place, given) => {
+                Mark::Write(Part::Live | Part::Show, place, given) => {
                     let (inserted, updated) = (number(rows, 0)?, number(rows, 1)?);
                     if number(rows, 2)? > 0 {
                         return Err(Failure::Clash);
@@ -225,7 +237,7 @@ impl PostgresSink {
             return Err(Failure::Clash);
         }
         let prelude = self.prelude(batch, &input).await?;
-        self.prepare_writes(&input, &[Part::Dead, Part::Live, Part::Unmatched]).await?;
+        self.prepare_writes(&input, &[Part::Dead, Part::Live, Part::Show, Part::Unmatched]).await?;
         let side = self.side_work(batch, touched, items).await?;
         let continues = prelude.continues;
         self.begin().await?;

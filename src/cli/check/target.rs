@@ -128,10 +128,14 @@ async fn look(
     let checked = transform::check(client, &sources, &files, &tables, &config.target.schema).await?;
     checked.problems.iter().for_each(|problem| add(problem, report));
     let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();
+    let mut missing: Vec<Problem> = Vec::new();
+    for plan in &checked.plans {
+        missing.extend(privileges::on_table(client, plan).await?);
+    }
+    // Several plans of one target miss the same.
+    missing.dedup();
+    missing.into_iter().for_each(|Problem { what, fix }| report.blocks_on(Part::Target, what, fix));
     for table in &targets {
-        for Problem { what, fix } in privileges::on_table(client, table).await? {
-            report.blocks_on(Part::Target, what, fix);
-        }
         judge_triggers(client, table, session.replica, report).await?;
     }
     if !session.replica {

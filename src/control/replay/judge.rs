@@ -76,8 +76,10 @@ fn other_rows(
             if next.is_some_and(|next| next.clock <= fence) {
                 continue;
             }
+            // A source table may fill several columns of one target by several plans.
             let same = |plan: &&PlanNote| plan.source == old.source && plan.target == old.target;
-            if today.iter().find(same).is_some_and(|plan| plan.identity != old.identity) {
+            let mut own = today.iter().filter(same).peekable();
+            if own.peek().is_some() && own.all(|plan| plan.identity != old.identity) {
                 return Some(format!(
                     "the transform of {} into {} has another key or WHERE now than it had in this range, so that rows \
                      which it made then would be left behind; {}",
@@ -138,6 +140,17 @@ mod tests {
         assert_eq!(refused(&history, 5, 0, &["b"]), None, "the other table is as it was");
         assert_eq!(refused(&history, 5, 100, &[]), None, "a copy since then has swept what it left");
         assert!(refused(&history, 5, 99, &[]).is_some());
+    }
+
+    #[test]
+    fn rule_21_a_table_that_fills_a_target_twice_is_judged_by_both_plans() {
+        let history = |identities: [&str; 2]| vec![at(0, 0, identities.map(|identity| note("a", identity)).to_vec())];
+        let today = |identities: [&str; 2]| identities.map(|identity| note("a", identity));
+        let refused = |then: [&str; 2], now: [&str; 2]| {
+            other_rows(&history(then), &from(0), &today(now), &HashMap::new(), &[]).is_some()
+        };
+        assert!(!refused(["1", "2"], ["1", "2"]) && !refused(["1", "2"], ["2", "1"]));
+        assert!(refused(["1", "2"], ["1", "3"]));
     }
 
     #[test]

@@ -6,7 +6,10 @@
 use tokio_postgres::Client;
 
 use super::{PgError, catalog::VERSION_COLUMN, sql};
-use crate::{database::Problem, model::TableName};
+use crate::{
+    database::Problem,
+    model::{Plan, Role},
+};
 
 /// What is missing on the database and on the schema of the target tables.
 pub async fn on_database(client: &Client, schema: &str) -> Result<Vec<Problem>, PgError> {
@@ -55,16 +58,21 @@ pub async fn on_database(client: &Client, schema: &str) -> Result<Vec<Problem>, 
     Ok(problems)
 }
 
-/// What is missing on a target table.
-pub async fn on_table(client: &Client, table: &TableName) -> Result<Vec<Problem>, PgError> {
+/// What is missing on a plan's target table.
+pub async fn on_table(client: &Client, plan: &Plan) -> Result<Vec<Problem>, PgError> {
+    let (table, mut versions) = (&plan.target.name, vec![VERSION_COLUMN]);
+    if let Role::Share(share) = &plan.role {
+        versions.push(&share.own.version);
+    }
     let row = client
         .query_opt(
             "SELECT ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p \
                     WHERE NOT has_table_privilege(c.oid, p)), \
              pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text, current_user::text, \
-             EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = $3 AND NOT a.attisdropped) \
+             (SELECT min(v) FROM unnest($3::text[]) v WHERE NOT EXISTS (SELECT FROM pg_attribute a \
+                WHERE a.attrelid = c.oid AND a.attname = v AND NOT a.attisdropped)) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
-            &[&table.schema, &table.table, &VERSION_COLUMN],
+            &[&table.schema, &table.table, &versions],
         )
         .await?;
     // That the table is not there is for the transforms' check to say.
@@ -80,11 +88,12 @@ pub async fn on_table(client: &Client, table: &TableName) -> Result<Vec<Problem>
             fix: format!("GRANT {missing} ON {name} TO {to}"),
         });
     }
-    if !owns && !row.try_get::<_, bool>(4)? {
+    if let (false, Some(version)) = (owns, row.try_get::<_, Option<String>>(4)?) {
         problems.push(Problem {
-            what: format!("{table} has no column {VERSION_COLUMN} yet, and only its owner `{owner}` may add one"),
+            what: format!("{table} has no column {version} yet, and only its owner `{owner}` may add one"),
             fix: format!(
-                "as `{owner}`: ALTER TABLE {name} ADD {VERSION_COLUMN} bigint NOT NULL DEFAULT 0; or GRANT {} TO {to}",
+                "as `{owner}`: ALTER TABLE {name} ADD {} bigint NOT NULL DEFAULT 0; or GRANT {} TO {to}",
+                if version == VERSION_COLUMN { version } else { sql::ident(&version) },
                 sql::ident(&owner)
             ),
         });

@@ -1,6 +1,27 @@
 //! Spelling names and literals in SQL.
 
+use sha2::{Digest, Sha256};
+
 use crate::model::TableName;
+
+/// PostgreSQL cuts names after this many bytes.
+const NAME_BYTES_MAX: usize = 63;
+
+/// A name of ours that PostgreSQL does not cut: one that is too long ends in a digest of what it is the name `of`.
+pub fn short(name: &str, of: &str) -> String {
+    if name.len() <= NAME_BYTES_MAX { name.to_owned() } else { digested(name, of) }
+}
+
+/// A name that ends in a digest of what it is the name `of`, so that no other is the same.
+pub fn digested(name: &str, of: &str) -> String {
+    let digest = Sha256::digest(of.as_bytes());
+    let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let mut end = name.len().min(NAME_BYTES_MAX - digest.len() - 1);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}_{digest}", name.get(..end).unwrap_or_default())
+}
 
 /// A quoted identifier: `"order"`.
 pub fn ident(name: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use cutover::model::{Coverage, ForeignKey, Plan, PlanColumn, TableName, TargetColumn, TargetTable, Value};
+use cutover::model::{Coverage, ForeignKey, Plan, PlanColumn, Role, TableName, TargetColumn, TargetTable, Value};
 
 use super::{
     postgres::{ModelTable, SourceRow, SqlError, Unique, Value as Stored},
@@ -40,6 +40,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
     Plan {
         select: format!("SELECT {} FROM {}{filter}", names.join(", "), target.name.table),
         columns: names.iter().map(|name| PlanColumn { name: name.clone(), cast: None }).collect(),
+        role: Role::Whole,
         key_reads: Some((0..target.key.len()).collect()),
         reads: names,
         file: None,

@@ -14,7 +14,7 @@ use cutover::{
     control::lease,
     database::postgres::{Session, Target},
     log::Topic,
-    model::{Coverage, Op, Plan, PlanColumn, TableName, TargetColumn, TargetTable, Version},
+    model::{Coverage, Op, Plan, PlanColumn, Role, TableName, TargetColumn, TargetTable, Version},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -60,6 +60,7 @@ fn parents_table() -> ModelTable {
         columns: columns.into(),
         identity: String::new(),
         coverage: Coverage::Total,
+        role: Role::Whole,
         key_reads: Some(vec![0]),
     };
     ModelTable::new(plan, Arc::new(|row| Ok(vec![vec![row.get("id"), row.get("name")]])))

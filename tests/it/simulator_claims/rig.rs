@@ -73,7 +73,7 @@ async fn real(name: &'static str, pg: support::Postgres, deferral: Deferral) -> 
     let session = Session::open(&Target::parse(&pg.url()).unwrap(), &options("prepare", false)).await.unwrap();
     state::ensure(&session.client).await.unwrap();
     for plan in &checked.plans {
-        prepare_target(&session, &plan.target).await.unwrap();
+        prepare_target(&session, plan).await.unwrap();
     }
     // What survives a crash of the server is not what is claimed here.
     for setting in
@@ -249,7 +249,7 @@ pub fn plan(session: &'static str, target: &'static str, part: Part, images: &[(
         let plan = plans.iter().find(|plan| plan.target.name.table == target).unwrap();
         let types: Vec<_> =
             plan.reads.iter().map(|name| plan.source.column(name).unwrap().column_type.clone()).collect();
-        let builder = Builder { plan, types: &types, pipeline: PIPELINE };
+        let builder = Builder { plan, types: &types, pipeline: PIPELINE, replays: false };
         match part {
             Part::Dead => builder.dead(),
             Part::Live => builder.live(),

@@ -12,7 +12,6 @@ use crate::{
 const USERS: &str = "SELECT id, email, age::int AS age FROM users";
 const OPEN: &str = "SELECT id, email FROM users WHERE state = 'open'";
 const TAGS: &str = "
--- cutover: parent_key = id
 SELECT id, t.tag AS tag FROM users, LATERAL unnest(string_to_array(tags, ',')) AS t(tag)";
 
 /// A source row per user; each of its three targets has another coverage.

@@ -132,7 +132,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     let pipeline = between(text, "z.pipeline = '", "' AND")?.replace("''", "'");
     let types: Option<Vec<ColumnType>> = (0..plan.reads.len()).map(|column| column_type(text, column)).collect();
     let types = types?;
-    let builder = Builder { plan, types: &types, pipeline: &pipeline };
+    let builder = Builder { plan, types: &types, pipeline: &pipeline, replays: false };
     let mut built: BTreeMap<String, Part> = BTreeMap::new();
     built.insert(builder.dead(), Part::Dead);
     built.insert(builder.live(), Part::Live);
