@@ -247,29 +247,32 @@ impl<'a> Input<'a> {
             // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
-                let told = |place: &&usize| match plan(plans, bindings, **place) {
+                let told = |place: &&usize| match plan_of(plans, bindings, **place) {
                     Some(plan) => plan.coverage != Coverage::Total || plan.role.counts_deaths(),
                     None => false,
                 };
                 if places.iter().any(|place| told(&place)) {
                     let (before, after, _) = decode(event)?;
-                    let last = last_shown.take().and(after.clone());
+                    let last = last_shown.take().and_then(|()| after.clone());
                     input.keep_removed(plans, bindings, index, event.version, &places, last);
-                    let Some(before) = before else { continue };
-                    let row = input.keep_dead(before);
+                    let before = before.map(|row| input.keep_dead(row));
                     let after = after.map(|row| input.keep_dead(row));
                     for place in places.iter().filter(told) {
-                        let Some(plan) = plan(plans, bindings, *place) else { continue };
+                        let Some(plan) = plan_of(plans, bindings, *place) else { continue };
                         let group = input.groups.entry(*place).or_default();
-                        match (plan.coverage, after.filter(|_| plan.role.counts_deaths())) {
-                            // Its row was there before and after.
-                            (Coverage::Total, Some(_)) => {}
-                            (Coverage::Filter, Some(after)) => {
-                                group.dead.push(index, row, version, true);
+                        match (plan.coverage, before, after.filter(|_| plan.role.counts_deaths())) {
+                            (Coverage::Filter, before, Some(after)) => {
+                                if let Some(before) = before {
+                                    group.dead.push(index, before, version, true);
+                                }
                                 group.dead.push(index, after, version, false);
                             }
-                            (Coverage::Total | Coverage::Filter, None) => group.dead.push(index, row, version, true),
-                            (Coverage::Partial, _) => group.live.push(index, row, version, true),
+                            (Coverage::Total | Coverage::Filter, Some(before), None) => {
+                                group.dead.push(index, before, version, true);
+                            }
+                            (Coverage::Partial, Some(before), _) => group.live.push(index, before, version, true),
+                            // Its row was there before and after, or nothing is known of it.
+                            (Coverage::Total, _, Some(_)) | (_, None, _) => {}
                         }
                     }
                 }
@@ -326,7 +329,7 @@ impl<'a> Input<'a> {
         places: &[usize],
         row: Option<envelope::Row<'a>>,
     ) {
-        let tells = |place: &&usize| plan(plans, bindings, **place).is_some_and(tells_removals);
+        let tells = |place: &&usize| plan_of(plans, bindings, **place).is_some_and(tells_removals);
         let Some(row) = row.filter(|_| places.iter().any(|place| tells(&place))) else { return };
         let row = self.keep(row);
         for place in places.iter().filter(tells) {
@@ -368,12 +371,12 @@ impl<'a> Input<'a> {
     }
 }
 
-fn plan<'p>(plans: &'p [Plan], bindings: &Bindings, place: usize) -> Option<&'p Plan> {
+fn plan_of<'p>(plans: &'p [Plan], bindings: &Bindings, place: usize) -> Option<&'p Plan> {
     bindings.all.get(place).and_then(|binding| plans.get(binding.plan))
 }
 
 fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverage> {
-    plan(plans, bindings, place).map(|plan| plan.coverage)
+    plan_of(plans, bindings, place).map(|plan| plan.coverage)
 }
 
 /// Whether a plan looks at how a row was removed.
