@@ -25,7 +25,7 @@ use crate::{
         postgres::{self, PgError, Session, catalog, privileges},
     },
     log::{Offset, Topic, record::ChunkEnd},
-    model::{Coverage, Plan, TableName, TableSchema, TargetTable, Version},
+    model::{Plan, TableName, TableSchema, TargetTable, Version},
     pipeline::{
         apply::{Resume, Target},
         replay,
@@ -242,8 +242,8 @@ impl PgTarget {
     /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
     pub fn whole_rows(&self) -> BTreeSet<TableName> {
         let plans = self.plans();
-        let partial = plans.iter().filter(|plan| plan.coverage == Coverage::Partial && plan.key_reads.is_none());
-        partial.map(|plan| plan.source.table.clone()).collect()
+        let told = plans.iter().filter(|plan| plan.needs_whole_rows());
+        told.map(|plan| plan.source.table.clone()).collect()
     }
 
     /// Everything of a source table that is older than its new copy is out of date, whoever brings it again (a replay).

@@ -110,6 +110,15 @@ pub struct PlanColumn {
 }
 
 impl Plan {
+    /// Whether rows before a change have to be known whole, to tell which rows the plan had made of them.
+    pub fn needs_whole_rows(&self) -> bool {
+        match self.coverage {
+            Coverage::Total => false,
+            Coverage::Filter => true,
+            Coverage::Partial => self.key_reads.is_none(),
+        }
+    }
+
     /// The transform as messages name it.
     pub fn name(&self) -> String {
         match &self.file {

@@ -195,7 +195,9 @@ async fn rates_of_shared_rows_and_sets() {
             timed(&mut lane, plain(&users, 7, user), 2_000).await
         );
     }
-    let rig = Rig::new(ddl, &[users.clone()], &[("people.sql", "SELECT id, name FROM users WHERE name <> ''")]).await;
+    let rig =
+        Rig::new(ddl, std::slice::from_ref(&users), &[("people.sql", "SELECT id, name FROM users WHERE name <> ''")])
+            .await;
     let mut lane = rig.lane(Topic::Changes).await;
     for what in ["inserted", "updated"] {
         println!("a row of one table, {what}: {:.0} krows/s", timed(&mut lane, plain(&users, 1, user), 2_000).await);

@@ -425,3 +425,29 @@ async fn with_kafka_the_slot_advances_to_what_the_log_has() {
     stop(&mut worker).await;
     kafka.delete_topics().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_6_rows_that_leave_a_filter_go_and_a_source_that_does_not_tell_them_is_refused() {
+    let pipe = Pipe::with(Postgres::v15().await, Postgres::v18().await, TABLE).await;
+    pipe.work.transform("t", "SELECT id, n, note FROM t WHERE note IS NOT NULL AND n < 10");
+    pipe.insert(1, 50).await;
+    let checked = pipe.work.run(&["check"]).await;
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.code() == Some(1) && said.contains("REPLICA IDENTITY FULL"), "{said}");
+    pipe.source.exec("ALTER TABLE t REPLICA IDENTITY FULL").await;
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.source
+        .exec(
+            "UPDATE t SET n = 50 WHERE id <= 10; UPDATE t SET note = NULL WHERE id BETWEEN 11 AND 20; DELETE FROM t WHERE id = 30;
+             UPDATE t SET n = 60 WHERE id = 40; UPDATE t SET n = 3 WHERE id IN (5, 40); UPDATE t SET id = 100 WHERE id = 41",
+        )
+        .await;
+    let shown = pipe.source.query("SELECT id, n, note FROM t WHERE note IS NOT NULL AND n < 10 ORDER BY id").await;
+    assert_eq!(shown.len(), 30);
+    eventually("the target has what passes the filter", PATIENCE, async || {
+        pipe.target.query("SELECT id, n, note FROM t ORDER BY id").await == shown
+    })
+    .await;
+    stop(&mut worker).await;
+}

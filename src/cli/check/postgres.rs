@@ -218,7 +218,7 @@ fn judge_publication(
     );
 }
 
-/// A transform that makes sets, or keys out of other columns, has to know the row before a change.
+/// A transform that filters, or makes sets or keys out of other columns, has to know the row before a change.
 pub(super) fn judge_images(tables: &[SourceTable], target: &Target, report: &mut Report) {
     for name in target.whole_rows() {
         if tables.iter().any(|table| table.schema.table == *name && table.identity != 'f') {

@@ -11,7 +11,7 @@ use crate::{
         Problem,
         postgres::{self, PgError, Session, catalog, privileges, state},
     },
-    model::{Coverage, Plan, TableName, TableSchema},
+    model::{Plan, TableName, TableSchema},
     transform::{self, Severity},
 };
 
@@ -40,8 +40,7 @@ impl Target {
 
     /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
     pub(super) fn whole_rows(&self) -> impl Iterator<Item = &TableName> {
-        let partial = self.plans.iter().filter(|plan| plan.coverage == Coverage::Partial && plan.key_reads.is_none());
-        partial.map(|plan| &plan.source.table)
+        self.plans.iter().filter(|plan| plan.needs_whole_rows()).map(|plan| &plan.source.table)
     }
 }
 
