@@ -11,9 +11,6 @@ CREATE TABLE admins (
     created_at    timestamp NOT NULL
 );
 
--- Its transform has a WHERE: cutover has to know which rows had passed it.
-ALTER TABLE admins REPLICA IDENTITY FULL;
-
 -- At most one each for an admin; the sign-in writes them before the admin's own row when somebody comes for the first time.
 CREATE TABLE spotify_auth (
     admin_id      int PRIMARY KEY,

@@ -114,8 +114,7 @@ impl Plan {
     pub fn needs_whole_rows(&self) -> bool {
         match self.coverage {
             Coverage::Total => false,
-            Coverage::Filter => true,
-            Coverage::Partial => self.key_reads.is_none(),
+            Coverage::Filter | Coverage::Partial => self.key_reads.is_none(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     apply::{ApplyError, Event, RowEvent},
     database::dynamo::attribute::TTL_COLUMN,
     log::envelope,
-    model::{ColumnType, Coverage, Plan, TableSchema, Version},
+    model::{ColumnType, Coverage, Op, Plan, TableSchema, Version},
 };
 
 /// Which source row: the table and the record's key.
@@ -183,12 +183,19 @@ impl Images {
 pub struct Group {
     pub live: Images,
     pub dead: Images,
+    /// Of a filter: images after an update without one before it, and, dead, the keys that are all that is known of deleted rows.
+    gone: Images,
 }
 
 impl Group {
     /// What the statement of dead facts looks at; none if it would find nothing.
     pub fn for_dead(&self) -> Option<&Images> {
         [&self.dead, &self.live].into_iter().find(|images| images.dead.iter().any(|dead| *dead))
+    }
+
+    /// What the statement of dead facts that are told by their key looks at; none if it would find nothing.
+    pub fn for_gone(&self) -> Option<&Images> {
+        Some(&self.gone).filter(|images| !images.versions.is_empty())
     }
 
     /// What the statement of live facts looks at; none if it would find nothing.
@@ -227,7 +234,7 @@ impl<'a> Input<'a> {
             if places.is_empty() {
                 continue;
             }
-            let (before, after, _) = decode(newest)?;
+            let (before, after, op) = decode(newest)?;
             if let Some(after) = &after
                 && places
                     .iter()
@@ -240,8 +247,12 @@ impl<'a> Input<'a> {
             let shown = if item.without_before { 1 } else { item.held.len() };
             let held = item.held.iter().take(shown).map(|event| (*event, newest.version));
             let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
+            let alone = key_alone(op, before.as_ref(), &newest.schema);
             let after = after.map(|row| input.keep(row));
             let before = before.map(|row| input.keep_dead(row));
+            if alone {
+                input.keep_gone(plans, bindings, (index, newest.version), &places, (before, after), |_| true);
+            }
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
             let mut last_shown = after.is_none().then_some(());
             // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
@@ -252,11 +263,16 @@ impl<'a> Input<'a> {
                     None => false,
                 };
                 if places.iter().any(|place| told(&place)) {
-                    let (before, after, _) = decode(event)?;
+                    let (before, after, op) = decode(event)?;
+                    let alone = version == event.version && key_alone(op, before.as_ref(), &event.schema);
                     let last = last_shown.take().and_then(|()| after.clone());
                     input.keep_removed(plans, bindings, index, event.version, &places, last);
                     let before = before.map(|row| input.keep_dead(row));
                     let after = after.map(|row| input.keep_dead(row));
+                    if alone {
+                        let counts = |plan: &Plan| plan.role.counts_deaths();
+                        input.keep_gone(plans, bindings, (index, version), &places, (before, after), counts);
+                    }
                     for place in places.iter().filter(told) {
                         let Some(plan) = plan_of(plans, bindings, *place) else { continue };
                         let group = input.groups.entry(*place).or_default();
@@ -319,6 +335,25 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// A change of a row of which the source logs no more than the key before it: filters whose keys follow from the source's are told.
+    fn keep_gone(
+        &mut self,
+        plans: &[Plan],
+        bindings: &Bindings,
+        (item, version): (usize, Version),
+        places: &[usize],
+        (before, after): (Option<usize>, Option<usize>),
+        wanted: impl Fn(&Plan) -> bool,
+    ) {
+        let Some(row) = after.or(before) else { return };
+        for place in places {
+            let told = |plan: &&Plan| plan.coverage == Coverage::Filter && plan.key_reads.is_some() && wanted(plan);
+            if plan_of(plans, bindings, *place).filter(told).is_some() {
+                self.groups.entry(*place).or_default().gone.push(item, row, version, after.is_none());
+            }
+        }
+    }
+
     /// The row that a removal by Time to Live removed: a filter that passes over such removals shows it still.
     fn keep_removed(
         &mut self,
@@ -367,7 +402,20 @@ impl<'a> Input<'a> {
 
     /// Whether anything sent may make a dead fact.
     pub fn has_dead(&self) -> bool {
-        self.groups.values().any(|group| group.for_dead().is_some())
+        self.groups.values().any(|group| group.for_dead().is_some() || group.for_gone().is_some())
+    }
+}
+
+/// Whether no more than the key is known of the row before this change: PostgreSQL logs no image before an update, and of a
+/// deleted row its key, unless it is told to.
+fn key_alone(op: Op, before: Option<&envelope::Row<'_>>, schema: &TableSchema) -> bool {
+    match (op, before) {
+        (Op::Update, None) => true,
+        (Op::Delete, Some(before)) => {
+            let others = || before.iter().enumerate().filter(|(place, _)| !schema.key.contains(place));
+            others().next().is_some() && others().all(|(_, cell)| cell.is_none())
+        }
+        (Op::Update, Some(_)) | (Op::Delete, None) | (Op::Insert | Op::Read | Op::Truncate, _) => false,
     }
 }
 

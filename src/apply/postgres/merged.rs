@@ -28,7 +28,8 @@ pub(super) struct Merged<'a> {
 impl Merged<'_> {
     pub fn part(&self, part: Part) -> Option<String> {
         match part {
-            Part::Dead => self.dead(),
+            Part::Dead => self.dead(self.deaths().unwrap_or_else(|| self.builder.dead_facts())),
+            Part::Gone => self.dead(self.builder.gone_facts()?),
             Part::Unmatched => self.unmatched(),
             Part::Live if self.share.own.owns => Some(self.live_owner()),
             Part::Live => Some(self.live_follower()),
@@ -192,8 +193,7 @@ impl Merged<'_> {
     }
 
     /// Dead facts. Answers (facts, rows that went or were cleared). None if nobody follows them: they may come in any order.
-    fn dead(&self) -> Option<String> {
-        let (facts, from) = self.deaths().unwrap_or_else(|| self.builder.dead_facts());
+    fn dead(&self, (facts, from): (String, &str)) -> Option<String> {
         let dead = match (self.share.own.on_delete, self.share.own.owns) {
             (OnDelete::Keep, _) => return None,
             (OnDelete::Delete | OnDelete::Clear, true) => self.dead_owner(from),

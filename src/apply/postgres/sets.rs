@@ -64,7 +64,7 @@ impl SetOf<'_> {
             Part::Replace => Some(self.replace()),
             Part::Late => Some(self.late()),
             Part::Clashes => Some(self.builder.clashes()),
-            Part::Show | Part::Unmatched => None,
+            Part::Gone | Part::Show | Part::Unmatched => None,
             Part::Orphans(key) => {
                 let key = self.builder.plan.target.foreign_keys.get(key)?;
                 self.builder.orphans(key)

@@ -19,7 +19,7 @@ use super::{merged::Merged, sets::SetOf, tombstones, write::Part};
 pub fn is_marked(coverage: Coverage, part: Part) -> bool {
     match coverage {
         Coverage::Total => false,
-        Coverage::Filter => part == Part::Dead,
+        Coverage::Filter => matches!(part, Part::Dead | Part::Gone),
         Coverage::Partial => true,
     }
 }
@@ -48,6 +48,7 @@ impl Builder<'_> {
     fn whole(&self, part: Part) -> Option<String> {
         match part {
             Part::Dead => Some(self.dead()),
+            Part::Gone => self.gone_facts().map(|facts| self.remove(facts)),
             Part::Replace => Some(self.replace()),
             Part::Live => Some(self.live()),
             Part::Show => None,
@@ -272,9 +273,28 @@ impl Builder<'_> {
         )
     }
 
+    /// Dead facts, one for each key, of rows that are known by their key alone before a change: what was deleted, and what
+    /// the filter leaves out now, whether it had passed before or not. None for a plan that is no filter, or whose keys cannot be
+    /// told without its `SELECT`.
+    pub(super) fn gone_facts(&self) -> Option<(String, &'static str)> {
+        let keys = self.copied_keys()?;
+        let places: Vec<String> = (1..=self.plan.target.key.len()).map(|place| place.to_string()).collect();
+        let facts = format!(
+            "f AS MATERIALIZED (SELECT {keys}, max(i.v) AS cutover_v\nFROM {images}\n\
+             WHERE i.dead OR NOT EXISTS (SELECT FROM {made}) GROUP BY {places})",
+            images = self.images(Part::Gone),
+            made = self.made(),
+            places = places.join(", "),
+        );
+        Some((facts, "f"))
+    }
+
     /// Dead facts: tombstones, and the rows that they remove. Answers (facts, rows deleted).
     pub fn dead(&self) -> String {
-        let (facts, from) = self.dead_facts();
+        self.remove(self.dead_facts())
+    }
+
+    fn remove(&self, (facts, from): (String, &str)) -> String {
         format!(
             "WITH {facts},\n{bury},\n\
              d AS (DELETE FROM {target} g USING {from} WHERE {same} AND g.{VERSION_COLUMN} <= f.cutover_v RETURNING 1)\n\

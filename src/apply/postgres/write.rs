@@ -24,6 +24,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
     Dead,
+    /// Dead facts of which the source logs no more than the key.
+    Gone,
     Replace,
     Live,
     /// Rows that nothing hides any more.
@@ -86,9 +88,12 @@ impl PostgresSink {
 
     /// Prepares the statements of these parts for every binding that needs them.
     pub(super) async fn prepare_writes(&mut self, input: &Input<'_>, parts: &[Part]) -> Result<(), Failure> {
-        for place in input.groups.keys() {
+        for (place, group) in &input.groups {
             for part in parts {
                 self.write_statement(*place, *part).await?;
+            }
+            if group.for_gone().is_some() {
+                self.write_statement(*place, Part::Gone).await?;
             }
         }
         Ok(())
@@ -151,6 +156,7 @@ impl PostgresSink {
         };
         for place in places.iter().rev() {
             queue(*place, Part::Dead, input.groups.get(place).and_then(|group| self.for_dead(*place, group)));
+            queue(*place, Part::Gone, input.groups.get(place).and_then(Group::for_gone));
         }
         let live: &[Part] = match (self.replay, replace) {
             (Some(Pass::Deletes), _) => &[],
@@ -195,7 +201,7 @@ impl PostgresSink {
                         return Err(Failure::Reload);
                     }
                 }
-                Mark::Write(Part::Dead, place, _) => {
+                Mark::Write(Part::Dead | Part::Gone, place, _) => {
                     let counts = Counts { deleted: number(rows, 1)?, ..Counts::default() };
                     add(&mut tables, self.target_of(*place), counts);
                 }
