@@ -103,6 +103,11 @@ impl SourceConfig {
         SourceKind::of(&self.url)
     }
 
+    /// How far a commit time may be ahead of this machine's clock, in µs.
+    pub fn clock_ahead_max_us(&self) -> i64 {
+        i64::from(self.clock_ahead_max_seconds) * 1_000_000
+    }
+
     /// Every mistake that can be found without a connection, as (key, problem).
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = match self.kind() {

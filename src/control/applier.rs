@@ -26,7 +26,7 @@ use super::{
     members::{Basis, Described, Member, MemberReport, Turn},
     status::Phase,
     store::Store,
-    target::{PgTarget, TargetError},
+    target::PgTarget,
     worker::{Attempt, Ended, Worker, WorkerError, store},
 };
 use crate::{
@@ -37,7 +37,6 @@ use crate::{
     model::{Disposition, Position},
     observe::Halt,
     pipeline::apply,
-    transform,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -88,16 +87,14 @@ struct Applier {
 /// Applies what the group gives to this process, until it is stopped or synced.
 pub(super) async fn run(worker: &Worker, end: Option<Position>) -> Result<Ended, WorkerError> {
     let config = &worker.config;
-    let files = transform::load(&config.path(&config.transform.folder), &config.target.schema);
-    let files = files.map_err(|problems| WorkerError::Transform(TargetError::Transforms(problems)))?;
-    let settings = Settings::new(&config.name, &config.log).map_err(|reason| LogError::Client { reason })?;
+    let (transforms, settings) = (worker.transforms()?, worker.kafka_settings()?);
     let Some(log) = worker.patiently("log", || open(&settings)).await? else { return Ok(Ended::Stopped) };
     // Whether it lives is told by a session of its own.
     let (members, following) = (store(config)?, store(config)?);
     let following = tokio::spawn(worker.follow(following, log.epoch().to_owned(), follower::SELDOM));
     let mut applier = Applier {
         worker: worker.clone(),
-        member: Member::new(process_name(), transform::files_hash(&files)),
+        member: Member::new(process_name(), transforms),
         log,
         end,
         given: BTreeMap::new(),

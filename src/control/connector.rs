@@ -31,16 +31,12 @@ use super::{
 use crate::{
     database::postgres,
     log::{
-        DebeziumConfig, LogError, Offset, Topic,
+        DebeziumConfig, Log, LogError, Offset, Topic,
         debezium::{Known, Order, Sample},
-        kafka::{
-            Settings,
-            debezium::{DebeziumLog, DebeziumTopics, LANES_MAX, Memory, Reads, Table},
-        },
+        kafka::debezium::{DebeziumLog, DebeziumTopics, LANES_MAX, Memory, Reads, Table},
     },
     model::{Coverage, DebeziumPosition, Disposition, Plan, Position, TableName, TableSchema, Version},
-    observe::{Halt, Machine, now_us},
-    pipeline::{apply::ApplyLoop, batches::Bounds},
+    observe::{Halt, now_us},
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -143,9 +139,7 @@ pub(super) async fn run(
     until_synced: bool,
     show: fn(&Status),
 ) -> Result<Ended, WorkerError> {
-    let settings = Settings::new(&worker.config.name, &worker.config.log);
-    let settings = settings.map_err(|reason| LogError::Client { reason })?;
-    let topics = DebeziumTopics::new(settings, config.clone())?;
+    let topics = DebeziumTopics::new(worker.kafka_settings()?, config.clone())?;
     let leases = store(&worker.config)?;
     let Some(lease) = worker.patiently("lease", || worker.take_lease(&leases)).await? else {
         return Ok(Ended::Stopped);
@@ -275,20 +269,10 @@ impl Applier<'_> {
     }
 
     fn start(&self, planned: &Planned, stop: &CancellationToken) -> JoinSet<()> {
-        let (worker, mut loops) = (self.worker, JoinSet::new());
-        let apply = &worker.config.apply;
+        let mut loops = JoinSet::new();
+        let log: Arc<dyn Log> = Arc::clone(&planned.log) as _;
         for lane in &planned.lanes {
-            let apply_loop = ApplyLoop {
-                target: Arc::clone(&planned.target) as _,
-                log: Arc::clone(&planned.log) as _,
-                frontier: Arc::clone(&worker.frontier),
-                halts: Arc::clone(&worker.halts),
-                ambient: Arc::new(Machine),
-                topic: Topic::Changes,
-                partition: *lane,
-                bounds: Bounds { rows_max: apply.batch_rows_max, bytes_max: apply.batch_bytes_max },
-                sinks: 1,
-            };
+            let apply_loop = self.worker.apply_loop(&log, &planned.target, Topic::Changes, *lane);
             loops.spawn(apply_loop.run(stop.clone()));
         }
         loops

@@ -111,7 +111,7 @@ impl Worker {
     }
 
     /// Identifies the transforms of this process.
-    fn transforms(&self) -> Result<String, Attempt> {
+    pub(super) fn transforms(&self) -> Result<String, TargetError> {
         let folder = self.config.path(&self.config.transform.folder);
         let files = transform::load(&folder, &self.config.target.schema).map_err(TargetError::Transforms)?;
         Ok(transform::files_hash(&files))

@@ -128,6 +128,18 @@ impl Rig {
         Rig { pg, plans: checked.plans.into(), replica: false, config: ApplyConfig::default() }
     }
 
+    /// A session at the target.
+    pub async fn session(&self) -> Session {
+        Session::open(&Target::parse(&self.pg.url()).unwrap(), &options(false)).await.unwrap()
+    }
+
+    /// A session of a worker that holds the lease, as one that sweeps does.
+    pub async fn leased_session(&self) -> Session {
+        let lease = format!("INSERT INTO cutover.lease (pipeline, role, epoch) VALUES ('{PIPELINE}', 'worker', 1)");
+        self.pg.exec(&lease).await;
+        self.session().await
+    }
+
     pub async fn lane(&self, topic: Topic) -> Lane {
         self.lane_at(topic, 1).await
     }

@@ -28,6 +28,7 @@ mod events;
 mod follow;
 mod fuzz_corpora;
 mod init;
+mod job;
 mod kafka_events;
 mod kafka_pipeline;
 mod log_contract;

@@ -1,16 +1,13 @@
 //! The main job on real servers: copied while it changes, killed at any moment, equal in the end.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::support::{Mysql, Postgres, Workspace, eventually};
+use crate::{
+    job::run_through_kills,
+    support::{Mysql, Postgres, Workspace},
+};
 
 const SOURCE_TABLES: &str = "
     CREATE TABLE items (id bigint unsigned PRIMARY KEY, sku varchar(40) CHARACTER SET latin1 NOT NULL, qty int, price decimal(12,4),
@@ -85,42 +82,9 @@ async fn copied_and_followed(source: Mysql, target: Postgres, rows: u32, kills: 
     work.configure_also("[snapshot]\nchunk_rows = 500\n");
 
     let source = Arc::new(source);
-    let stop = Arc::new(AtomicBool::new(false));
-    let load = tokio::spawn({
-        let (source, stop) = (Arc::clone(&source), Arc::clone(&stop));
-        async move {
-            let mut random = StdRng::seed_from_u64(7);
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                source.exec(&transaction(&mut random, rows)).await;
-                count += 1;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            count
-        }
-    });
-    for kill in 0..kills {
-        let mut worker = work.start(&[]);
-        let pause = 1500 + 400 * u64::from(kill);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        assert!(worker.is_running(), "{}", worker.stderr());
-        worker.kill9().await;
-    }
-    let mut worker = work.start(&[]);
-    eventually("the copy is complete", Duration::from_secs(60), async || {
-        let status = work.run(&["status", "--json"]).await;
-        String::from_utf8_lossy(&status.stdout).contains("\"phase\":\"following\"")
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    stop.store(true, Ordering::Relaxed);
-    let transactions = load.await.unwrap();
-    assert!(transactions > 100, "the load ran: {transactions}");
-    worker.terminate().await;
-    assert!(worker.wait_exit(Duration::from_secs(10)).await.success(), "{}", worker.stderr());
-
-    let mut last = work.start(&["--until-synced"]);
-    assert!(last.wait_exit(Duration::from_secs(60)).await.success(), "{}", last.stderr());
+    let mut random = StdRng::seed_from_u64(7);
+    let transactions = move || transaction(&mut random, rows);
+    run_through_kills(&work, &source, transactions, kills, Duration::from_secs(60)).await;
     assert_equal(&source, &target).await;
     assert_eq!(target.value("SELECT count(*) FROM cutover.dead_letters").await.as_deref(), Some("0"));
 }

@@ -7,7 +7,6 @@ use cutover::{
         Event,
         postgres::{collect_tombstones, sweep},
     },
-    database::postgres::{Options, Session, Target},
     log::Topic,
     model::{ColumnType, TableSchema},
 };
@@ -43,18 +42,6 @@ fn order(id: i64, state: &str, items: &[&str]) -> Value {
 async fn items_rig() -> Rig {
     let transforms = [("orders.sql", "SELECT id FROM legacy_orders"), ("order_items.sql", ITEMS)];
     Rig::new(DDL, &[orders()], &transforms).await
-}
-
-/// A session of a worker that holds the lease, as one that sweeps does.
-async fn session(rig: &Rig) -> Session {
-    rig.pg.exec(&format!("INSERT INTO cutover.lease (pipeline, role, epoch) VALUES ('{PIPELINE}', 'worker', 1)")).await;
-    let options = Options {
-        application_name: "cutover test".into(),
-        schemas: vec!["public".into()],
-        ca_file: None,
-        replica: false,
-    };
-    Session::open(&Target::parse(&rig.pg.url()).unwrap(), &options).await.unwrap()
 }
 
 #[tokio::test]
@@ -131,7 +118,7 @@ async fn rule_9_truncate_and_sweep_take_whole_sets() {
     snapshot
         .apply(vec![read(&orders(), 50, &order(1, "new", &["a"])), read(&orders(), 50, &order(2, "new", &[]))])
         .await;
-    let (session, plans) = (session(&rig).await, rig.plans.clone());
+    let (session, plans) = (rig.leased_session().await, rig.plans.clone());
     // Children first: the sweep of their parents leaves those that still have some.
     for table in ["order_items", "orders"] {
         let plan = plans.iter().find(|plan| plan.target.name.table == table).unwrap();
@@ -173,7 +160,7 @@ async fn rule_9_set_versions_of_parents_without_rows_are_forgotten_with_the_tomb
     let mut lane = rig.lane(Topic::Changes).await;
     lane.apply(vec![insert(&orders(), 1, &order(1, "new", &["a"])), insert(&orders(), 2, &order(2, "new", &[]))]).await;
     assert_eq!(rig.count("cutover.sets_public_order_items").await, 2);
-    let session = session(&rig).await;
+    let session = rig.leased_session().await;
     for plan in rig.plans.iter() {
         collect_tombstones(&session, plan, 100).await.unwrap();
     }

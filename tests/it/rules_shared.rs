@@ -7,7 +7,6 @@ use cutover::{
         Event, Pass, Sink,
         postgres::{collect_tombstones, sweep},
     },
-    database::postgres::{Options, Session, Target},
     log::Topic,
     model::{ColumnType, TableSchema},
 };
@@ -56,18 +55,6 @@ async fn rig_of(transform: &str) -> Rig {
 /// A transform whose followers' deletes do this.
 fn deleting(on_delete: &str) -> String {
     ACCOUNTS.replace(";\nSELECT", &format!(";\n-- cutover: on_delete = {on_delete}\nSELECT"))
-}
-
-/// A session of a worker that holds the lease, as one that sweeps does.
-async fn session(rig: &Rig) -> Session {
-    rig.pg.exec(&format!("INSERT INTO cutover.lease (pipeline, role, epoch) VALUES ('{PIPELINE}', 'worker', 1)")).await;
-    let options = Options {
-        application_name: "cutover test".into(),
-        schemas: vec!["public".into()],
-        ca_file: None,
-        replica: false,
-    };
-    Session::open(&Target::parse(&rig.pg.url()).unwrap(), &options).await.unwrap()
 }
 
 #[tokio::test]
@@ -214,7 +201,7 @@ async fn rule_8_a_replay_hides_no_row_that_was_made_anew_since_and_brings_no_par
     lane.apply(vec![insert(&admins(), 1, &admin(1, "a"))]).await;
     lane.apply(follower.to_vec()).await;
     lane.apply(vec![delete(&admins(), 4, &admin(1, "a"))]).await;
-    let session = session(&rig).await;
+    let session = rig.leased_session().await;
     for plan in rig.plans.iter() {
         collect_tombstones(&session, plan, 100).await.unwrap();
     }
@@ -284,7 +271,7 @@ async fn rule_8_a_sweep_of_one_contributor_touches_its_columns_alone() {
         lane.apply(vec![insert(&oauth(), 4, &token(3, "waits"))]).await;
         // The copy meets only the first.
         snapshot.apply(vec![read(&oauth(), 50, &token(1, "t"))]).await;
-        let (session, plans) = (session(&rig).await, rig.plans.clone());
+        let (session, plans) = (rig.leased_session().await, rig.plans.clone());
         let of = |table: &str| plans.iter().find(|plan| plan.source.table.table == table).unwrap();
         let swept = sweep(&session, PIPELINE, (of("oauth"), &plans), 50, 1).await.unwrap();
         assert!(swept.complete && swept.rows == 1, "{swept:?}");
@@ -382,7 +369,7 @@ async fn rule_8_what_is_known_of_deletes_alone_is_forgotten_with_the_tombstones(
     ])
     .await;
     lane.apply(vec![delete(&oauth(), 5, &token(1, "t")), delete(&oauth(), 6, &token(3, "x"))]).await;
-    let session = session(&rig).await;
+    let session = rig.leased_session().await;
     let plans = rig.plans.clone();
     assert_eq!(rig.count("cutover.pending_public_accounts").await, 3);
     for plan in plans.iter() {

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use cutover::{
     apply::{Event, postgres::collect_tombstones},
-    database::postgres::{Options, Session, Target},
     log::Topic,
     model::{ColumnType, TableSchema, Version},
 };
@@ -229,13 +228,7 @@ async fn judge(rig: &Rig, what: &str) {
     assert_eq!(merged, wanted(MERGED).await, "{what}");
     assert_eq!(sets, wanted(SETS).await, "{what}");
     // What is forgotten with the tombstones changes nothing that is shown.
-    let options = Options {
-        application_name: "cutover test".into(),
-        schemas: vec!["public".into()],
-        ca_file: None,
-        replica: false,
-    };
-    let session = Session::open(&Target::parse(&rig.pg.url()).unwrap(), &options).await.unwrap();
+    let session = rig.session().await;
     for plan in rig.plans.iter() {
         collect_tombstones(&session, plan, 10_000).await.unwrap();
     }

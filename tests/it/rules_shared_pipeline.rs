@@ -11,7 +11,10 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::support::{Mysql, Postgres, Workspace, eventually};
+use crate::{
+    job,
+    support::{Mysql, Postgres, Workspace, eventually},
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -80,25 +83,12 @@ impl Pipe {
 
     /// Random transactions over all tables until the flag is set.
     fn load(&self, rows: u32, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<u32> {
-        let (source, stop) = (Arc::clone(&self.source), Arc::clone(stop));
-        tokio::spawn(async move {
-            let mut random = StdRng::seed_from_u64(8);
-            let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                source.exec(&transaction(&mut random, rows)).await;
-                count += 1;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            count
-        })
+        let mut random = StdRng::seed_from_u64(8);
+        job::load(&self.source, stop, move || transaction(&mut random, rows))
     }
 
     async fn following(&self) {
-        eventually("the copy is complete", PATIENCE, async || {
-            let status = self.work.run(&["status", "--json"]).await;
-            String::from_utf8_lossy(&status.stdout).contains("\"phase\":\"following\"")
-        })
-        .await;
+        job::copied(&self.work, PATIENCE).await;
     }
 
     async fn assert_equal(&self) {

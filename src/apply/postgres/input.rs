@@ -254,43 +254,12 @@ impl<'a> Input<'a> {
                 input.keep_gone(plans, bindings, (index, newest.version), &places, (before, after), |_| true);
             }
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
-            let mut last_shown = after.is_none().then_some(());
-            // What earlier images made is gone, unless the newest makes it again; only a filter or a set can tell.
+            let mut removed = after.is_none();
             for (event, version) in older.chain(held) {
                 let places = bound(event, bindings)?;
-                let told = |place: &&usize| match plan_of(plans, bindings, **place) {
-                    Some(plan) => plan.coverage != Coverage::Total || plan.role.counts_deaths(),
-                    None => false,
-                };
-                if places.iter().any(|place| told(&place)) {
-                    let (before, after, op) = decode(event)?;
-                    let alone = version == event.version && key_alone(op, before.as_ref(), &event.schema);
-                    let last = last_shown.take().and_then(|()| after.clone());
-                    input.keep_removed(plans, bindings, index, event.version, &places, last);
-                    let before = before.map(|row| input.keep_dead(row));
-                    let after = after.map(|row| input.keep_dead(row));
-                    if alone {
-                        let counts = |plan: &Plan| plan.role.counts_deaths();
-                        input.keep_gone(plans, bindings, (index, version), &places, (before, after), counts);
-                    }
-                    for place in places.iter().filter(told) {
-                        let Some(plan) = plan_of(plans, bindings, *place) else { continue };
-                        let group = input.groups.entry(*place).or_default();
-                        match (plan.coverage, before, after.filter(|_| plan.role.counts_deaths())) {
-                            (Coverage::Filter, before, Some(after)) => {
-                                if let Some(before) = before {
-                                    group.dead.push(index, before, version, true);
-                                }
-                                group.dead.push(index, after, version, false);
-                            }
-                            (Coverage::Total | Coverage::Filter, Some(before), None) => {
-                                group.dead.push(index, before, version, true);
-                            }
-                            (Coverage::Partial, Some(before), _) => group.live.push(index, before, version, true),
-                            // Its row was there before and after, or nothing is known of it.
-                            (Coverage::Total, _, Some(_)) | (_, None, _) => {}
-                        }
-                    }
+                if places.iter().any(|place| plan_of(plans, bindings, *place).is_some_and(looks_back)) {
+                    let last = std::mem::take(&mut removed);
+                    input.keep_older(plans, bindings, (index, version), event, &places, last)?;
                 }
             }
         }
@@ -354,19 +323,64 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// An earlier image of an item's row: what it made is gone, unless the newest makes it again. Of a row that was removed the
+    /// `last` one is what was removed.
+    fn keep_older(
+        &mut self,
+        plans: &[Plan],
+        bindings: &Bindings,
+        (item, version): (usize, Version),
+        event: &'a RowEvent,
+        places: &[usize],
+        last: bool,
+    ) -> Result<(), ApplyError> {
+        let (before, after, op) = decode(event)?;
+        if let Some(after) = after.as_ref().filter(|_| last) {
+            self.keep_removed(plans, bindings, (item, event.version), places, after);
+        }
+        let alone = version == event.version && key_alone(op, before.as_ref(), &event.schema);
+        let counts = |plan: &Plan| plan.role.counts_deaths();
+        let counted = places.iter().any(|place| plan_of(plans, bindings, *place).is_some_and(counts));
+        let before = before.map(|row| self.keep_dead(row));
+        let after = after.filter(|_| counted).map(|row| self.keep_dead(row));
+        if alone {
+            self.keep_gone(plans, bindings, (item, version), places, (before, after), counts);
+        }
+        for place in places {
+            let Some(plan) = plan_of(plans, bindings, *place).filter(|plan| looks_back(plan)) else { continue };
+            let group = self.groups.entry(*place).or_default();
+            match (plan.coverage, before, after.filter(|_| counts(plan))) {
+                (Coverage::Filter, before, Some(after)) => {
+                    if let Some(before) = before {
+                        group.dead.push(item, before, version, true);
+                    }
+                    group.dead.push(item, after, version, false);
+                }
+                (Coverage::Total | Coverage::Filter, Some(before), None) => {
+                    group.dead.push(item, before, version, true);
+                }
+                (Coverage::Partial, Some(before), _) => group.live.push(item, before, version, true),
+                // Its row was there before and after, or nothing is known of it.
+                (Coverage::Total, _, Some(_)) | (_, None, _) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The row that a removal by Time to Live removed: a filter that passes over such removals shows it still.
     fn keep_removed(
         &mut self,
         plans: &[Plan],
         bindings: &Bindings,
-        item: usize,
-        version: Version,
+        (item, version): (usize, Version),
         places: &[usize],
-        row: Option<envelope::Row<'a>>,
+        row: &envelope::Row<'a>,
     ) {
         let tells = |place: &&usize| plan_of(plans, bindings, **place).is_some_and(tells_removals);
-        let Some(row) = row.filter(|_| places.iter().any(|place| tells(&place))) else { return };
-        let row = self.keep(row);
+        if !places.iter().any(|place| tells(&place)) {
+            return;
+        }
+        let row = self.keep(row.clone());
         for place in places.iter().filter(tells) {
             let group = self.groups.entry(*place).or_default();
             group.live.push(item, row, version, false);
@@ -425,6 +439,11 @@ fn plan_of<'p>(plans: &'p [Plan], bindings: &Bindings, place: usize) -> Option<&
 
 fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverage> {
     plan_of(plans, bindings, place).map(|plan| plan.coverage)
+}
+
+/// Whether a plan can tell by an earlier image that it had made a row: a filter or a set, or an owner whose absence counts.
+fn looks_back(plan: &Plan) -> bool {
+    plan.coverage != Coverage::Total || plan.role.counts_deaths()
 }
 
 /// Whether a plan looks at how a row was removed.

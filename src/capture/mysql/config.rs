@@ -54,7 +54,7 @@ impl SourceConfig {
             connector: Connector::new(&self.url)?,
             server_id: self.server_id.unwrap_or_else(|| server_id_of(name)),
             zero_dates: self.zero_dates().unwrap_or_default(),
-            clock_ahead_max_us: i64::from(self.clock_ahead_max_seconds) * 1_000_000,
+            clock_ahead_max_us: self.clock_ahead_max_us(),
             clock_min: 0,
             now_us,
         })

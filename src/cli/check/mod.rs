@@ -14,7 +14,7 @@ mod target;
 
 use std::fmt;
 
-use crate::{capture::SourceKind, config::Config};
+use crate::{capture::SourceKind, config::Config, observe::now_us};
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +102,18 @@ pub async fn run(config: &Config) -> Report {
     }
     machine::examine(config, &mut report).await;
     report
+}
+
+/// A commit time from the future would beat every later change (CORRECTNESS rule 3).
+fn judge_clock(source_now_us: i64, ahead_max_seconds: u32, report: &mut Report) {
+    let ahead_seconds = source_now_us.saturating_sub(now_us()) / 1_000_000;
+    if ahead_seconds > i64::from(ahead_max_seconds) {
+        report.blocks_on(
+            Part::Source,
+            format!("the source's clock is {ahead_seconds} s ahead of this machine's"),
+            format!("set both clocks right, or raise [source] clock_ahead_max_seconds above {ahead_seconds}"),
+        );
+    }
 }
 
 /// An error and what to do about it, which our messages hold in one sentence after a semicolon.

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, in_two, target::Target};
+use super::{Part, Report, in_two, judge_clock, target::Target};
 use crate::{
     capture,
     config::Config,
@@ -13,7 +13,6 @@ use crate::{
         slot, sql,
         tables::{self, SourceTable},
     },
-    observe::now_us,
 };
 
 /// What the source's user may do, and what is free for it.
@@ -97,14 +96,7 @@ fn judge_facts(facts: &ServerFacts, ahead_max_seconds: u32, report: &mut Report)
             "find and correct them before the copy",
         );
     }
-    let ahead_seconds = facts.now_us.saturating_sub(now_us()) / 1_000_000;
-    if ahead_seconds > i64::from(ahead_max_seconds) {
-        report.blocks_on(
-            Part::Source,
-            format!("the source's clock is {ahead_seconds} s ahead of this machine's"),
-            format!("set both clocks right, or raise [source] clock_ahead_max_seconds above {ahead_seconds}"),
-        );
-    }
+    judge_clock(facts.now_us, ahead_max_seconds, report);
 }
 
 async fn standing(client: &Client) -> Result<Standing, PgError> {

@@ -2,7 +2,7 @@
 
 use mysql_async::Conn;
 
-use super::{Part, Report, in_two};
+use super::{Part, Report, in_two, judge_clock};
 use crate::{
     cli::movable::obstacle,
     config::Config,
@@ -16,7 +16,6 @@ use crate::{
         },
     },
     model::TableSchema,
-    observe::now_us,
 };
 
 /// What is known of the source.
@@ -93,7 +92,7 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
     for problem in server::problems(&facts) {
         report.blocks_on(Part::Source, problem.what, problem.fix);
     }
-    judge_clock(&facts, config.source.clock_ahead_max_seconds, report);
+    judge_clock(facts.now_us, config.source.clock_ahead_max_seconds, report);
     let only = config.source.tables.as_deref();
     let loaded = match load_tables(conn, database, only).await {
         Ok(tables) => load_details(conn, database, only).await.map(|details| (tables, details)),
@@ -126,18 +125,6 @@ fn judge_grants(grants: &Grants, missing: Vec<Problem>, report: &mut Report) {
         } else {
             report.blocks_on(Part::Source, what, fix);
         }
-    }
-}
-
-/// A commit time from the future would beat every later change (CORRECTNESS rule 3).
-fn judge_clock(facts: &ServerFacts, ahead_max_seconds: u32, report: &mut Report) {
-    let ahead_seconds = facts.now_us.saturating_sub(now_us()) / 1_000_000;
-    if ahead_seconds > i64::from(ahead_max_seconds) {
-        report.blocks_on(
-            Part::Source,
-            format!("the source's clock is {ahead_seconds} s ahead of this machine's"),
-            format!("set both clocks right, or raise [source] clock_ahead_max_seconds above {ahead_seconds}"),
-        );
     }
 }
 
@@ -189,6 +176,7 @@ mod tests {
         cli::check::Weight,
         database::mysql::server::Flavor,
         model::{Column, ColumnType, TableName},
+        observe::now_us,
     };
 
     fn table(name: &str, collation: Option<&str>, key: &[usize]) -> TableSchema {
@@ -243,10 +231,10 @@ mod tests {
             purged: None,
             now_us: now_us() + ahead * 1_000_000,
         };
-        judge_clock(&facts(-3_600), 60, &mut report);
-        judge_clock(&facts(30), 60, &mut report);
+        judge_clock(facts(-3_600).now_us, 60, &mut report);
+        judge_clock(facts(30).now_us, 60, &mut report);
         assert_eq!(report.findings, vec![]);
-        judge_clock(&facts(120), 60, &mut report);
+        judge_clock(facts(120).now_us, 60, &mut report);
         assert!(report.blocks() && report.to_string().contains("clock_ahead_max_seconds"));
     }
 }

@@ -9,7 +9,10 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::{BLOCK_ROWS, Opened, Serve, Server, foreign_position, refuse, source_attempt};
+use super::{
+    BLOCK_ROWS, CORRECT_THAT, Opened, Serve, Server, capture_error, copy_error, foreign_position, not_begun, refuse,
+    source_attempt, vanished,
+};
 use crate::{
     capture::{
         CaptureError, Source, SourceConfig,
@@ -138,7 +141,7 @@ impl DynamoServer {
         let settings = dynamo::Settings {
             date_us,
             clock_min: clock,
-            clock_ahead_max_us: i64::from(self.config.clock_ahead_max_seconds) * 1_000_000,
+            clock_ahead_max_us: self.config.clock_ahead_max_us(),
             ambient: Arc::new(Machine),
         };
         let source = DynamoSource::open(Arc::new(service), from, &followed.collect::<Vec<_>>(), settings)?;
@@ -147,10 +150,7 @@ impl DynamoServer {
 
     async fn facts(&self, table: &str) -> Result<TableFacts, SnapshotError> {
         let found = catalog::load_table(&self.service, table).await?;
-        found.ok_or_else(|| SnapshotError::Halt {
-            reason: format!("the source has no table `{table}` any more"),
-            remedy: "take it out of [source] tables and start again".into(),
-        })
+        found.ok_or_else(|| vanished(&format!("`{table}`")))
     }
 }
 
@@ -280,7 +280,7 @@ impl Scan for DynamoScan {
         blocks: mpsc::Sender<Block>,
     ) -> Result<Option<String>, SnapshotError> {
         let Some(captured) = captured.borrow_and_update().clone() else {
-            return Err(SnapshotError::Source("capture has not begun yet".into()));
+            return Err(not_begun());
         };
         let from = place(range.lower.as_deref(), range.upper.as_deref(), self.segments)?;
         let page = self.page(&table.table.table, &from).await?;
@@ -337,23 +337,13 @@ impl Budget {
 
 impl From<DynamoError> for SnapshotError {
     fn from(error: DynamoError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => SnapshotError::Source(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => {
-                SnapshotError::Halt { reason: error.to_string(), remedy: "correct that and restart the worker".into() }
-            }
-        }
+        copy_error(&error, error.disposition(), CORRECT_THAT)
     }
 }
 
 impl From<DynamoError> for CaptureError {
     fn from(error: DynamoError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => CaptureError::Unreachable(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => {
-                CaptureError::Halt { reason: error.to_string(), remedy: "correct that and restart the worker".into() }
-            }
-        }
+        capture_error(&error, error.disposition(), CORRECT_THAT)
     }
 }
 

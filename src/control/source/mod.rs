@@ -17,11 +17,14 @@ use crate::{
     database::Problem,
     model::{Disposition, Position, TableName, TableSchema, Version},
     pipeline::capture::{OpenSource, Register},
-    snapshot::{OpenScan, refetch::Fetch},
+    snapshot::{OpenScan, SnapshotError, refetch::Fetch},
 };
 
 /// Rows handed over at once.
 const BLOCK_ROWS: usize = 500;
+/// Remedies of what a restart needs only the cause of corrected for.
+const CORRECT_THAT: &str = "correct that and restart the worker";
+const COPY_GOES_ON: &str = "correct that and restart the worker; the copy goes on where it was";
 
 /// A source that is captured, copied, and read again.
 pub(super) trait Server: OpenSource + OpenScan + Fetch {}
@@ -84,6 +87,39 @@ fn foreign_position() -> CaptureError {
     }
 }
 
+/// What a reader says that is asked before capture has told where it is.
+fn not_begun() -> SnapshotError {
+    SnapshotError::Source("capture has not begun yet".into())
+}
+
+/// What a copy says whose table is there no more, under the name that people know it by.
+fn vanished(table: &str) -> SnapshotError {
+    SnapshotError::Halt {
+        reason: format!("the source has no table {table} any more"),
+        remedy: "take it out of [source] tables and start again".into(),
+    }
+}
+
+/// An error of a copy: worth another attempt, or told with this remedy.
+fn copy_error(error: &dyn fmt::Display, disposition: Disposition, remedy: &str) -> SnapshotError {
+    match disposition {
+        Disposition::Retry => SnapshotError::Source(error.to_string()),
+        Disposition::DeadLetter | Disposition::Halt => {
+            SnapshotError::Halt { reason: error.to_string(), remedy: remedy.to_owned() }
+        }
+    }
+}
+
+/// The same of capture.
+fn capture_error(error: &dyn fmt::Display, disposition: Disposition, remedy: &str) -> CaptureError {
+    match disposition {
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+        Disposition::DeadLetter | Disposition::Halt => {
+            CaptureError::Halt { reason: error.to_string(), remedy: remedy.to_owned() }
+        }
+    }
+}
+
 /// Takes note of schemas and of tables to copy again, in the target.
 #[derive(Debug)]
 pub struct Notes {
@@ -143,26 +179,4 @@ fn source_attempt(error: &dyn fmt::Display, disposition: Disposition) -> Attempt
 
 fn refuse(problems: Vec<Problem>) -> Result<(), Attempt> {
     if problems.is_empty() { Ok(()) } else { Err(Attempt::Hopeless(WorkerError::SourceRefused(problems))) }
-}
-
-/// Every configured table exists and has a key.
-fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
-    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
-        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
-        add(what, "correct [source] tables, or GRANT SELECT on it");
-    }
-    if tables.is_empty() && wanted.is_empty() {
-        let what = format!("`{database}` has no table that the source user may see");
-        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
-    }
-    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
-        let what = format!(
-            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
-            schema.table
-        );
-        add(what, "add one at the source, or leave the table out of [source] tables");
-    }
-    problems
 }

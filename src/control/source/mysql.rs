@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use mysql_async::Conn;
 use tokio::sync::{mpsc, watch};
 
-use super::{BLOCK_ROWS, Opened, Serve, Server, foreign_position, judge_tables, known_schemas, refuse, source_attempt};
+use super::{
+    BLOCK_ROWS, COPY_GOES_ON, CORRECT_THAT, Opened, Serve, Server, capture_error, copy_error, foreign_position,
+    known_schemas, not_begun, refuse, source_attempt, vanished,
+};
 use crate::{
     capture::{CaptureError, Source, SourceConfig, mysql::MysqlSource},
     control::{
@@ -100,6 +103,28 @@ async fn look_at(config: &SourceConfig, connector: Connector, mut conn: Conn) ->
     })
 }
 
+/// Every configured table exists and has a key.
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
+    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
+        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
+        add(what, "correct [source] tables, or GRANT SELECT on it");
+    }
+    if tables.is_empty() && wanted.is_empty() {
+        let what = format!("`{database}` has no table that the source user may see");
+        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
+    }
+    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
+        let what = format!(
+            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
+            schema.table
+        );
+        add(what, "add one at the source, or leave the table out of [source] tables");
+    }
+    problems
+}
+
 /// Opens the binlog and scans of one MySQL or MariaDB server.
 #[derive(Debug)]
 struct MysqlServer {
@@ -163,10 +188,7 @@ impl OpenScan for MysqlServer {
         let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
         let found = found?;
         drop(conn.disconnect().await);
-        found.into_iter().next().map(Arc::new).ok_or_else(|| SnapshotError::Halt {
-            reason: format!("the source has no table {}.{table} any more", self.database),
-            remedy: "take it out of [source] tables and start again".into(),
-        })
+        found.into_iter().next().map(Arc::new).ok_or_else(|| vanished(&format!("{}.{table}", self.database)))
     }
 
     async fn end(&self) -> Result<Position, SnapshotError> {
@@ -267,7 +289,7 @@ impl Scan for MysqlScan {
     ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
-            return Err(SnapshotError::Source("capture has not begun yet".into()));
+            return Err(not_begun());
         };
         let watermark = Watermark { position, version: clock };
         let (connector, id) = (self.connector.clone(), self.scanner.id());
@@ -278,36 +300,19 @@ impl Scan for MysqlScan {
 
 impl From<ScanError> for SnapshotError {
     fn from(error: ScanError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => SnapshotError::Source(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => SnapshotError::Halt {
-                reason: error.to_string(),
-                remedy: "correct that and restart the worker; the copy goes on where it was".into(),
-            },
-        }
+        copy_error(&error, error.disposition(), COPY_GOES_ON)
     }
 }
 
 impl From<CatalogError> for SnapshotError {
     fn from(error: CatalogError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => SnapshotError::Source(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => {
-                SnapshotError::Halt { reason: error.to_string(), remedy: "correct that and restart the worker".into() }
-            }
-        }
+        copy_error(&error, error.disposition(), CORRECT_THAT)
     }
 }
 
 impl From<ConnectError> for CaptureError {
     fn from(error: ConnectError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => CaptureError::Unreachable(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => CaptureError::Halt {
-                reason: error.to_string(),
-                remedy: "correct [source] url and restart the worker".into(),
-            },
-        }
+        capture_error(&error, error.disposition(), "correct [source] url and restart the worker")
     }
 }
 

@@ -15,7 +15,10 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
-use super::{BLOCK_ROWS, Opened, Serve, Server, foreign_position, known_schemas, refuse};
+use super::{
+    BLOCK_ROWS, COPY_GOES_ON, Opened, Serve, Server, copy_error, foreign_position, known_schemas, not_begun, refuse,
+    source_attempt, vanished,
+};
 use crate::{
     capture::{
         self, CaptureError, Source, SourceConfig,
@@ -58,7 +61,7 @@ impl Serve for Looked {
         let name = &worker.config.name;
         let options = capture::postgres::options(name, self.config.ca_file.clone());
         let mut capture = PostgresSourceConfig::new(name, self.target.clone(), options, now_us);
-        capture.clock_ahead_max_us = i64::from(self.config.clock_ahead_max_seconds) * 1_000_000;
+        capture.clock_ahead_max_us = self.config.clock_ahead_max_us();
         capture.clock_min = clock_min;
         capture.whole_rows = whole_rows;
         Arc::new(PostgresServer {
@@ -95,7 +98,7 @@ pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
 }
 
 fn attempt(error: &PgError) -> Attempt {
-    super::source_attempt(error, disposition(error))
+    source_attempt(error, disposition(error))
 }
 
 fn disposition(error: &PgError) -> Disposition {
@@ -219,10 +222,11 @@ impl OpenScan for PostgresServer {
     async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
         let (session, only) = (self.session().await?, [table.to_owned()]);
         let found = tables::load(&session.client, &self.schema, Some(&only)).await.map_err(ScanError::from)?;
-        found.into_iter().next().map(|table| Arc::new(table.schema)).ok_or_else(|| SnapshotError::Halt {
-            reason: format!("the source has no table {}.{table} any more", self.schema),
-            remedy: "take it out of [source] tables and start again".into(),
-        })
+        found
+            .into_iter()
+            .next()
+            .map(|table| Arc::new(table.schema))
+            .ok_or_else(|| vanished(&format!("{}.{table}", self.schema)))
     }
 
     async fn end(&self) -> Result<Position, SnapshotError> {
@@ -253,7 +257,7 @@ struct PostgresScan(Scanner);
 /// What capture has reached.
 fn watermark(captured: Option<&Captured>, floor: Version) -> Result<Watermark, SnapshotError> {
     let Some(Captured { position: Position::Postgres(position), clock, .. }) = captured else {
-        return Err(SnapshotError::Source("capture has not begun yet".into()));
+        return Err(not_begun());
     };
     Ok(Watermark { lsn: position.lsn, version: *clock, floor })
 }
@@ -296,12 +300,6 @@ impl Scan for PostgresScan {
 
 impl From<ScanError> for SnapshotError {
     fn from(error: ScanError) -> Self {
-        match error.disposition() {
-            Disposition::Retry => SnapshotError::Source(error.to_string()),
-            Disposition::DeadLetter | Disposition::Halt => SnapshotError::Halt {
-                reason: error.to_string(),
-                remedy: "correct that and restart the worker; the copy goes on where it was".into(),
-            },
-        }
+        copy_error(&error, error.disposition(), COPY_GOES_ON)
     }
 }
