@@ -36,14 +36,30 @@ async fn connect(connect: &str, name: &str, settings: &[(&str, &str)], own: serd
     }
     let url = format!("{connect}/connectors/{name}");
     let put =
-        ["-sf", "-X", "PUT", "-H", "Content-Type: application/json", "-d", &config.to_string()].map(str::to_owned);
-    let made = tokio::process::Command::new("curl").args(put).arg(format!("{url}/config")).output().await.unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        ["-s", "-w", "%{http_code}", "-X", "PUT", "-H", "Content-Type: application/json", "-d", &config.to_string()]
+            .map(str::to_owned);
+    eventually("the connector is taken", PATIENCE, async || {
+        let put = tokio::process::Command::new("curl").args(&put).arg(format!("{url}/config")).output().await.unwrap();
+        let answer = String::from_utf8_lossy(&put.stdout).into_owned();
+        // While it spreads its work it takes none: 409, ask again.
+        assert!(["200", "201", "409"].iter().any(|code| answer.ends_with(code)), "{answer}");
+        !answer.ends_with("409")
+    })
+    .await;
     eventually("the connector runs", PATIENCE, async || {
         let asked = tokio::process::Command::new("curl").args(["-s", &format!("{url}/status")]).output().await.unwrap();
         let status: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
         assert_ne!(status["tasks"][0]["state"], "FAILED", "{status}");
         status["tasks"][0]["state"] == "RUNNING"
+    })
+    .await;
+    // Killed before that it would take a second snapshot, and what was deleted in between would be in no topic.
+    eventually("the connector has noted that its snapshot is complete", PATIENCE, async || {
+        let asked =
+            tokio::process::Command::new("curl").args(["-s", &format!("{url}/offsets")]).output().await.unwrap();
+        let noted: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+        let offset = &noted["offsets"][0]["offset"];
+        offset.is_object() && offset["snapshot_completed"] != false
     })
     .await;
 }

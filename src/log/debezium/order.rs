@@ -24,6 +24,11 @@ pub struct Order {
 }
 
 impl Order {
+    /// Whether this change begins a snapshot behind changes: what was deleted since the last one that the connector sent is in neither.
+    pub fn is_second_snapshot(&self, source: &Source<'_>) -> bool {
+        source.begins_snapshot && self.seen.newest_us > 0
+    }
+
     /// Judges the partition's next change, at `now_us`. A commit time in the future raises no version above it.
     ///
     /// # Errors

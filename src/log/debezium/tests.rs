@@ -85,6 +85,29 @@ fn a_tombstone_is_no_change_and_what_is_no_envelope_is_refused() {
 }
 
 #[test]
+fn a_second_snapshot_behind_changes_is_told_from_the_first_and_from_an_incremental_one() {
+    let of = |snapshot: &str| {
+        mysql("u", &row("1"), &row("2"), 4, 500)
+            .replace("\"snapshot\":\"false\"", &format!("\"snapshot\":\"{snapshot}\""))
+    };
+    let mut order = Order::default();
+    for (snapshot, is_second) in [
+        ("first", false),
+        ("true", false),
+        ("first_in_data_collection", false),
+        ("false", false),
+        ("incremental", false),
+        ("first_in_data_collection", true),
+        ("last", false),
+    ] {
+        let value = of(snapshot);
+        let source = change(KEY, &value).source;
+        assert_eq!(order.is_second_snapshot(&source), is_second, "{snapshot}");
+        order.admit(&source, 1_000).expect("one connector");
+    }
+}
+
+#[test]
 fn what_is_sent_again_gets_no_version_and_a_snapshot_row_the_newest() {
     let mut order = Order::default();
     let mut admit = |pos, ts_us, snapshot: &str| {

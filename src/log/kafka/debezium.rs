@@ -323,6 +323,12 @@ impl Lane {
     ) -> Result<(), DebeziumError> {
         if let Message::Change(change) = message(key, value)? {
             let now = now_us();
+            if reader.order.is_second_snapshot(&change.source) {
+                tracing::warn!(
+                    topic = self.table.topic,
+                    "the connector has lost its progress and begun a second snapshot: rows that were deleted in between stay in the                      target; to be sure, let a connector with another topic.prefix write new topics, for an empty target"
+                );
+            }
             match reader.order.admit(&change.source, now)? {
                 Verdict::New(version) => {
                     let shape = self.shape(reader, &change)?;

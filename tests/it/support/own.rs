@@ -99,6 +99,16 @@ impl OwnServer {
     }
 }
 
+impl Drop for OwnServer {
+    /// The broker that holds what Kafka Connect knows belongs to other tests from here on, and they make it forget.
+    fn drop(&mut self) {
+        if self.server == Own::Connect {
+            let stopped = command(port_base()).args(["stop", self.server.name()]).status();
+            assert!(std::thread::panicking() || stopped.is_ok_and(|status| status.success()));
+        }
+    }
+}
+
 fn start(server: Own) -> String {
     let out = services(&["start", server.name()]);
     out.lines().find_map(|line| line.strip_prefix(server.name())).unwrap().trim().to_owned()
