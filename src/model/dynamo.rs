@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::version::Version;
 
+/// The column that is true in the last image of an item that the service's Time to Live has removed, and false in every other.
+pub const TTL_COLUMN: &str = "cutover_ttl_delete";
+
 /// How far the streams of a pipeline's tables have been read.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DynamoPosition {

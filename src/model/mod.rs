@@ -18,7 +18,7 @@ pub mod version;
 
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
-pub use dynamo::{DynamoPosition, ShardPosition, StreamPosition};
+pub use dynamo::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use postgres::{Lsn, PostgresPosition};
 pub use role::{Contributor, OnDelete, Role, Share};

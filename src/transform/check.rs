@@ -19,11 +19,8 @@ use super::{
     subject::{Subject, VIEW, VIEW_PREFIX},
 };
 use crate::{
-    database::{
-        dynamo::attribute::TTL_COLUMN,
-        postgres::{PgError, sql},
-    },
-    model::{Coverage, Plan, PlanColumn, Role, TableName, TableSchema, TargetTable},
+    database::postgres::{PgError, sql},
+    model::{Coverage, Plan, PlanColumn, Role, TTL_COLUMN, TableName, TableSchema, TargetTable},
 };
 
 /// The outcome: plans are only whole when no problem is an error.

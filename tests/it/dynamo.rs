@@ -268,28 +268,46 @@ async fn rule_15_a_slow_copy_beside_the_stream_never_wins_over_a_later_change() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_by_time_to_live_is_a_delete_that_a_transform_can_tell() {
+    let parts_of = || json!({"L": [{"S": "a"}, {"S": "b"}]});
     let (source, target) = (Dynamo::shared().await, Postgres::v15().await);
     let (gone, kept) = (source.table("Gone", &[("id", "S")]).await, source.table("Kept", &[("id", "S")]).await);
     for table in [&gone, &kept] {
         let ttl = json!({"TableName": table, "TimeToLiveSpecification": {"Enabled": true, "AttributeName": "until"}});
         source.call("UpdateTimeToLive", ttl).await;
         source.put(table, json!({"id": {"S": "lasting"}})).await;
-        source.put(table, json!({"id": {"S": "removed"}})).await;
+        source.put(table, json!({"id": {"S": "removed"}, "parts": parts_of()})).await;
     }
-    target.exec("CREATE TABLE gone (id text PRIMARY KEY); CREATE TABLE kept (id text PRIMARY KEY, note text)").await;
+    let tables = "CREATE TABLE gone (id text PRIMARY KEY); CREATE TABLE kept (id text PRIMARY KEY, note text);
+        CREATE TABLE kept_parts (id text REFERENCES kept ON DELETE CASCADE, part text, PRIMARY KEY (id, part))";
+    target.exec(tables).await;
     let work = workspace("ttl", &source, &target, &[&gone, &kept]);
     work.transform("gone", &format!("SELECT id FROM \"{gone}\";"));
     work.transform("kept", &format!("SELECT id, item->>'note' AS note FROM \"{kept}\" WHERE NOT cutover_ttl_delete;"));
+    let parts = format!(
+        "-- cutover: parent_key = id\nSELECT id, part FROM \"{kept}\" CROSS JOIN LATERAL jsonb_array_elements_text(item->'parts') part \
+         WHERE NOT cutover_ttl_delete;"
+    );
+    work.transform("kept_parts", &parts);
     let mut worker = work.start(&[]);
     eventually("the copy is complete", SYNCED, async || is_following(&work).await).await;
     let past = (std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() - 60).to_string();
     for table in [&gone, &kept] {
         // The worker stops before it is removed, so that the item comes and goes within one batch.
-        source.put(table, json!({"id": {"S": "expired"}, "until": {"N": past}, "note": {"S": "first"}})).await;
+        source
+            .put(
+                table,
+                json!({"id": {"S": "expired"}, "until": {"N": past}, "note": {"S": "first"}, "parts": parts_of()}),
+            )
+            .await;
     }
     worker.kill9().await;
     for table in [&gone, &kept] {
-        source.put(table, json!({"id": {"S": "expired2"}, "until": {"N": past}, "note": {"S": "first"}})).await;
+        source
+            .put(
+                table,
+                json!({"id": {"S": "expired2"}, "until": {"N": past}, "note": {"S": "first"}, "parts": parts_of()}),
+            )
+            .await;
         source.delete(table, json!({"id": {"S": "removed"}})).await;
     }
     eventually("the service has removed what expired", SYNCED, async || {
@@ -302,6 +320,8 @@ async fn a_removal_by_time_to_live_is_a_delete_that_a_transform_can_tell() {
     assert_eq!(target.value(&ids("kept")).await.as_deref(), Some("expired expired2 lasting"));
     let note = target.value("SELECT string_agg(note, ' ') FROM kept WHERE id LIKE 'expired%'").await;
     assert_eq!(note.as_deref(), Some("first first"));
+    let parts = target.value("SELECT string_agg(id || ' ' || part, ', ' ORDER BY id, part) FROM kept_parts").await;
+    assert_eq!(parts.as_deref(), Some("expired a, expired b, expired2 a, expired2 b"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,6 +109,49 @@ async fn rule_9_a_parent_that_leaves_the_filter_has_an_empty_set() {
 }
 
 #[tokio::test]
+async fn rule_9_a_removal_by_time_to_live_that_the_select_passes_over_leaves_the_set() {
+    let columns = [
+        ("id", ColumnType::BigInt),
+        ("state", ColumnType::Text),
+        ("items", ColumnType::Json),
+        ("cutover_ttl_delete", ColumnType::Named("boolean".into())),
+    ];
+    let orders = table("legacy_orders", &columns);
+    let order = |id, items: &[&str], expired: bool| {
+        let mut order = order(id, "new", items);
+        order["cutover_ttl_delete"] = json!(if expired { "t" } else { "f" });
+        order
+    };
+    let keeping = format!("{ITEMS} AND NOT o.cutover_ttl_delete");
+    for (select, kept) in [(keeping.as_str(), true), (ITEMS, false)] {
+        let transforms =
+            [("orders.sql", "SELECT id FROM legacy_orders WHERE NOT cutover_ttl_delete"), ("order_items.sql", select)];
+        let rig = Rig::new(DDL, std::slice::from_ref(&orders), &transforms).await;
+        let mut lane = rig.lane(Topic::Changes).await;
+        lane.apply(vec![
+            insert(&orders, 1, &order(1, &["a", "b"], false)),
+            insert(&orders, 2, &order(2, &["z"], false)),
+        ])
+        .await;
+        lane.apply(vec![
+            delete(&orders, 3, &order(1, &["a", "b"], true)),
+            delete(&orders, 4, &order(2, &["z"], false)),
+        ])
+        .await;
+        // It comes, changes and goes within one batch.
+        lane.apply(vec![
+            insert(&orders, 5, &order(3, &["c", "d"], false)),
+            update(&orders, 6, &order(3, &["c", "d"], false), &order(3, &["d", "e"], false)),
+            delete(&orders, 7, &order(3, &["d", "e"], true)),
+        ])
+        .await;
+        let wanted: &[&str] = if kept { &["(1,a,1)", "(1,b,1)", "(3,d,1)", "(3,e,1)"] } else { &[] };
+        assert_eq!(rig.rows(ROW, "order_items").await, wanted, "{select}");
+        assert_eq!(rig.rows("ROW(id)", "orders").await, ["(1)", "(3)"]);
+    }
+}
+
+#[tokio::test]
 async fn rule_9_truncate_and_sweep_take_whole_sets() {
     let rig = items_rig().await;
     let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);

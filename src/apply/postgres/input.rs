@@ -13,9 +13,8 @@ use bytes::Bytes;
 
 use crate::{
     apply::{ApplyError, Event, RowEvent},
-    database::dynamo::attribute::TTL_COLUMN,
     log::envelope,
-    model::{ColumnType, Coverage, Op, Plan, TableSchema, Version},
+    model::{ColumnType, Coverage, Op, Plan, TTL_COLUMN, TableSchema, Version},
 };
 
 /// Which source row: the table and the record's key.

@@ -2,7 +2,7 @@
 //!
 //! The newest image of a source row says all of its set. What was there and is not any more goes, whoever wrote it; what is
 //! there is written. A set's version is remembered by its parent's key, also of an empty set and of a deleted parent:
-//! images that are older do nothing.
+//! images that are older do nothing. A removal by Time to Live that the `SELECT` passes over is no image: the set stays.
 
 use super::{
     statement::{Builder, Counted, key_type},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
-    model::{TableName, TargetTable, Version},
+    model::{TTL_COLUMN, TableName, TargetTable, Version},
 };
 
 /// Makes the statements of a set.
@@ -102,18 +102,25 @@ impl SetOf<'_> {
         let images = builder.images(part);
         format!(
             "b AS MATERIALIZED (SELECT DISTINCT ON ({parents}) {named}, i.v AS cutover_v, i.dead AS cutover_dead, i.n AS cutover_n\n\
-             FROM {images} WHERE {given} ORDER BY {parents}, cutover_v DESC, cutover_dead),\n\
+             FROM {images} WHERE {given}{passed} ORDER BY {parents}, cutover_v DESC, cutover_dead),\n\
              a AS MATERIALIZED (SELECT * FROM b WHERE NOT EXISTS (SELECT FROM {sets} s WHERE {same}\n\
              AND s.{VERSION_COLUMN} > b.cutover_v)),\n\
              o AS MATERIALIZED (SELECT {columns}, i.v AS cutover_v\n\
              FROM (SELECT i.* FROM {images} JOIN a ON a.cutover_n = i.n WHERE NOT a.cutover_dead OFFSET 0) i,\n{made})",
             named = named.join(", "),
             given = given.join(" AND "),
+            passed = self.passed_over().unwrap_or_default(),
             sets = self.sets(),
             same = self.same_parent("s", "b"),
             columns = builder.named_values(),
             made = builder.made(),
         )
+    }
+
+    /// Leaves out removals by Time to Live that the `SELECT` makes nothing of, if it looks at them.
+    fn passed_over(&self) -> Option<String> {
+        let place = self.builder.plan.reads.iter().position(|column| column == TTL_COLUMN)?;
+        Some(format!(" AND NOT (i.dead AND i.c{place} IS TRUE AND NOT EXISTS (SELECT FROM {}))", self.builder.made()))
     }
 
     /// What a parent's newest set has no more, and the set's version. Answers (sets, rows deleted).

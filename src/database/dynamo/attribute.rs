@@ -15,12 +15,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use crate::model::{Column, ColumnType, TableName, TableSchema, Value};
+use crate::model::{Column, ColumnType, TTL_COLUMN, TableName, TableSchema, Value};
 
 /// The column that holds the whole item.
 pub const ITEM_COLUMN: &str = "item";
-/// The column that is true in the last image of an item that the service's Time to Live has removed, and false in every other.
-pub const TTL_COLUMN: &str = "cutover_ttl_delete";
 
 /// An item's attributes by name.
 pub type Item = BTreeMap<String, Attribute>;

@@ -3,10 +3,13 @@
 use aws_sdk_dynamodb::types::{KeyType as Role, ScalarAttributeType, StreamViewType, TableDescription};
 
 use super::{
-    attribute::{ITEM_COLUMN, KeyType, TTL_COLUMN, table_schema},
+    attribute::{ITEM_COLUMN, KeyType, table_schema},
     connect::{DynamoError, Service},
 };
-use crate::{database::Problem, model::TableSchema};
+use crate::{
+    database::Problem,
+    model::{TTL_COLUMN, TableSchema},
+};
 
 /// A table, as the service describes it.
 #[derive(Debug, Clone, PartialEq)]
