@@ -194,6 +194,7 @@ impl CaptureLoop {
             pending: vec![None; self.log.partitions() as usize],
             schema_ids: Vec::new(),
             group: self.start(),
+            sealed: false,
             clock,
             newest: clock,
         };
@@ -320,6 +321,8 @@ struct Reader<'a> {
     /// The ids of the schemas in use, which are digests and not to be computed per row.
     schema_ids: Vec<(Arc<TableSchema>, u64)>,
     group: Group,
+    /// The group ends here: what follows is written when all of it is durable.
+    sealed: bool,
     /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
     clock: Version,
     /// The highest version so far.
@@ -341,9 +344,12 @@ impl Reader<'_> {
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Ok(()),
-                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX => break event,
+                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX && !self.sealed => break event,
                         permit = groups.reserve(), if ready => match permit {
-                            Ok(permit) => permit.send(std::mem::take(&mut self.group)),
+                            Ok(permit) => {
+                                permit.send(std::mem::take(&mut self.group));
+                                self.sealed = false;
+                            }
                             Err(_) => return Ok(()),
                         },
                     }
@@ -405,6 +411,9 @@ impl Reader<'_> {
                 self.complete(Complete { kind: Kind::Control, position, clock, commit_us });
             }
             Captured::Heartbeat { position, clock, at_us } => {
+                // The log does not tell of this move of the clock, as it does of commits: no later version is written before it is durable in
+                // every partition. Otherwise a resume from an earlier place would give lower versions to what some of them have already.
+                self.sealed = clock > self.clock;
                 self.complete(Complete { kind: Kind::Heartbeat, position, clock, commit_us: at_us });
             }
         }

@@ -116,9 +116,11 @@ impl Copier {
         let began = self.progress.began(copy, clock).await?;
         let queue = self.queue(copy).await?;
         let seen = Mutex::new(self.progress.seen(copy).await?);
+        // The rows of a further copy are newer than everything before it, and what is older after it the copy has not met. On a source
+        // where nothing happens, that needs a clock that moves all the same: it does with heartbeats.
+        let floor = if copy.generation > 1 { began.max(copy.not_before).saturating_add(1) } else { copy.not_before };
         if !queue.bounds_done || !queue.known.is_empty() {
-            // The sweep after a further copy takes what is older than its beginning for what the copy has not met.
-            let floor = if copy.generation > 1 { began.max(copy.not_before) } else { copy.not_before };
+            self.captured(floor).await;
             self.read(copy, floor, queue, &seen).await?;
         }
         if !self.barrier(&seen.into_inner()).await? {
@@ -130,7 +132,7 @@ impl Copier {
             return Ok(true);
         }
         // A first copy finds no rows of an earlier one.
-        if copy.generation > 1 && !self.sweep.sweep(&copy.table, began).await? {
+        if copy.generation > 1 && !self.sweep.sweep(&copy.table, floor).await? {
             tracing::info!(table = %copy.table, "rows that the source has no more are still referred to by other tables");
             return Ok(false);
         }

@@ -203,6 +203,21 @@ async fn rule_22_what_a_new_copy_swept_stays_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_22_a_new_copy_of_a_source_that_stands_still_removes_and_corrects_all_the_same() {
+    for source in [Mysql::v57().await, Mysql::mariadb().await] {
+        let it = Corrected::over(Follow::new(source, Postgres::v15().await).await, 20, 5_000).await;
+        it.pipe
+            .source
+            .exec("SET sql_log_bin = 0; DELETE FROM t WHERE id < 10; UPDATE t SET n = 7; SET sql_log_bin = 1")
+            .await;
+        let (code, text) = it.said(&["resnapshot", "t"]).await;
+        assert_eq!(code, Some(0), "{text}");
+        let wanted = "SELECT count(*) || ' ' || min(n) || ' ' || max(n) FROM t";
+        it.is(wanted, "10 1007 1007").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_22_what_a_truncate_removed_stays_gone() {
     let mut it = Corrected::wrong(Mysql::v80().await, 300, 50).await;
     it.pipe.insert(900_000..900_100).await;

@@ -67,6 +67,18 @@ impl Pipe {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_22_a_new_copy_of_a_source_that_stands_still_removes_and_corrects_all_the_same() {
+    let (pipe, _worker) = Pipe::running(Postgres::v15().await, Postgres::v18().await, 20).await;
+    pipe.insert(21, 30).await;
+    pipe.in_step().await;
+    let by_hand =
+        "UPDATE t SET note = 'by hand', cutover_version = (SELECT max(cutover_version) FROM t) WHERE id IN (5, 30);
+        INSERT INTO t (id, n, note, cutover_version) SELECT 99, 0, 'by hand', max(cutover_version) FROM t";
+    pipe.target.exec(by_hand).await;
+    pipe.repaired().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_14_a_change_whose_commit_waits_for_a_standby_is_not_lost_to_the_copy() {
     let own = Own::Pg15.take().await;
     let source = Postgres::at(own.url).await;

@@ -127,7 +127,7 @@ impl LogReader {
         if at_us.saturating_sub(self.told_us) >= HEARTBEAT_US_MIN {
             self.told_us = at_us;
             let position = Position::Postgres(self.position.clone());
-            self.ready.push_back(Captured::Heartbeat { position, clock: self.clock.last(), at_us });
+            self.ready.push_back(Captured::Heartbeat { position, clock: self.clock.rest(), at_us });
         }
     }
 

@@ -54,7 +54,7 @@ impl ModelServer {
         let position = MysqlPosition { gtids: position.gtids, ..self.server.place(next) };
         let schemas = WATCHED.iter().map(|table| Captured::Schema(source::schema(table)));
         let mut delivered: VecDeque<Captured> = schemas.collect();
-        delivered.push_back(heartbeat(&position, &clock, self.chance().now_us()));
+        delivered.push_back(heartbeat(&position, clock.last(), self.chance().now_us()));
         Box::new(ModelSource {
             server: Arc::clone(&self.server),
             gate: Arc::clone(&self.gate),
@@ -67,8 +67,8 @@ impl ModelServer {
     }
 }
 
-fn heartbeat(position: &MysqlPosition, clock: &Clock, at_us: i64) -> Captured {
-    Captured::Heartbeat { position: Position::Mysql(position.clone()), clock: clock.last(), at_us }
+fn heartbeat(position: &MysqlPosition, clock: Version, at_us: i64) -> Captured {
+    Captured::Heartbeat { position: Position::Mysql(position.clone()), clock, at_us }
 }
 
 fn away() -> CaptureError {
@@ -160,7 +160,7 @@ impl Source for ModelSource {
                     biased;
                     () = moved => {}
                     () = tokio::time::sleep_until(silent) => {
-                        return Ok(heartbeat(&self.position, &self.clock, chance.now_us()));
+                        return Ok(heartbeat(&self.position, self.clock.rest(), chance.now_us()));
                     }
                 },
             }
