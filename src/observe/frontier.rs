@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
 
 use super::Invariant;
 use crate::model::{Position, Version};
@@ -32,6 +35,9 @@ impl Captured {
     }
 }
 
+/// How long after a change a partition counts as one that changes.
+const LIVE_FOR: Duration = Duration::from_secs(1);
+
 /// What one partition's apply loop has made durable in the target.
 #[derive(Debug, Default)]
 struct Lane {
@@ -39,6 +45,8 @@ struct Lane {
     snapshot: AtomicU64,
     clock: AtomicI64,
     newest_commit_us: AtomicI64,
+    /// When it last had changes of rows to apply.
+    changed_at: Mutex<Option<Instant>>,
     /// Of a log whose partitions come one by one: not there yet, and behind in nothing.
     is_idle: AtomicBool,
 }
@@ -99,6 +107,20 @@ impl Frontier {
         lane.clock.fetch_max(clock.unwrap_or(0), Ordering::AcqRel);
         lane.newest_commit_us.fetch_max(newest_commit_us.unwrap_or(0), Ordering::AcqRel);
         self.applied.send_modify(|count| *count += 1);
+    }
+
+    /// There are changes of rows to apply in this partition.
+    pub fn changes_come(&self, partition: u32) {
+        if let Some(lane) = self.lanes.get(partition as usize) {
+            *lane.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+    }
+
+    /// Whether changes of rows have come in this partition within the last second.
+    pub fn is_live(&self, partition: u32) -> bool {
+        let lane = self.lanes.get(partition as usize);
+        let changed_at = lane.and_then(|lane| *lane.changed_at.lock().unwrap_or_else(PoisonError::into_inner));
+        changed_at.is_some_and(|at| at.elapsed() < LIVE_FOR)
     }
 
     /// The target has every snapshot record before `offset` in this partition.
@@ -186,6 +208,17 @@ mod tests {
         assert_eq!((frontier.lag_seconds(9_000_000), frontier.applied_clock()), (Some(1.0), 7));
         frontier.use_partitions(&[0, 1]);
         assert_eq!((frontier.lag_seconds(9_000_000), frontier.applied_clock()), (None, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_is_live_for_a_second_after_a_change() {
+        let frontier = Frontier::new(2);
+        assert!(!frontier.is_live(1));
+        frontier.changes_come(1);
+        frontier.applied_changes(0, 5, Some(7), None);
+        assert!(frontier.is_live(1) && !frontier.is_live(0) && !frontier.is_live(7));
+        tokio::time::advance(LIVE_FOR).await;
+        assert!(!frontier.is_live(1));
     }
 
     #[test]

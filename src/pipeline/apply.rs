@@ -33,6 +33,9 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 /// How often rows that wait for others are tried again.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 
+/// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are written.
+const ROWS_BESIDE_CHANGES_MAX: usize = 250;
+
 /// Where a partition of a topic continues.
 #[derive(Debug, Clone)]
 pub struct Resume {
@@ -237,6 +240,10 @@ impl ApplyLoop {
             };
             next = records.last().map_or(next, |last| last.offset + 1);
             let bytes: usize = records.iter().map(|stored| stored.record.value.len()).sum();
+            if self.topic == Topic::Snapshot {
+                let rows_max = if self.frontier.is_live(self.partition) { ROWS_BESIDE_CHANGES_MAX } else { usize::MAX };
+                batcher.bound(Bounds { rows_max: self.bounds.rows_max.min(rows_max), ..self.bounds });
+            }
             // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
                 if steps.send((number, step)).await.is_err() {
@@ -284,6 +291,9 @@ impl ApplyLoop {
             }
             let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
             let (commits, changes) = self.changes_of(&batch);
+            if !commits.is_empty() {
+                self.frontier.changes_come(self.partition);
+            }
             let started = Instant::now();
             let applied = sink.apply(*batch).await?;
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());

@@ -84,6 +84,11 @@ impl Batcher {
         }
     }
 
+    /// Bounds the batches to come.
+    pub fn bound(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
     /// Takes records read from the log; the steps that they complete, in order. With `drain` even a
     /// batch smaller than its bounds is handed out: the log has nothing more for now.
     pub fn take(&mut self, records: Vec<Stored>, drain: bool) -> Result<Vec<Step>, LogError> {
