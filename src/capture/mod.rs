@@ -21,6 +21,8 @@ use crate::model::{Change, Disposition, Position, TableName, TableSchema, Versio
 pub enum Captured {
     /// A row change inside a transaction.
     Change(Change),
+    /// The changes that follow, up to the commit, were not made here first: the source's name of where they were replicated from.
+    ReplicatedFrom(Arc<str>),
     /// The table was emptied: everything older than `version` is gone.
     Truncate { table: Arc<TableSchema>, version: Version, commit_us: i64 },
     /// The table has this schema from here on.

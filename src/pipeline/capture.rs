@@ -397,6 +397,7 @@ impl Reader<'_> {
                     self.group.push(partition, record.clone());
                 }
             }
+            Captured::ReplicatedFrom(node) => self.origin.replicated_from = Some(node),
             Captured::Rewritten { table, columns, clock } => {
                 self.register.rewritten(&table, &columns, clock).await?;
             }
@@ -414,6 +415,7 @@ impl Reader<'_> {
                 // The log does not tell of this move of the clock, as it does of commits: no later version is written before it is durable in
                 // every partition. Otherwise a resume from an earlier place would give lower versions to what some of them have already.
                 self.sealed = clock > self.clock;
+                self.origin = origin_after(&position);
                 self.complete(Complete { kind: Kind::Heartbeat, position, clock, commit_us: at_us });
             }
         }

@@ -70,6 +70,7 @@ impl Capture {
                 panic!("{position:?} of a MySQL server")
             }
             Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. } => {}
+            Captured::ReplicatedFrom(node) => panic!("{node} of a MySQL server"),
         }
         Ok(captured)
     }

@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use rdkafka::Message as _;
+use serde_json::{Value, json};
+
 use crate::{
     follow::{PATIENCE, following, halted, stop},
     pipeline_postgres::assert_equal,
@@ -76,6 +79,32 @@ async fn rule_22_a_new_copy_of_a_source_that_stands_still_removes_and_corrects_a
         INSERT INTO t (id, n, note, cutover_version) SELECT 99, 0, 'by hand', max(cutover_version) FROM t";
     pipe.target.exec(by_hand).await;
     pipe.repaired().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_21_a_replay_through_a_corrected_transform_corrects_every_row() {
+    let pipe = Pipe::with(Postgres::v15().await, Postgres::v18().await, TABLE).await;
+    pipe.work.transform("t", "SELECT id, n + 1000 AS n, note FROM t");
+    pipe.insert(1, 300).await;
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.source.exec("UPDATE t SET n = 5 WHERE id % 3 = 0; DELETE FROM t WHERE id % 7 = 0; UPDATE t SET id = id + 1000 WHERE id < 20").await;
+    let rows = "SELECT count(*) || ' ' || sum(n) FROM t";
+    eventually("the changes are applied", PATIENCE, async || {
+        let wrong = pipe.source.value("SELECT count(*) || ' ' || sum(n + 1000) FROM t").await;
+        pipe.target.value(rows).await == wrong
+    })
+    .await;
+    stop(&mut worker).await;
+    pipe.work.transform("t", "SELECT id, n, note FROM t");
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    // The stream goes on meanwhile.
+    pipe.source.exec("UPDATE t SET n = n + 1 WHERE id % 2 = 0; INSERT INTO t VALUES (5000, 1, 'new')").await;
+    let asked = pipe.work.run(&["replay", "--from", "beginning"]).await;
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    pipe.in_step().await;
+    stop(&mut worker).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -435,6 +464,39 @@ async fn with_kafka_the_slot_advances_to_what_the_log_has() {
     let mut worker = pipe.work.start(&[]);
     pipe.in_step().await;
     stop(&mut worker).await;
+    kafka.delete_topics().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_envelope_says_where_a_transaction_was_replicated_from() {
+    let shared = Kafka::shared().await;
+    let pipe = Pipe::with(Postgres::v15().await, Postgres::v18().await, TABLE).await;
+    pipe.source.exec("CREATE TABLE unwatched (id integer)").await;
+    pipe.work.configure_also(&format!("[log]\nurl = {:?}\n", shared.url));
+    let kafka = Kafka::of(&shared.url, pipe.source.database());
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    let node = format!("node_{}", pipe.source.database());
+    let elsewhere =
+        format!("SELECT pg_replication_origin_create('{node}'), pg_replication_origin_session_setup('{node}')");
+    let session = pipe.source.connect().await;
+    session.batch_execute(&elsewhere).await.unwrap();
+    session.batch_execute("BEGIN; INSERT INTO t VALUES (1, 1, 'a'); UPDATE t SET n = 2; COMMIT").await.unwrap();
+    session.batch_execute("INSERT INTO unwatched VALUES (1)").await.unwrap();
+    session
+        .batch_execute("SELECT pg_replication_origin_session_reset(); INSERT INTO t VALUES (2, 1, 'b')")
+        .await
+        .unwrap();
+    pipe.in_step().await;
+    stop(&mut worker).await;
+    let values = kafka.consume("changes", 0).into_iter().filter_map(|message| message.payload().map(<[u8]>::to_vec));
+    let envelopes = values.filter_map(|value| serde_json::from_slice::<Value>(&value).ok());
+    let told: Vec<Value> =
+        envelopes.filter(|envelope| envelope["op"].is_string()).map(|row| row["source"].clone()).collect();
+    let origins: Vec<&Value> = told.iter().map(|source| &source["origin"]).collect();
+    assert_eq!(origins, [&json!(node), &json!(node), &Value::Null]);
+    assert!(told.iter().all(|source| source["schema"] == "public" && source["lsn"].as_u64() > Some(0)), "{told:?}");
+    pipe.source.exec(&format!("SELECT pg_replication_origin_drop('{node}')")).await;
     kafka.delete_topics().await;
 }
 

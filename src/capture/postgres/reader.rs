@@ -33,8 +33,8 @@ struct Transaction {
     before: Version,
     /// A watched table was changed.
     changed: bool,
-    /// Where it was replicated from, if it was.
-    origin: Option<String>,
+    /// Where it was replicated from, if it was, until that has been said.
+    origin: Option<Arc<str>>,
 }
 
 /// What a message asks for before the next can be read.
@@ -138,8 +138,7 @@ impl LogReader {
             Message::Commit { end, commit_us } => self.commit(end, commit_us)?,
             Message::Origin { name } => {
                 let transaction = self.open()?;
-                transaction.origin = Some(name.to_owned());
-                tracing::trace!(origin = name, xid = transaction.xid, "a transaction from elsewhere");
+                transaction.origin = Some(name.into());
             }
             Message::Relation(relation) => {
                 return Ok(self.relations.note(relation).map_or(Next::Nothing, Next::Describe));
@@ -234,7 +233,11 @@ impl LogReader {
             None => Err(out_of_order("a change comes before its table is described")),
             Some(Known::Unwatched) => Ok(None),
             Some(Known::Followed(table)) => {
-                self.open()?.changed = true;
+                let transaction = self.open()?;
+                transaction.changed = true;
+                if let Some(origin) = transaction.origin.take() {
+                    self.ready.push_back(Captured::ReplicatedFrom(origin));
+                }
                 Ok(Some((table, version, commit_us)))
             }
         }

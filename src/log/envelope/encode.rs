@@ -20,13 +20,16 @@ const TABLES_MAX: usize = 4096;
 pub struct Origin {
     /// The binlog file; empty when there is none (a snapshot row).
     pub file: String,
-    /// The offset of the row's event in `file`.
+    /// The offset of the row's event in `file`, or the LSN (PostgreSQL's) that its transaction comes after.
     pub offset: u64,
     /// The row's number in its event, from 0.
     pub row: u32,
     /// The transaction's GTID, with GTIDs on.
     pub gtid: Option<String>,
     pub server_id: Option<u32>,
+    /// PostgreSQL's name of the node that the transaction was replicated from, where it was not committed first
+    /// (`pg_replication_origin`).
+    pub replicated_from: Option<Arc<str>>,
     pub snapshot: bool,
     /// When the change was captured, ms since the Unix epoch: the envelope's own `ts_ms`.
     pub captured_ms: i64,
@@ -51,6 +54,14 @@ pub struct Encoder {
     value: Vec<u8>,
 }
 
+/// What the places of a log are made of.
+#[derive(Debug, Clone, Copy)]
+enum Connector {
+    Mysql,
+    Postgres,
+    Dynamo,
+}
+
 /// The bytes that every row of a table shares.
 #[derive(Debug)]
 struct Parts {
@@ -60,7 +71,8 @@ struct Parts {
     key: Vec<(usize, Vec<u8>)>,
     /// `,"source":{…,"ts_ms":`
     source: Vec<u8>,
-    /// `,"db":"shop","table":"items"`
+    connector: Connector,
+    /// `,"db":"shop","table":"items"`; with PostgreSQL `,"schema":"public","table":"items"`
     table: Vec<u8>,
 }
 
@@ -133,11 +145,19 @@ impl Parts {
         source.extend_from_slice(b",\"name\":");
         write_string(&mut source, pipeline);
         source.extend_from_slice(b",\"ts_ms\":");
-        let mut table = b",\"db\":".to_vec();
+        let kind = match connector {
+            "postgresql" => Connector::Postgres,
+            "dynamodb" => Connector::Dynamo,
+            _ => Connector::Mysql,
+        };
+        let mut table = match kind {
+            Connector::Postgres => b",\"schema\":".to_vec(),
+            Connector::Mysql | Connector::Dynamo => b",\"db\":".to_vec(),
+        };
         write_string(&mut table, &schema.table.schema);
         table.extend_from_slice(b",\"table\":");
         write_string(&mut table, &schema.table.table);
-        Parts { columns, key, source, table }
+        Parts { columns, key, source, connector: kind, table }
     }
 }
 
@@ -178,17 +198,32 @@ fn write_source(out: &mut Vec<u8>, parts: &Parts, change: &Change, origin: &Orig
     write_number(out, format_args!("{}", change.commit_us.div_euclid(1000)));
     out.extend_from_slice(if origin.snapshot { b",\"snapshot\":\"true\"" } else { b",\"snapshot\":\"false\"" });
     out.extend_from_slice(&parts.table);
-    if let Some(server_id) = origin.server_id {
-        write_number(out, format_args!(",\"server_id\":{server_id}"));
+    match parts.connector {
+        Connector::Mysql => {
+            if let Some(server_id) = origin.server_id {
+                write_number(out, format_args!(",\"server_id\":{server_id}"));
+            }
+            out.extend_from_slice(b",\"gtid\":");
+            write_name(out, origin.gtid.as_deref());
+            out.extend_from_slice(b",\"file\":");
+            write_string(out, &origin.file);
+            write_number(out, format_args!(",\"pos\":{},\"row\":{}", origin.offset, origin.row));
+        }
+        Connector::Postgres => {
+            write_number(out, format_args!(",\"lsn\":{},\"origin\":", origin.offset));
+            write_name(out, origin.replicated_from.as_deref());
+        }
+        // Shards have no common place.
+        Connector::Dynamo => {}
     }
-    out.extend_from_slice(b",\"gtid\":");
-    match &origin.gtid {
-        Some(gtid) => write_string(out, gtid),
+    out.push(b'}');
+}
+
+fn write_name(out: &mut Vec<u8>, name: Option<&str>) {
+    match name {
+        Some(name) => write_string(out, name),
         None => out.extend_from_slice(b"null"),
     }
-    out.extend_from_slice(b",\"file\":");
-    write_string(out, &origin.file);
-    write_number(out, format_args!(",\"pos\":{},\"row\":{}}}", origin.offset, origin.row));
 }
 
 fn write_value(out: &mut Vec<u8>, value: &Value) {

@@ -68,6 +68,7 @@ fn the_envelope_is_debeziums_to_the_byte() {
         row: 2,
         gtid: Some("3e11fa47-71ca-11e1-9e33-c80aa9429562:5".into()),
         server_id: Some(1),
+        replicated_from: None,
         snapshot: false,
         captured_ms: 1_700_000_000_200,
     };
@@ -83,6 +84,27 @@ fn the_envelope_is_debeziums_to_the_byte() {
     let expected = format!(r#"{{"before":null,"after":{image},"source":{source},"op":"c","ts_ms":1700000000200}}"#);
     assert_eq!(std::str::from_utf8(&encoded.value).expect("UTF-8"), expected);
     assert_eq!(encoded.key, r#"{"order \"no\"":"a\"\\\n\u0001é😀","id":18446744073709551615}"#.as_bytes());
+}
+
+#[test]
+fn the_source_block_says_of_each_kind_of_log_what_it_has() {
+    let schema = schema(&["id"], &[0]);
+    let change = change(&schema, Op::Insert, None, Some(vec![Value::Int(1)]));
+    let from = |name: Option<&str>| Origin { offset: 4711, replicated_from: name.map(Into::into), ..Origin::default() };
+    for (connector, origin, place) in [
+        ("postgresql", from(None), r#""schema":"shop","table":"items","lsn":4711,"origin":null}"#),
+        (
+            "postgresql",
+            from(Some("node \"b\"")),
+            r#""schema":"shop","table":"items","lsn":4711,"origin":"node \"b\""}"#,
+        ),
+        ("dynamodb", Origin::default(), r#""db":"shop","table":"items"}"#),
+        ("mariadb", Origin::default(), r#""db":"shop","table":"items","gtid":null,"file":"","pos":0,"row":0}"#),
+    ] {
+        let encoded = Encoder::new("cart", connector).encode(&change, &origin).expect("encodes");
+        let value = std::str::from_utf8(&encoded.value).expect("UTF-8");
+        assert!(value.contains(&format!(r#""snapshot":"false",{place},"op":"c""#)), "{value}");
+    }
 }
 
 #[test]
