@@ -6,7 +6,7 @@ SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
 MINUTES := 10
 
-.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-postgres bench-scale fuzz check check-deploy clean-services
+.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-postgres bench-dynamodb bench-scale fuzz check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
@@ -17,6 +17,7 @@ help:
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
 	@echo "make bench-postgres  throughput from PostgreSQL to PostgreSQL"
+	@echo "make bench-dynamodb  throughput from DynamoDB Local to PostgreSQL"
 	@echo "make bench-scale     throughput with 1, 2 and 4 partitions and 1 and 2 processes (ROUND_TRIP_MS=n: a target that is far away)"
 	@echo "make fuzz            the decoders against arbitrary bytes, MINUTES=10 for each target"
 	@echo "make check           format, lints, dependency policy"
@@ -50,6 +51,9 @@ bench-smoke:
 
 bench-postgres:
 	scripts/bench-postgres
+
+bench-dynamodb:
+	scripts/bench-dynamodb
 
 bench-scale:
 	scripts/bench-scale $(if $(ROUND_TRIP_MS),--round-trip-ms $(ROUND_TRIP_MS))

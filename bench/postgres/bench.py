@@ -14,7 +14,7 @@ import psycopg2
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import database  # noqa: E402
-from worker import Worker  # noqa: E402
+from worker import Worker, timed  # noqa: E402
 
 # The row of bench/database.py, computed by PostgreSQL.
 ROW = (
@@ -42,16 +42,6 @@ def equal(what):
     found, wanted = target.fetchone(), at_source.fetchone()
     if found != wanted:
         raise SystemExit(f"bench: source and target differ after {what}: {wanted} and {found}")
-
-
-def timed(worker, name, rows, done):
-    started = time.monotonic()
-    worker.start()
-    worker.wait_for(name, done)
-    seconds = time.monotonic() - started
-    cpu = worker.cpu_seconds()
-    return (f"{name:<10} {rows / seconds:>10,.0f} rows/s   worker {cpu / rows * 1e6:5.1f} s of CPU per million rows, "
-            f"peak {worker.peak_mib:.0f} MiB")
 
 
 def main():
