@@ -68,4 +68,8 @@ pub trait Source: Send {
     /// [`CaptureError::Unreachable`]. After an error the stream is over: open a new one from
     /// the last committed position.
     async fn next(&mut self) -> Result<Captured, CaptureError>;
+
+    /// Gives versions above `floor` alone from now on; false if that cannot be promised now, or holds already. The log does not tell of
+    /// it: the heartbeat before it has to, and nothing newer may be written until that is durable in every partition.
+    fn raise_clock(&mut self, floor: Version) -> bool;
 }

@@ -58,13 +58,6 @@ impl Clock {
         self.last
     }
 
-    /// The log stands still: what is read from now on is newer than every change before, and older than every change to come.
-    /// Whoever reads on from there must know of it, or it gives out lower versions: see [`crate::pipeline::capture`].
-    pub fn rest(&mut self) -> Version {
-        self.last = self.last.saturating_add(1);
-        self.last
-    }
-
     /// Ticks `rows` times at once and returns the first of the versions given out: a row event of a
     /// table that is not watched moves the clock exactly as if it were.
     pub fn tick_many(&mut self, commit_us: i64, rows: u64) -> Version {

@@ -241,7 +241,7 @@ impl ApplyLoop {
             next = records.last().map_or(next, |last| last.offset + 1);
             let bytes: usize = records.iter().map(|stored| stored.record.value.len()).sum();
             if self.topic == Topic::Snapshot {
-                let rows_max = if self.frontier.is_live(self.partition) { ROWS_BESIDE_CHANGES_MAX } else { usize::MAX };
+                let rows_max = if self.frontier.is_live() { ROWS_BESIDE_CHANGES_MAX } else { usize::MAX };
                 batcher.bound(Bounds { rows_max: self.bounds.rows_max.min(rows_max), ..self.bounds });
             }
             // A short or empty read is the end of the log for now: what there is goes out at once.

@@ -194,7 +194,8 @@ impl CaptureLoop {
             pending: vec![None; self.log.partitions() as usize],
             schema_ids: Vec::new(),
             group: self.start(),
-            sealed: false,
+            frontier: &self.frontier,
+            sealed: None,
             clock,
             newest: clock,
         };
@@ -321,8 +322,9 @@ struct Reader<'a> {
     /// The ids of the schemas in use, which are digests and not to be computed per row.
     schema_ids: Vec<(Arc<TableSchema>, u64)>,
     group: Group,
-    /// The group ends here: what follows is written when all of it is durable.
-    sealed: bool,
+    frontier: &'a Frontier,
+    /// The group ends here, at this clock: what follows is read when all of it is durable.
+    sealed: Option<Version>,
     /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
     clock: Version,
     /// The highest version so far.
@@ -344,19 +346,31 @@ impl Reader<'_> {
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Ok(()),
-                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX && !self.sealed => break event,
+                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX && self.sealed.is_none() => break event,
                         permit = groups.reserve(), if ready => match permit {
-                            Ok(permit) => {
-                                permit.send(std::mem::take(&mut self.group));
-                                self.sealed = false;
-                            }
+                            Ok(permit) => permit.send(std::mem::take(&mut self.group)),
                             Err(_) => return Ok(()),
                         },
+                        () = durable(self.frontier, self.sealed), if self.sealed.is_some() && !ready => self.sealed = None,
+                        () = groups.closed() => return Ok(()),
                     }
                 }
             };
             match event {
-                Ok(event) => self.take(event).await?,
+                Ok(mut event) => {
+                    // The source's log does not tell of this move of the clock, as it does of commits: no later version is written before
+                    // it is durable in every partition. Otherwise a resume from an earlier place would give lower versions to what some
+                    // of them have already.
+                    let wanted = self.frontier.wanted_clock();
+                    if let Captured::Heartbeat { clock, .. } = &mut event
+                        && *clock < wanted
+                        && source.raise_clock(wanted)
+                    {
+                        *clock = wanted;
+                        self.sealed = Some(wanted);
+                    }
+                    self.take(event).await?;
+                }
                 Err(error) => {
                     // The transactions before what failed are whole; a halt at the same place would keep them back for ever.
                     if self.group.complete.is_some() {
@@ -412,9 +426,6 @@ impl Reader<'_> {
                 self.complete(Complete { kind: Kind::Control, position, clock, commit_us });
             }
             Captured::Heartbeat { position, clock, at_us } => {
-                // The log does not tell of this move of the clock, as it does of commits: no later version is written before it is durable in
-                // every partition. Otherwise a resume from an earlier place would give lower versions to what some of them have already.
-                self.sealed = clock > self.clock;
                 self.origin = origin_after(&position);
                 self.complete(Complete { kind: Kind::Heartbeat, position, clock, commit_us: at_us });
             }
@@ -485,6 +496,15 @@ impl Group {
         records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
         (records, Some(complete))
     }
+}
+
+/// Waits until capture has made this clock durable.
+async fn durable(frontier: &Frontier, clock: Option<Version>) {
+    let mut captured = frontier.watch_captured();
+    let reached =
+        |captured: &Option<observe::Captured>| captured.as_ref().is_some_and(|captured| Some(captured.clock) >= clock);
+    // The sender lives as long as the frontier.
+    let _ = captured.wait_for(reached).await;
 }
 
 /// Whether these records leave a transaction open; none if there is no row among them.

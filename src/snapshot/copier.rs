@@ -112,13 +112,14 @@ impl Copier {
 
     /// Makes a copy; false if it has to wait for others before it is finished.
     async fn copy(&self, copy: &TableCopy) -> Result<bool, SnapshotError> {
-        let clock = self.captured(copy.not_before).await;
-        let began = self.progress.began(copy, clock).await?;
+        let captured = self.captured(copy.not_before).await;
+        // The rows of a further copy are newer than everything before it, and what is older after it the copy has not met. On a source
+        // where nothing happens, the clock has to move for that all the same.
+        let begins = if copy.generation > 1 { captured.saturating_add(1) } else { captured };
+        let began = self.progress.began(copy, begins).await?;
         let queue = self.queue(copy).await?;
         let seen = Mutex::new(self.progress.seen(copy).await?);
-        // The rows of a further copy are newer than everything before it, and what is older after it the copy has not met. On a source
-        // where nothing happens, that needs a clock that moves all the same: it does with heartbeats.
-        let floor = if copy.generation > 1 { began.max(copy.not_before).saturating_add(1) } else { copy.not_before };
+        let floor = if copy.generation > 1 { began.max(copy.not_before) } else { copy.not_before };
         if !queue.bounds_done || !queue.known.is_empty() {
             self.captured(floor).await;
             self.read(copy, floor, queue, &seen).await?;
@@ -170,6 +171,7 @@ impl Copier {
 
     /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The watermark there.
     async fn captured(&self, not_before: Version) -> Version {
+        self.frontier.want_clock(not_before);
         let mut captured = self.frontier.watch_captured();
         let reached =
             |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.watermark() >= not_before);

@@ -169,6 +169,10 @@ impl Source for MysqlSource {
         self.failed = captured.is_err();
         captured
     }
+
+    fn raise_clock(&mut self, floor: Version) -> bool {
+        self.reader.raise_clock(floor)
+    }
 }
 
 /// The schemas that capture starts with: of every watched table the known one, else the catalog's.

@@ -50,22 +50,11 @@ pub(super) struct LogReader {
     delivered: VecDeque<Captured>,
     now_us: fn() -> i64,
     idle_said_us: i64,
-    rested_us: i64,
 }
 
 impl LogReader {
     pub(super) fn new(flavor: Flavor, progress: Progress, tables: Tables, clock: Clock, now_us: fn() -> i64) -> Self {
-        LogReader {
-            flavor,
-            progress,
-            tables,
-            clock,
-            group: None,
-            delivered: VecDeque::new(),
-            now_us,
-            idle_said_us: 0,
-            rested_us: 0,
-        }
+        LogReader { flavor, progress, tables, clock, group: None, delivered: VecDeque::new(), now_us, idle_said_us: 0 }
     }
 
     /// What has been captured and not yet been taken.
@@ -139,14 +128,13 @@ impl LogReader {
         // One may come while the server waits for the rest of a transaction.
         if self.group.is_none() {
             self.progress.idle_at(file, position);
-            let now_us = (self.now_us)();
-            // A server sends one for every transaction that it skips on its way to where capture begins.
-            if now_us.saturating_sub(self.rested_us) >= IDLE_EVERY_US {
-                self.rested_us = now_us;
-                self.clock.rest();
-            }
-            self.say_idle(now_us);
+            self.say_idle((self.now_us)());
         }
+    }
+
+    /// Raises the clock, unless something with a version is still to be taken; true if it did.
+    pub(super) fn raise_clock(&mut self, floor: Version) -> bool {
+        self.group.is_none() && self.delivered.is_empty() && self.clock.raise(floor)
     }
 
     pub(super) fn say_idle(&mut self, at_us: i64) {

@@ -251,6 +251,10 @@ impl Source for PostgresSource {
         self.failed = captured.is_err();
         captured
     }
+
+    fn raise_clock(&mut self, floor: Version) -> bool {
+        self.reader.raise_clock(floor)
+    }
 }
 
 /// A session at a server that can be captured, and the watched tables there, which are published.

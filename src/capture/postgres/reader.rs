@@ -113,6 +113,11 @@ impl LogReader {
         self.ready.pop_front()
     }
 
+    /// Raises the clock, unless something with a version is still to be taken; true if it did.
+    pub(super) fn raise_clock(&mut self, floor: Version) -> bool {
+        self.transaction.is_none() && self.ready.is_empty() && self.clock.raise(floor)
+    }
+
     /// The end of the last transaction that was read.
     pub(super) fn lsn(&self) -> Lsn {
         self.position.lsn
@@ -127,7 +132,7 @@ impl LogReader {
         if at_us.saturating_sub(self.told_us) >= HEARTBEAT_US_MIN {
             self.told_us = at_us;
             let position = Position::Postgres(self.position.clone());
-            self.ready.push_back(Captured::Heartbeat { position, clock: self.clock.rest(), at_us });
+            self.ready.push_back(Captured::Heartbeat { position, clock: self.clock.last(), at_us });
         }
     }
 

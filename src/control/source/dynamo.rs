@@ -274,7 +274,7 @@ impl Scan for DynamoScan {
         &mut self,
         table: &Arc<TableSchema>,
         range: &Range,
-        // A position's floor only rises, and was above that when the copy began.
+        // A position's floor only rises, and had come to that before the first page was read.
         _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,

@@ -190,6 +190,10 @@ impl Source for Told {
             never = &mut self.telling => match never {},
         }
     }
+
+    fn raise_clock(&mut self, floor: Version) -> bool {
+        self.source.raise_clock(floor)
+    }
 }
 
 /// Keeps `durable` up to date: from the target's offsets where there is a store to ask, else from what the log has.

@@ -160,11 +160,15 @@ impl Source for ModelSource {
                     biased;
                     () = moved => {}
                     () = tokio::time::sleep_until(silent) => {
-                        return Ok(heartbeat(&self.position, self.clock.rest(), chance.now_us()));
+                        return Ok(heartbeat(&self.position, self.clock.last(), chance.now_us()));
                     }
                 },
             }
         }
+    }
+
+    fn raise_clock(&mut self, floor: Version) -> bool {
+        self.delivered.is_empty() && self.clock.raise(floor)
     }
 }
 
