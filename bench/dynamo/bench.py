@@ -103,7 +103,7 @@ def main():
             cursor.execute("SELECT count(*) FROM accounts WHERE k <= 0")
             return cursor.fetchone()[0] >= half + min(half, rows)
 
-        lines.append(timed(worker, "backlog", changes, arrived, pause=0.1))
+        lines.append(timed(worker, "backlog", changes, arrived, pause=0.25))
         worker.wait_for("sync", worker.synced, pause=0.2)
         worker.stop()
         equal("the backlog")

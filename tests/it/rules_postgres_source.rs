@@ -61,6 +61,15 @@ impl Pipe {
         self.source.query(&sql).await.first().and_then(|row| row[0].clone())
     }
 
+    /// Drops the slot once the server has noticed that the worker is gone.
+    async fn slot_dropped(&self) {
+        eventually("nobody reads from the slot", PATIENCE, async || {
+            self.slot_is("active").await.as_deref() == Some("false")
+        })
+        .await;
+        self.source.exec(&format!("SELECT pg_drop_replication_slot('{}')", self.slot())).await;
+    }
+
     /// Copies the table again, which is the repair of every gap.
     async fn repaired(&self) {
         let asked = self.work.run(&["resnapshot", "t"]).await;
@@ -170,7 +179,7 @@ async fn rule_17_every_gap_of_the_slot_halts_with_its_own_words_and_the_repair()
     stop(&mut worker).await;
     let slot = pipe.slot();
 
-    pipe.source.exec(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+    pipe.slot_dropped().await;
     pipe.source.exec("UPDATE t SET n = 1 WHERE id = 1; DELETE FROM t WHERE id = 2").await;
     let mut worker = pipe.work.start(&[]);
     let (reason, remedy) = halted(&worker).await;
@@ -179,7 +188,7 @@ async fn rule_17_every_gap_of_the_slot_halts_with_its_own_words_and_the_repair()
     stop(&mut worker).await;
 
     // A new slot knows nothing of what came before it, and the server would not say.
-    pipe.source.exec(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
+    pipe.slot_dropped().await;
     pipe.source.exec("UPDATE t SET n = 2 WHERE id = 3; DELETE FROM t WHERE id = 4").await;
     pipe.source.exec(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
     let mut worker = pipe.work.start(&[]);

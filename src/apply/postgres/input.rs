@@ -322,8 +322,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// An earlier image of an item's row: what it made is gone, unless the newest makes it again. Of a row that was removed the
-    /// `last` one is what was removed.
+    /// An earlier image of an item's row: what it made is gone, unless the newest makes it again. With `last` the row was removed after
+    /// it, and this is how it was.
     fn keep_older(
         &mut self,
         plans: &[Plan],
@@ -335,7 +335,7 @@ impl<'a> Input<'a> {
     ) -> Result<(), ApplyError> {
         let (before, after, op) = decode(event)?;
         if let Some(after) = after.as_ref().filter(|_| last) {
-            self.keep_removed(plans, bindings, (item, event.version), places, after);
+            self.keep_removed(plans, bindings, (item, version), places, after);
         }
         let alone = version == event.version && key_alone(op, before.as_ref(), &event.schema);
         let counts = |plan: &Plan| plan.role.counts_deaths();

@@ -54,8 +54,8 @@ pub struct Source<'a> {
     /// µs since the Unix epoch.
     pub commit_us: i64,
     pub is_snapshot: bool,
-    /// It is the first row of a snapshot, or of a table in it.
-    pub begins_snapshot: bool,
+    /// It is of an incremental snapshot, which somebody has asked for.
+    pub is_incremental: bool,
     pub place: Option<SourcePlace>,
     /// The server that committed the transaction, and the transaction's number there.
     pub transaction: Option<(Cow<'a, str>, u64)>,
@@ -175,7 +175,7 @@ struct Block<'a> {
     text: [Option<Cow<'a, str>>; 7],
     number: [Option<i64>; 5],
     is_snapshot: bool,
-    begins_snapshot: bool,
+    is_incremental: bool,
     sequence: Option<Cow<'a, str>>,
 }
 
@@ -188,7 +188,7 @@ fn source_of(fields: Object<'_>) -> Result<Source<'_>, DebeziumError> {
         match cell {
             Cell::Text(text) if name == "snapshot" => {
                 block.is_snapshot = text != "false";
-                block.begins_snapshot = text.starts_with("first");
+                block.is_incremental = text == "incremental";
             }
             Cell::Bool(is_snapshot) if name == "snapshot" => block.is_snapshot = is_snapshot,
             Cell::Text(text) if name == "sequence" => block.sequence = Some(text),
@@ -205,7 +205,7 @@ fn source_of(fields: Object<'_>) -> Result<Source<'_>, DebeziumError> {
             Cell::Null | Cell::Bool(_) | Cell::Nested(_) => {}
         }
     }
-    let Block { text, number, is_snapshot, begins_snapshot, sequence } = block;
+    let Block { text, number, is_snapshot, is_incremental, sequence } = block;
     let [connector, name, db, schema, table, file, gtid] = text;
     let [ts_us, ts_ms, pos, row, lsn] = number;
     let needed = |field, value: Option<Cow<'_, str>>| value.map(|_| ()).ok_or(DebeziumError::NoSourceField { field });
@@ -227,7 +227,7 @@ fn source_of(fields: Object<'_>) -> Result<Source<'_>, DebeziumError> {
         table: table.ok_or(DebeziumError::NoSourceField { field: "table" })?,
         commit_us: commit_us.ok_or(DebeziumError::NoSourceField { field: "ts_ms" })?,
         is_snapshot,
-        begins_snapshot,
+        is_incremental,
         place,
         transaction: gtid.and_then(transaction),
     })

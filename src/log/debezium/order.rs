@@ -24,9 +24,9 @@ pub struct Order {
 }
 
 impl Order {
-    /// Whether this change begins a snapshot behind changes: what was deleted since the last one that the connector sent is in neither.
+    /// Whether this is of a snapshot behind changes: what was deleted since the last one that the connector sent may be in neither.
     pub fn is_second_snapshot(&self, source: &Source<'_>) -> bool {
-        source.begins_snapshot && self.seen.newest_us > 0
+        source.is_snapshot && !source.is_incremental && self.seen.newest_us > 0
     }
 
     /// Judges the partition's next change, at `now_us`. A commit time in the future raises no version above it.

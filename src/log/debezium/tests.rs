@@ -94,11 +94,11 @@ fn a_second_snapshot_behind_changes_is_told_from_the_first_and_from_an_increment
     for (snapshot, is_second) in [
         ("first", false),
         ("true", false),
-        ("first_in_data_collection", false),
+        ("last", false),
         ("false", false),
         ("incremental", false),
-        ("first_in_data_collection", true),
-        ("last", false),
+        ("last_in_data_collection", true),
+        ("false", false),
     ] {
         let value = of(snapshot);
         let source = change(KEY, &value).source;

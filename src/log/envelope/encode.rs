@@ -210,7 +210,12 @@ fn write_source(out: &mut Vec<u8>, parts: &Parts, change: &Change, origin: &Orig
             write_number(out, format_args!(",\"pos\":{},\"row\":{}", origin.offset, origin.row));
         }
         Connector::Postgres => {
-            write_number(out, format_args!(",\"lsn\":{},\"origin\":", origin.offset));
+            out.extend_from_slice(b",\"lsn\":");
+            match origin.snapshot {
+                true => out.extend_from_slice(b"null"),
+                false => write_number(out, format_args!("{}", origin.offset)),
+            }
+            out.extend_from_slice(b",\"origin\":");
             write_name(out, origin.replicated_from.as_deref());
         }
         // Shards have no common place.

@@ -192,6 +192,8 @@ struct Reader {
     shape: Option<(Option<String>, Arc<Shape>)>,
     /// What keeps the record at `next` from being read: told once what stands before it is handed out.
     refused: Option<LogError>,
+    /// A second snapshot has been told of.
+    warned: bool,
 }
 
 /// A connector's topics as a log.
@@ -323,10 +325,13 @@ impl Lane {
     ) -> Result<(), DebeziumError> {
         if let Message::Change(change) = message(key, value)? {
             let now = now_us();
-            if reader.order.is_second_snapshot(&change.source) {
+            if !reader.warned && reader.order.is_second_snapshot(&change.source) {
+                reader.warned = true;
                 tracing::warn!(
                     topic = self.table.topic,
-                    "the connector has lost its progress and begun a second snapshot: rows that were deleted in between stay in the                      target; to be sure, let a connector with another topic.prefix write new topics, for an empty target"
+                    "the connector has taken another snapshot, as one does that has lost its progress: rows that were deleted in \
+                     between stay in the target; to be sure, let a connector with another topic.prefix write new topics, for an \
+                     empty target"
                 );
             }
             match reader.order.admit(&change.source, now)? {
