@@ -335,7 +335,7 @@ impl<'a> Input<'a> {
     ) -> Result<(), ApplyError> {
         let (before, after, op) = decode(event)?;
         if let Some(after) = after.as_ref().filter(|_| last) {
-            self.keep_removed(plans, bindings, (item, version), places, after);
+            self.keep_removed(plans, bindings, (item, event.version), places, after);
         }
         let alone = version == event.version && key_alone(op, before.as_ref(), &event.schema);
         let counts = |plan: &Plan| plan.role.counts_deaths();
