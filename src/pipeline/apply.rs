@@ -34,7 +34,7 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 
 /// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are written.
-const ROWS_BESIDE_CHANGES_MAX: usize = 250;
+const ROWS_BESIDE_CHANGES_MAX: usize = 500;
 
 /// Where a partition of a topic continues.
 #[derive(Debug, Clone)]

@@ -91,6 +91,14 @@ async fn a_copy_is_told_from_its_start_to_the_stream_and_so_is_the_next_one() {
     assert_eq!(of(&events, "snapshot_started")[1]["tables"], serde_json::json!([{"table": "t", "copy": 2}]));
     assert_eq!(of(&events, "table_completed")[1]["copy"], 2);
 
+    // The phase follows from the tables, a moment later.
+    eventually("nothing more is told", PATIENCE, async || {
+        let told = followed(&lines(&pipe)).len();
+        sleep(Duration::from_secs(2)).await;
+        told == followed(&lines(&pipe)).len()
+    })
+    .await;
+
     // A worker that stops and starts has nothing to add.
     stop(&mut worker).await;
     let before = followed(&lines(&pipe)).len();
