@@ -75,14 +75,3 @@ class Worker:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-
-
-def timed(worker, name, rows, done, pause=0.02):
-    """Runs the worker until that is done: what it did, as a line."""
-    started = time.monotonic()
-    worker.start()
-    worker.wait_for(name, done, pause=pause)
-    seconds = time.monotonic() - started
-    cpu = worker.cpu_seconds()
-    return (f"{name:<10} {rows / seconds:>10,.0f} rows/s   worker {cpu / rows * 1e6:5.1f} s of CPU per million rows, "
-            f"peak {worker.peak_mib:.0f} MiB")

@@ -3,23 +3,22 @@
 scripts/bench-dynamodb starts the servers and calls this with an empty target.
 """
 
-import argparse
 import concurrent.futures
 import datetime
 import hashlib
-import os
 import pathlib
-import signal
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "demo/bookshop")]
 import database  # noqa: E402
+import rates  # noqa: E402
 import shop  # noqa: E402
-from worker import Worker, timed  # noqa: E402
 
+NAME = "dynamodb"
 TABLE = "accounts"
+# Streams have no common order: the last change is not the last to arrive.
+ARRIVED = "SELECT count(*) >= %(changes)s / 2 + least(%(changes)s / 2, %(rows)s) FROM accounts WHERE k <= 0"
 BATCH = 25
 WRITERS = 8
 BEGIN = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
@@ -72,48 +71,17 @@ def equal(what):
         raise SystemExit(f"bench: {len(differ)} rows differ after {what}, such as {differ[0]}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--changes", type=int, default=50_000)
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rows, changes = arguments.rows, arguments.changes
-    worker = Worker(arguments.binary, "bench/dynamo/cutover.toml", "bench-run/worker.log", os.environ["BENCH_HTTP_PORT"])
-    lines = [f"load average before: {os.getloadavg()[0]:.2f}"]
+def fill(rows):
     shop.call("CreateTable", TableName=TABLE, BillingMode="PAY_PER_REQUEST",
               KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
               AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "N"}],
               StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"})
     put_all([(number, number) for number in range(1, rows + 1)])
-    try:
-        lines.append(timed(worker, "snapshot", rows, lambda: (worker.metric("cutover_snapshot_rows_total") or 0) >= rows))
-        worker.wait_for("sync", worker.synced, pause=0.2)
-        worker.stop()
-        equal("the snapshot")
-        half = changes // 2
-        put_all([pair for step in range(half) for pair in ((rows + 1 + step, 0), (1 + step % rows, -1 - step))])
-        # Streams have no common order: the last change is not the last to arrive.
-        target = database.target()
-        target.autocommit = True
-        cursor = target.cursor()
 
-        def arrived():
-            cursor.execute("SELECT count(*) FROM accounts WHERE k <= 0")
-            return cursor.fetchone()[0] >= half + min(half, rows)
 
-        lines.append(timed(worker, "backlog", changes, arrived, pause=0.25))
-        worker.wait_for("sync", worker.synced, pause=0.2)
-        worker.stop()
-        equal("the backlog")
-    finally:
-        worker.kill()
-    text = "\n".join(lines)
-    print(text)
-    with open(time.strftime("bench-run/dynamodb-%Y%m%d-%H%M%S.txt"), "w") as file:
-        file.write(text + "\n")
+def change(rows, changes):
+    put_all([pair for step in range(changes // 2) for pair in ((rows + 1 + step, 0), (1 + step % rows, -1 - step))])
 
 
 if __name__ == "__main__":
-    main()
+    rates.measure(sys.modules[__name__], __doc__, rows=100_000, changes=50_000, pause=0.25)
