@@ -35,7 +35,7 @@ impl Captured {
     }
 }
 
-/// How long after a change a partition counts as one that changes.
+/// How long after a change there are changes.
 const LIVE_FOR: Duration = Duration::from_secs(1);
 
 /// What one partition's apply loop has made durable in the target.
@@ -45,8 +45,6 @@ struct Lane {
     snapshot: AtomicU64,
     clock: AtomicI64,
     newest_commit_us: AtomicI64,
-    /// When it last had changes of rows to apply.
-    changed_at: Mutex<Option<Instant>>,
     /// Of a log whose partitions come one by one: not there yet, and behind in nothing.
     is_idle: AtomicBool,
 }
@@ -58,6 +56,8 @@ pub struct Frontier {
     lanes: Vec<Lane>,
     applied: watch::Sender<u64>,
     changes: Mutex<BTreeMap<String, u64>>,
+    /// When there last were changes of rows to apply.
+    changed_at: Mutex<Option<Instant>>,
     wanted_clock: AtomicI64,
 }
 
@@ -68,6 +68,7 @@ impl Frontier {
             lanes: (0..partitions).map(|_| Lane::default()).collect(),
             applied: watch::channel(0).0,
             changes: Mutex::default(),
+            changed_at: Mutex::default(),
             wanted_clock: AtomicI64::new(0),
         })
     }
@@ -121,19 +122,25 @@ impl Frontier {
         self.applied.send_modify(|count| *count += 1);
     }
 
-    /// There are changes of rows to apply in this partition.
-    pub fn changes_come(&self, partition: u32) {
-        if let Some(lane) = self.lanes.get(partition as usize) {
-            *lane.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
+    /// There are changes of rows to apply.
+    pub fn changes_come(&self) {
+        *self.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether changes of rows have come within the last second. In any partition: rows that several source tables share have one lane.
     pub fn is_live(&self) -> bool {
-        self.lanes.iter().any(|lane| {
-            let changed_at = *lane.changed_at.lock().unwrap_or_else(PoisonError::into_inner);
-            changed_at.is_some_and(|at| at.elapsed() < LIVE_FOR)
-        })
+        let changed_at = *self.changed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        changed_at.is_some_and(|at| at.elapsed() < LIVE_FOR)
+    }
+
+    /// Waits until capture has made something durable that is accepted: that. None cannot be while the frontier is held.
+    pub async fn captured_when(&self, mut accepts: impl FnMut(&Captured) -> bool) -> Option<Captured> {
+        let mut captured = self.watch_captured();
+        captured
+            .wait_for(|captured| captured.as_ref().is_some_and(&mut accepts))
+            .await
+            .ok()
+            .and_then(|found| found.clone())
     }
 
     /// The target has every snapshot record before `offset` in this partition.
@@ -227,7 +234,7 @@ mod tests {
     async fn changes_are_live_for_a_second() {
         let frontier = Frontier::new(2);
         assert!(!frontier.is_live());
-        frontier.changes_come(1);
+        frontier.changes_come();
         frontier.applied_changes(0, 5, Some(7), None);
         assert!(frontier.is_live());
         tokio::time::advance(LIVE_FOR).await;

@@ -292,7 +292,7 @@ impl ApplyLoop {
             let (clock, newest_us) = (batch.control.as_ref().map(|control| control.clock), batch.newest_commit_us);
             let (commits, changes) = self.changes_of(&batch);
             if !commits.is_empty() {
-                self.frontier.changes_come(self.partition);
+                self.frontier.changes_come();
             }
             let started = Instant::now();
             let applied = sink.apply(*batch).await?;

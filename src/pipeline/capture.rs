@@ -351,7 +351,9 @@ impl Reader<'_> {
                             Ok(permit) => permit.send(std::mem::take(&mut self.group)),
                             Err(_) => return Ok(()),
                         },
-                        () = durable(self.frontier, self.sealed), if self.sealed.is_some() && !ready => self.sealed = None,
+                        _ = self.frontier.captured_when(|captured| Some(captured.clock) >= self.sealed), if self.sealed.is_some() && !ready => {
+                            self.sealed = None;
+                        }
                         () = groups.closed() => return Ok(()),
                     }
                 }
@@ -496,15 +498,6 @@ impl Group {
         records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
         (records, Some(complete))
     }
-}
-
-/// Waits until capture has made this clock durable.
-async fn durable(frontier: &Frontier, clock: Option<Version>) {
-    let mut captured = frontier.watch_captured();
-    let reached =
-        |captured: &Option<observe::Captured>| captured.as_ref().is_some_and(|captured| Some(captured.clock) >= clock);
-    // The sender lives as long as the frontier.
-    let _ = captured.wait_for(reached).await;
 }
 
 /// Whether these records leave a transaction open; none if there is no row among them.

@@ -172,12 +172,8 @@ impl Copier {
     /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The watermark there.
     async fn captured(&self, not_before: Version) -> Version {
         self.frontier.want_clock(not_before);
-        let mut captured = self.frontier.watch_captured();
-        let reached =
-            |captured: &Option<Captured>| captured.as_ref().is_some_and(|captured| captured.watermark() >= not_before);
-        // The sender lives as long as the frontier that we hold, so this only ends with a position.
-        let found = captured.wait_for(reached).await;
-        found.ok().and_then(|found| found.as_ref().map(Captured::watermark)).unwrap_or(not_before)
+        let found = self.frontier.captured_when(|captured| captured.watermark() >= not_before).await;
+        found.map_or(not_before, |captured| captured.watermark())
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.

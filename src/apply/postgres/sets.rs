@@ -98,18 +98,19 @@ impl SetOf<'_> {
         let (builder, parents) = (self.builder, self.parents(""));
         let named: Vec<String> =
             self.named_parents().iter().map(|(name, value)| format!("{value} AS {}", sql::ident(name))).collect();
-        let given: Vec<String> = self.named_parents().iter().map(|(_, value)| format!("{value} IS NOT NULL")).collect();
+        let mut given: Vec<String> =
+            self.named_parents().iter().map(|(_, value)| format!("{value} IS NOT NULL")).collect();
+        given.extend(self.passed_over());
         let images = builder.images(part);
         format!(
             "b AS MATERIALIZED (SELECT DISTINCT ON ({parents}) {named}, i.v AS cutover_v, i.dead AS cutover_dead, i.n AS cutover_n\n\
-             FROM {images} WHERE {given}{passed} ORDER BY {parents}, cutover_v DESC, cutover_dead),\n\
+             FROM {images} WHERE {given} ORDER BY {parents}, cutover_v DESC, cutover_dead),\n\
              a AS MATERIALIZED (SELECT * FROM b WHERE NOT EXISTS (SELECT FROM {sets} s WHERE {same}\n\
              AND s.{VERSION_COLUMN} > b.cutover_v)),\n\
              o AS MATERIALIZED (SELECT {columns}, i.v AS cutover_v\n\
              FROM (SELECT i.* FROM {images} JOIN a ON a.cutover_n = i.n WHERE NOT a.cutover_dead OFFSET 0) i,\n{made})",
             named = named.join(", "),
             given = given.join(" AND "),
-            passed = self.passed_over().unwrap_or_default(),
             sets = self.sets(),
             same = self.same_parent("s", "b"),
             columns = builder.named_values(),
@@ -120,7 +121,7 @@ impl SetOf<'_> {
     /// Leaves out removals by Time to Live that the `SELECT` makes nothing of, if it looks at them.
     fn passed_over(&self) -> Option<String> {
         let place = self.builder.plan.reads.iter().position(|column| column == TTL_COLUMN)?;
-        Some(format!(" AND NOT (i.dead AND i.c{place} IS TRUE AND NOT EXISTS (SELECT FROM {}))", self.builder.made()))
+        Some(format!("NOT (i.dead AND i.c{place} IS TRUE AND NOT EXISTS (SELECT FROM {}))", self.builder.made()))
     }
 
     /// What a parent's newest set has no more, and the set's version. Answers (sets, rows deleted).

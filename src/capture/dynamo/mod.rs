@@ -451,9 +451,8 @@ impl Source for DynamoSource {
         captured
     }
 
-    fn raise_clock(&mut self, floor: Version) -> bool {
-        // What is captured is above its own floor, which rises with the service's date.
-        let _ = floor;
+    fn raise_clock(&mut self, _floor: Version) -> bool {
+        // What is captured is above the position's own floor, which rises with the service's date.
         false
     }
 }
