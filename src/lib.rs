@@ -1,8 +1,6 @@
 //! cutover moves a live system from one database to another: it copies, follows, verifies, switches,
 //! and switches back. ARCHITECTURE.md is the map.
 
-pub mod apply;
-pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -12,4 +10,6 @@ pub mod model;
 pub mod observe;
 pub mod pipeline;
 pub mod snapshot;
+pub mod source;
+pub mod target;
 pub mod transform;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cutover::capture::postgres::pgoutput::fuzz::message(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cutover::source::postgres::pgoutput::fuzz::message(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cutover::capture::mysql::binlog::fuzz::statements(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cutover::source::mysql::binlog::fuzz::statements(bytes));

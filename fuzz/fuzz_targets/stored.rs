@@ -2,5 +2,5 @@
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     cutover::log::fuzz::stored(bytes);
-    cutover::capture::mysql::fuzz::position(bytes);
+    cutover::source::mysql::fuzz::position(bytes);
 });

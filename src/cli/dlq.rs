@@ -7,14 +7,14 @@ use serde_json::json;
 
 use super::{Failure, asked};
 use crate::{
-    capture::SourceKind,
     config::Config,
     control::{
         letters::{Letter, Retried, Selection},
         store::Store,
         worker,
     },
-    database::{dynamo, mysql::connect::Connector},
+    database::{dynamodb, mysql::connect::Connector},
+    source::SourceKind,
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(300);
@@ -85,7 +85,8 @@ async fn selection(config: &Config, store: &Store, table: Option<String>) -> Res
     let schema = match config.source.kind() {
         Some(SourceKind::Postgres) => config.source.postgres_schema().to_owned(),
         Some(SourceKind::Dynamo) => {
-            let connector = dynamo::Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
+            let connector =
+                dynamodb::Connector::new(&config.source.url).map_err(|error| Failure::Usage(error.into()))?;
             connector.region().to_owned()
         }
         Some(SourceKind::Mysql) | None => {

@@ -13,12 +13,6 @@ use super::{
     worker::{Worker, postgres_options},
 };
 use crate::{
-    apply::{
-        ApplyError, Pass, Sink,
-        postgres::{
-            PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence, sweep,
-        },
-    },
     config::Config,
     database::{
         Problem,
@@ -31,6 +25,12 @@ use crate::{
         replay,
     },
     snapshot::{SnapshotError, Sweep},
+    target::{
+        ApplyError, Pass, Sink,
+        postgres::{
+            PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence, sweep,
+        },
+    },
     transform::{self, Severity},
 };
 

@@ -1,6 +1,6 @@
 //! Connecting to databases, reading their catalogs, scanning and fetching rows.
 
-pub mod dynamo;
+pub mod dynamodb;
 pub mod mysql;
 pub mod postgres;
 

@@ -5,7 +5,7 @@
 
 pub mod change;
 pub mod debezium;
-pub mod dynamo;
+pub mod dynamodb;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod position;
@@ -18,7 +18,7 @@ pub mod version;
 
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
-pub use dynamo::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
+pub use dynamodb::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
 pub use position::{GtidSet, MysqlPosition, Position};
 pub use postgres::{Lsn, PostgresPosition};
 pub use role::{Contributor, OnDelete, Role, Share};

@@ -4,7 +4,7 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{DebeziumPosition, PostgresPosition, dynamo::DynamoPosition, version::Version};
+use super::{DebeziumPosition, PostgresPosition, dynamodb::DynamoPosition, version::Version};
 
 /// Where a source's log has been read to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::batches::{Batcher, Bounds, Step};
 use crate::{
-    apply::{Applied, ApplyError, Batch, Event, Sink},
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, TableSchema},
     observe::{Ambient, Backoff, Frontier, Halt, Halts, Invariant, metric},
+    target::{Applied, ApplyError, Batch, Event, Sink},
 };
 
 /// Batches prepared ahead of a sink.

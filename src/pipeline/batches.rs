@@ -7,9 +7,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    apply::{Batch, Event, RowEvent},
     log::{Control, Kind, LogError, Offset, Stored, Topic, TransactionPart, record::ChunkEnd},
     model::TableSchema,
+    target::{Batch, Event, RowEvent},
 };
 
 /// Bounds of one batch.

@@ -19,13 +19,13 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    capture::{CaptureError, Captured, Source},
     log::{
         Control, Headers, Kind, Log, LogError, Record, Topic, TransactionPart,
         envelope::{self, Encoder, EnvelopeError, Origin},
     },
     model::{Change, Disposition, Images, Op, Position, TableName, TableSchema, Version},
     observe::{self, Ambient, Backoff, Frontier, Halt, Halts, Invariant, metric},
+    source::{CaptureError, Captured, Source},
 };
 
 /// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.

@@ -5,7 +5,7 @@
 //! durable target. The one thing the loops share is the frontier ([`crate::observe::Frontier`]): how far capture
 //! has got, for snapshot watermarks, and how far apply has got, for lag and the log's retention.
 //!
-//! [`Source`]: crate::capture::Source
+//! [`Source`]: crate::source::Source
 
 pub mod apply;
 pub mod batches;

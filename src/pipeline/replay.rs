@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::batches::Bounds;
 use crate::{
-    apply::{ApplyError, Batch, Event, Pass, RowEvent, Sink},
     log::{Kind, Log, LogError, Offset, Stored},
     model::{Disposition, TableSchema, Version},
     observe::{Ambient, Frontier},
+    target::{ApplyError, Batch, Event, Pass, RowEvent, Sink},
 };
 
 /// Bytes read from the log at once.

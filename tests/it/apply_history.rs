@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cutover::{
-    apply::Event,
     log::Topic,
     model::{ColumnType, Coverage, Version},
+    target::Event,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};

@@ -7,9 +7,9 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use cutover::{
-    apply::{Event, RowEvent},
     log::Topic,
     model::{ColumnType, TableSchema},
+    target::{Event, RowEvent},
 };
 use futures::SinkExt;
 

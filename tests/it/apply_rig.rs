@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cutover::{
-    apply::{
-        Applied, ApplyError, Batch, Event, Pass, RowEvent, Sink,
-        postgres::{ApplyConfig, PostgresSink, SinkOptions, prepare_target},
-    },
     database::postgres::{Options, Session, Target, catalog, state},
     log::Topic,
     model::{Column, ColumnType, Plan, TableName, TableSchema, Version},
+    target::{
+        Applied, ApplyError, Batch, Event, Pass, RowEvent, Sink,
+        postgres::{ApplyConfig, PostgresSink, SinkOptions, prepare_target},
+    },
     transform::{self, Checked, TransformFile},
 };
 use serde_json::{Value, json};

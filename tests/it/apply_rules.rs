@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use cutover::{
-    apply::{ApplyError, Event, Sink},
     log::Topic,
     model::{ColumnType, TableSchema},
+    target::{ApplyError, Event, Sink},
 };
 use serde_json::{Value, json};
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cutover::capture::{CaptureError, Captured, Source, SourceConfig, mysql::MysqlSource};
 use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{
     Change, Disposition, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version, ZeroDates,
 };
+use cutover::source::{CaptureError, Captured, Source, SourceConfig, mysql::MysqlSource};
 
 use mysql_async::prelude::Queryable;
 
@@ -26,7 +26,7 @@ struct Capture {
     resume: Option<(MysqlPosition, Version)>,
 }
 
-fn config(url: &str, name: &str) -> cutover::capture::mysql::MysqlSourceConfig {
+fn config(url: &str, name: &str) -> cutover::source::mysql::MysqlSourceConfig {
     let config: SourceConfig = toml::from_str(&format!("url = '{url}'")).unwrap();
     config.resolve(name, now_us).unwrap()
 }

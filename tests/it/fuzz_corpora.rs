@@ -9,11 +9,12 @@ use std::{
 };
 
 use cutover::{
-    capture::{
+    config, log,
+    source::{
         mysql::{binlog, fuzz as capture},
         postgres::pgoutput,
     },
-    config, log, transform,
+    transform,
 };
 
 /// A target's name, and what it runs.

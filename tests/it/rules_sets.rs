@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use cutover::{
-    apply::{
+    log::Topic,
+    model::{ColumnType, TableSchema},
+    target::{
         Event,
         postgres::{collect_tombstones, sweep},
     },
-    log::Topic,
-    model::{ColumnType, TableSchema},
 };
 use serde_json::{Value, json};
 

@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cutover::{
-    apply::{Event, postgres::collect_tombstones},
     log::Topic,
     model::{ColumnType, TableSchema, Version},
+    target::{Event, postgres::collect_tombstones},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};

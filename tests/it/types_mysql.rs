@@ -3,10 +3,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cutover::capture::{Captured, Source, SourceConfig, mysql::MysqlSource};
 use cutover::database::mysql::connect::Connector;
 use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{Images, TableName, TableSchema, Value, ZeroDates};
+use cutover::source::{Captured, Source, SourceConfig, mysql::MysqlSource};
 
 use crate::support::Mysql;
 

@@ -4,10 +4,6 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use cutover::{
-    capture::{
-        Captured, Source as _,
-        postgres::{PostgresSource, PostgresSourceConfig, options},
-    },
     cli::init::{self, InitArgs},
     database::postgres::{
         Session, Target,
@@ -16,6 +12,10 @@ use cutover::{
     },
     model::{Lsn, Value},
     observe::now_us,
+    source::{
+        Captured, Source as _,
+        postgres::{PostgresSource, PostgresSourceConfig, options},
+    },
 };
 
 use crate::{

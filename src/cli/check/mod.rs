@@ -6,7 +6,7 @@
 
 mod cascades;
 mod connector;
-mod dynamo;
+mod dynamodb;
 mod machine;
 mod postgres;
 mod source;
@@ -14,7 +14,7 @@ mod target;
 
 use std::fmt;
 
-use crate::{capture::SourceKind, config::Config, observe::now_us};
+use crate::{config::Config, observe::now_us, source::SourceKind};
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +88,7 @@ pub async fn run(config: &Config) -> Report {
             postgres::judge_images(tables, target, &mut report);
         }
     } else if config.source.kind() == Some(SourceKind::Dynamo) {
-        let tables = dynamo::examine(config, &mut report).await;
+        let tables = dynamodb::examine(config, &mut report).await;
         target::examine(config, tables.as_deref(), &mut report).await;
         report.tables = tables.map_or(0, |tables| tables.len());
     } else {

@@ -4,7 +4,6 @@ use tokio_postgres::Client;
 
 use super::{Part, Report, in_two, judge_clock, target::Target};
 use crate::{
-    capture,
     config::Config,
     database::postgres::{
         self, PgError, Session,
@@ -13,6 +12,7 @@ use crate::{
         slot, sql,
         tables::{self, SourceTable},
     },
+    source,
 };
 
 /// What the source's user may do, and what is free for it.
@@ -36,7 +36,7 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<
             return None;
         }
     };
-    let options = capture::postgres::options(&config.name, config.source.ca_file.clone());
+    let options = source::postgres::options(&config.name, config.source.ca_file.clone());
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
         Err(error) => {

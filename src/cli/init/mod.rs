@@ -8,7 +8,7 @@
 mod after;
 mod config_file;
 mod defaults;
-mod dynamo;
+mod dynamodb;
 mod names;
 mod plan;
 mod postgres;
@@ -25,9 +25,8 @@ use std::{
 
 use super::movable::obstacle;
 use crate::{
-    capture::SourceKind,
     database::{
-        dynamo::DynamoError,
+        dynamodb::DynamoError,
         mysql::{
             catalog::{CatalogError, is_mariadb, load_tables},
             connect::{ConnectError, Connector, QueryError},
@@ -36,6 +35,7 @@ use crate::{
         postgres::PgError,
     },
     model::TableSchema,
+    source::SourceKind,
 };
 
 /// What `cutover init` is given.
@@ -130,7 +130,7 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     }
     let draft = match SourceKind::of(&args.source) {
         Some(SourceKind::Postgres) => postgres::draft(&args).await?,
-        Some(SourceKind::Dynamo) => dynamo::draft(&args).await?,
+        Some(SourceKind::Dynamo) => dynamodb::draft(&args).await?,
         // What is no URL of any kind is told what the most common one looks like.
         Some(SourceKind::Mysql) | None => mysql_draft(&args).await?,
     };

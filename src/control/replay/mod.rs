@@ -26,7 +26,6 @@ pub use survey::{Span, TableRows};
 use self::survey::Survey;
 use super::{checkpoints::Offsets, store::Store, target::PgTarget};
 use crate::{
-    apply::{ApplyError, Pass},
     config::Config,
     database::postgres::PgError,
     log::{Log, LogError, Offset},
@@ -35,6 +34,7 @@ use crate::{
         replay::{ReplayError, ReplayLoop},
     },
     snapshot::{SnapshotError, refetch::Refetch},
+    target::{ApplyError, Pass},
     transform::transforms_hash,
 };
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Details;
-use crate::{apply::Pass, control::store::Store, database::postgres::PgError};
+use crate::{control::store::Store, database::postgres::PgError, target::Pass};
 
 /// A replay as it is stored.
 #[derive(Debug, Clone)]

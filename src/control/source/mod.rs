@@ -1,6 +1,6 @@
 //! Sources, as the worker has them: one module for each kind of server, and what they have in common.
 
-pub mod dynamo;
+pub mod dynamodb;
 mod mysql;
 mod postgres;
 
@@ -13,11 +13,11 @@ use super::{
     worker::{Attempt, Worker, WorkerError},
 };
 use crate::{
-    capture::{CaptureError, SourceConfig, SourceKind},
     database::Problem,
     model::{Disposition, Position, TableName, TableSchema, Version},
     pipeline::capture::{OpenSource, Register},
     snapshot::{OpenScan, SnapshotError, refetch::Fetch},
+    source::{CaptureError, SourceConfig, SourceKind},
 };
 
 /// Rows handed over at once.
@@ -63,7 +63,7 @@ pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
     match config.kind() {
         Some(SourceKind::Mysql) => mysql::open(config).await,
         Some(SourceKind::Postgres) => postgres::open(config).await,
-        Some(SourceKind::Dynamo) => dynamo::open(config).await,
+        Some(SourceKind::Dynamo) => dynamodb::open(config).await,
         None => Err(Attempt::Hopeless(WorkerError::Usage("[source] url names no kind of source; correct it".into()))),
     }
 }

@@ -11,7 +11,6 @@ use super::{
     known_schemas, not_begun, refuse, source_attempt, vanished,
 };
 use crate::{
-    capture::{CaptureError, Source, SourceConfig, mysql::MysqlSource},
     control::{
         store::Store,
         worker::{Attempt, Worker, WorkerError},
@@ -30,6 +29,7 @@ use crate::{
     observe::{Captured, now_us},
     pipeline::capture::OpenSource,
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError, refetch::Fetch},
+    source::{CaptureError, Source, SourceConfig, mysql::MysqlSource},
 };
 
 /// A server that was looked at.

@@ -20,10 +20,6 @@ use super::{
     source_attempt, vanished,
 };
 use crate::{
-    capture::{
-        self, CaptureError, Source, SourceConfig,
-        postgres::{PostgresSource, PostgresSourceConfig, begin_anew},
-    },
     control::{
         store::Store,
         worker::{Attempt, Worker, WorkerError},
@@ -38,6 +34,10 @@ use crate::{
     observe::{Captured, Frontier, now_us},
     pipeline::capture::OpenSource,
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError, refetch::Fetch},
+    source::{
+        self, CaptureError, Source, SourceConfig,
+        postgres::{PostgresSource, PostgresSourceConfig, begin_anew},
+    },
 };
 
 /// How often it is looked up what the server need not keep. With the embedded log that is a query at the target.
@@ -59,7 +59,7 @@ impl Serve for Looked {
         whole_rows: BTreeSet<TableName>,
     ) -> Arc<dyn Server> {
         let name = &worker.config.name;
-        let options = capture::postgres::options(name, self.config.ca_file.clone());
+        let options = source::postgres::options(name, self.config.ca_file.clone());
         let mut capture = PostgresSourceConfig::new(name, self.target.clone(), options, now_us);
         capture.clock_ahead_max_us = self.config.clock_ahead_max_us();
         capture.clock_min = clock_min;
@@ -79,7 +79,7 @@ impl Serve for Looked {
 pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
     let target =
         Target::parse(&config.url).map_err(|error| Attempt::Hopeless(WorkerError::Usage(error.to_string())))?;
-    let options = capture::postgres::options("", config.ca_file.clone());
+    let options = source::postgres::options("", config.ca_file.clone());
     let session = Session::open(&target, &options).await.map_err(|error| attempt(&error))?;
     let facts = ServerFacts::load(&session.client).await.map_err(|error| attempt(&error))?;
     let (schema, only) = (config.postgres_schema(), config.tables.as_deref());
@@ -183,7 +183,7 @@ impl fmt::Debug for Told {
 
 #[async_trait]
 impl Source for Told {
-    async fn next(&mut self) -> Result<capture::Captured, CaptureError> {
+    async fn next(&mut self) -> Result<source::Captured, CaptureError> {
         tokio::select! {
             biased;
             captured = self.source.next() => captured,

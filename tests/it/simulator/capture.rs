@@ -8,11 +8,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use cutover::{
-    capture::{CaptureError, Captured, Source},
     model::{Change, Clock, GtidSet, Images, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version},
     observe::{self, Ambient},
     pipeline::capture::OpenSource,
     snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
+    source::{CaptureError, Captured, Source},
 };
 use tokio::{
     sync::{mpsc, watch},

@@ -9,12 +9,12 @@ use std::{
 
 use async_trait::async_trait;
 use cutover::{
-    capture::CaptureError,
     config::Config,
     control::{source::Notes, target::PgTarget},
     model::{Position, TableName, TableSchema, Value, Version},
     pipeline::capture::Register,
     snapshot::{SnapshotError, Sweep},
+    source::CaptureError,
 };
 
 use super::{

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use cutover::{
-    apply::postgres::{left_statement, sweep_statement},
     control::{lease, store::Store},
     log::{Topic, record::ChunkEnd},
     model::Plan,
     snapshot::{Chunk, Progress, Range},
+    target::postgres::{left_statement, sweep_statement},
 };
 
 use super::{

@@ -1,11 +1,11 @@
 //! Random histories through the product's own sink, on a real server and on the model.
 
 use cutover::{
-    apply::{
+    log::Topic,
+    target::{
         Applied, ApplyError, Batch, Event, Sink,
         postgres::{ApplyConfig, PostgresSink, SinkOptions},
     },
-    log::Topic,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};

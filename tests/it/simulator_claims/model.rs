@@ -7,14 +7,14 @@ use std::{
 
 use bytes::Bytes;
 use cutover::{
-    apply::{
-        ApplyError, Batch, Event, RowEvent, Sink,
-        postgres::{ApplyConfig, PostgresSink, SinkOptions},
-    },
     control::lease,
     database::postgres::{Session, Target},
     log::Topic,
     model::{Coverage, Op, Plan, PlanColumn, Role, TableName, TargetColumn, TargetTable, Version},
+    target::{
+        ApplyError, Batch, Event, RowEvent, Sink,
+        postgres::{ApplyConfig, PostgresSink, SinkOptions},
+    },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;

@@ -7,9 +7,9 @@
 use std::{sync::Arc, time::Duration};
 
 use cutover::{
-    apply::postgres::{Builder, prepare_target},
     database::postgres::{Options, Session, Target, state},
     model::Plan,
+    target::postgres::{Builder, prepare_target},
 };
 use tokio::task::JoinHandle;
 use tokio_postgres::{
@@ -163,7 +163,7 @@ impl Rig {
             columns.push("cutover_version");
             all.push((name.to_string(), columns.clone()));
             columns = plan.target.key.iter().map(String::as_str).chain(["cutover_version"]).collect();
-            all.push((cutover::apply::postgres::tombstone_table(name).to_string(), columns));
+            all.push((cutover::target::postgres::tombstone_table(name).to_string(), columns));
         }
         for (table, columns) in [
             ("offsets", &["topic", "part", "log_epoch", "next_offset", "lease_epoch", "clock", "newest_commit_us"][..]),

@@ -41,8 +41,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use cutover::{
-    apply::postgres::tombstone_table,
     database::postgres::{Dial, Wire},
+    target::postgres::tombstone_table,
 };
 use futures::FutureExt;
 use tokio::{sync::mpsc, time::Instant};

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use cutover::{
-    apply::postgres::{Builder, left_statement, sweep_statement, tombstone_table},
     database::postgres::sql,
     model::{ColumnType, Coverage, Plan, TableName},
+    target::postgres::{Builder, left_statement, sweep_statement, tombstone_table},
 };
 
 use super::{

@@ -1,0 +1,378 @@
+//! DynamoDB as the source.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, mpsc, watch};
+
+use super::{
+    BLOCK_ROWS, CORRECT_THAT, Opened, Serve, Server, capture_error, copy_error, foreign_position, not_begun, refuse,
+    source_attempt, vanished,
+};
+use crate::{
+    control::worker::{Attempt, Worker},
+    database::{
+        Problem,
+        dynamodb::{
+            Connector, DynamoError, Item, Service, attribute,
+            catalog::{self, TableFacts},
+            scan::{self, Page, Place},
+        },
+    },
+    model::{Disposition, DynamoPosition, Position, TableName, TableSchema, Value, Version},
+    observe::{Backoff, Captured, Machine},
+    pipeline::capture::OpenSource,
+    snapshot::{Block, OpenScan, Range, Scan, SnapshotError, refetch::Fetch},
+    source::{
+        CaptureError, Source, SourceConfig,
+        dynamodb::{self, DynamoSource, Followed},
+    },
+};
+
+/// Segments that a scan has for each connection that reads: more than one, because they are of different lengths.
+const SEGMENTS_PER_READER: usize = 4;
+/// Attempts at one page before the copy says that it is in trouble.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// A service that was looked at.
+#[derive(Debug)]
+struct Looked {
+    config: SourceConfig,
+    connector: Connector,
+    service: Service,
+}
+
+impl Serve for Looked {
+    /// A stream shows whole items in any case.
+    fn serve(
+        &self,
+        worker: &Worker,
+        tables: &[TableSchema],
+        clock_min: Version,
+        _whole_rows: BTreeSet<TableName>,
+    ) -> Arc<dyn Server> {
+        let snapshot = &worker.config.snapshot;
+        Arc::new(DynamoServer {
+            config: self.config.clone(),
+            connector: self.connector.clone(),
+            service: self.service.clone(),
+            tables: tables.iter().map(|schema| schema.table.table.clone()).collect(),
+            clock_min,
+            segments: u32::try_from(snapshot.parallel * SEGMENTS_PER_READER).unwrap_or(1),
+            page_rows: snapshot.chunk_rows,
+            read_units_per_second: snapshot.read_units_per_second,
+            budget: Arc::new(Mutex::new(Budget::default())),
+        })
+    }
+}
+
+/// Connects to the service and looks at the tables.
+pub(super) async fn open(config: &SourceConfig) -> Result<Opened, Attempt> {
+    let attempt = |error: DynamoError| source_attempt(&error, error.disposition());
+    let connector = Connector::new(&config.url).map_err(attempt)?;
+    let service = connector.connect().await.map_err(attempt)?;
+    let now_us = service.now_us().await.map_err(attempt)?;
+    let only = config.tables.as_deref();
+    let facts = catalog::load_tables(&service, only).await.map_err(attempt)?;
+    refuse(judge(&facts, only.unwrap_or_default(), connector.region()))?;
+    Ok(Opened {
+        tables: facts.into_iter().map(|facts| facts.schema).collect(),
+        end: Position::Dynamo(DynamoPosition::at(now_us)),
+        now_us,
+        connector: "dynamodb",
+        source: Box::new(Looked { config: config.clone(), connector, service }),
+        at: Instant::now(),
+    })
+}
+
+/// What keeps these tables from being captured.
+pub fn judge(tables: &[TableFacts], wanted: &[String], region: &str) -> Vec<Problem> {
+    let missing = wanted.iter().filter(|name| !tables.iter().any(|facts| facts.schema.table.table == **name));
+    let missing = missing.map(|name| Problem {
+        what: format!("there is no table `{name}` in {region}"),
+        fix: "correct [source] tables, the region, or whose credentials these are".into(),
+    });
+    let mut problems: Vec<Problem> = missing.collect();
+    if tables.is_empty() && wanted.is_empty() {
+        problems.push(Problem {
+            what: format!("there is no table in {region}"),
+            fix: "correct the region in [source] url, or whose credentials these are".into(),
+        });
+    }
+    problems.extend(tables.iter().flat_map(catalog::problems));
+    problems
+}
+
+/// Opens streams and scans of one account's tables in one region.
+#[derive(Debug)]
+struct DynamoServer {
+    config: SourceConfig,
+    connector: Connector,
+    service: Service,
+    /// The captured tables.
+    tables: Vec<String>,
+    /// The highest version that the target has.
+    clock_min: Version,
+    segments: u32,
+    page_rows: u64,
+    read_units_per_second: Option<u32>,
+    budget: Arc<Mutex<Budget>>,
+}
+
+impl DynamoServer {
+    async fn open_at(
+        &self,
+        from: Option<(DynamoPosition, Version)>,
+        clock: Version,
+    ) -> Result<Box<dyn Source>, CaptureError> {
+        let service = self.connector.connect().await?;
+        let date_us = service.now_us().await?;
+        let facts = catalog::load_tables(&service, Some(&self.tables)).await?;
+        if let Some(Problem { what, fix }) = judge(&facts, &self.tables, &service.region).into_iter().next() {
+            return Err(CaptureError::Halt { reason: what, remedy: fix });
+        }
+        let followed = facts
+            .into_iter()
+            .filter_map(|facts| Some(Followed { schema: Arc::new(facts.schema), arn: facts.stream?.arn }));
+        let settings = dynamodb::Settings {
+            date_us,
+            clock_min: clock,
+            clock_ahead_max_us: self.config.clock_ahead_max_us(),
+            ambient: Arc::new(Machine),
+        };
+        let source = DynamoSource::open(Arc::new(service), from, &followed.collect::<Vec<_>>(), settings)?;
+        Ok(Box::new(source))
+    }
+
+    async fn facts(&self, table: &str) -> Result<TableFacts, SnapshotError> {
+        let found = catalog::load_table(&self.service, table).await?;
+        found.ok_or_else(|| vanished(&format!("`{table}`")))
+    }
+}
+
+#[async_trait]
+impl OpenSource for DynamoServer {
+    async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
+        let from = match from {
+            Some((Position::Dynamo(position), clock)) => Some((position, clock)),
+            Some((Position::Mysql(_) | Position::Debezium(_) | Position::Postgres(_), _)) => {
+                return Err(foreign_position());
+            }
+            None => None,
+        };
+        self.open_at(from, self.clock_min).await
+    }
+
+    async fn open_anew(&self, clock: Version) -> Result<Box<dyn Source>, CaptureError> {
+        tracing::warn!("capture begins anew: every table is copied again");
+        self.open_at(None, clock.max(self.clock_min)).await
+    }
+}
+
+#[async_trait]
+impl OpenScan for DynamoServer {
+    async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        Ok(Box::new(DynamoScan {
+            service: self.service.clone(),
+            segments: self.segments,
+            page_rows: self.page_rows,
+            read_units_per_second: self.read_units_per_second,
+            budget: Arc::clone(&self.budget),
+        }))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        Ok(Arc::new(self.facts(table).await?.schema))
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        Ok(Position::Dynamo(DynamoPosition::at(self.service.now_us().await?)))
+    }
+}
+
+#[async_trait]
+impl Fetch for DynamoServer {
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        _captured: &Captured,
+    ) -> Result<Vec<Vec<Value>>, SnapshotError> {
+        // A consistent read sees every write that was answered before it, and so all that a stream has shown.
+        let keys: Result<Vec<Item>, _> = keys.iter().map(|key| attribute::key_item(table, key)).collect();
+        let items = scan::fetch(&self.service, &table.table.table, &keys.map_err(DynamoError::from)?).await?;
+        rows(table, &items)
+    }
+}
+
+fn rows(table: &TableSchema, items: &[Item]) -> Result<Vec<Vec<Value>>, SnapshotError> {
+    let rows = items.iter().map(|item| attribute::row(table, item, false));
+    Ok(rows.collect::<Result<_, _>>().map_err(DynamoError::from)?)
+}
+
+/// Reads pages of segments. A chunk is a page, since nobody knows where a segment may be divided until it is read; what follows a page
+/// is a chunk of its own.
+struct DynamoScan {
+    service: Service,
+    segments: u32,
+    page_rows: u64,
+    read_units_per_second: Option<u32>,
+    budget: Arc<Mutex<Budget>>,
+}
+
+impl DynamoScan {
+    /// Reads a page once the budget allows it. Being throttled is the table's own limit: it is waited out.
+    async fn page(&self, table: &str, from: &Place) -> Result<Page, SnapshotError> {
+        let mut backoff = Backoff::default();
+        let mut attempts = 1;
+        loop {
+            self.budget.lock().await.wait().await;
+            let error = match scan::page(&self.service, table, from, self.page_rows).await {
+                Ok(page) => {
+                    self.budget.lock().await.spend(page.units);
+                    return Ok(page);
+                }
+                Err(error) => error,
+            };
+            if error.disposition() != Disposition::Retry || attempts >= ATTEMPTS_MAX {
+                return Err(error.into());
+            }
+            tracing::debug!(%error, table, "reading a page waits");
+            attempts += 1;
+            tokio::time::sleep(backoff.next(&Machine, Duration::ZERO)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Scan for DynamoScan {
+    /// The beginning of the segment after the one that begins at `lower`.
+    async fn next_bound(
+        &mut self,
+        _table: &TableSchema,
+        lower: Option<&str>,
+        _rows: u64,
+    ) -> Result<Option<String>, SnapshotError> {
+        let place = place(lower, None, self.segments)?;
+        let next = place.segment + 1;
+        Ok((next < place.of).then(|| Place::start_of(next, place.of).text()))
+    }
+
+    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+        let facts = catalog::load_table(&self.service, &table.table.table).await?;
+        // A copy leaves half of what the table may be read to those who use it.
+        let half = facts.as_ref().and_then(|facts| facts.read_units).map(|units| (units / 2).max(1));
+        self.budget.lock().await.per_second = self.read_units_per_second.or(half);
+        Ok(facts.map(|facts| facts.items).unwrap_or_default())
+    }
+
+    async fn read(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &Range,
+        // A position's floor only rises, and had come to that before the first page was read.
+        _floor: Version,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        blocks: mpsc::Sender<Block>,
+    ) -> Result<Option<String>, SnapshotError> {
+        let Some(captured) = captured.borrow_and_update().clone() else {
+            return Err(not_begun());
+        };
+        let from = place(range.lower.as_deref(), range.upper.as_deref(), self.segments)?;
+        let page = self.page(&table.table.table, &from).await?;
+        for items in page.items.chunks(BLOCK_ROWS) {
+            let block = Block { version: captured.watermark(), rows: rows(table, items)? };
+            // A closed channel means that the writer has failed: its error is the one that counts.
+            if blocks.send(block).await.is_err() {
+                break;
+            }
+        }
+        Ok(page.next.map(|place| place.text()))
+    }
+}
+
+/// Where a chunk begins. The first one has no lower bound; into how many segments its copy is divided then is in its upper one, or, while
+/// that is being looked for, in the configuration.
+fn place(lower: Option<&str>, upper: Option<&str>, segments: u32) -> Result<Place, SnapshotError> {
+    let parse = |text: &str| {
+        Place::parse(text).ok_or_else(|| SnapshotError::Halt {
+            reason: "where a part of the copy begins cannot be read back".into(),
+            remedy: "copy the table again with `cutover resnapshot`".into(),
+        })
+    };
+    match (lower, upper) {
+        (Some(lower), _) => parse(lower),
+        (None, Some(upper)) => Ok(Place::start_of(0, parse(upper)?.of)),
+        (None, None) => Ok(Place::start_of(0, segments)),
+    }
+}
+
+/// Read units that all readers of a table together may use.
+#[derive(Debug, Default)]
+struct Budget {
+    per_second: Option<u32>,
+    /// Until when what was read last counts.
+    spent_until: Option<tokio::time::Instant>,
+}
+
+impl Budget {
+    async fn wait(&self) {
+        if let Some(until) = self.spent_until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// What a page has taken is paid for afterwards, since nobody knows before what it takes.
+    fn spend(&mut self, units: f64) {
+        let Some(per_second) = self.per_second else { return };
+        let now = tokio::time::Instant::now();
+        let from = self.spent_until.map_or(now, |until| until.max(now));
+        self.spent_until = Some(from + Duration::from_secs_f64((units / f64::from(per_second)).clamp(0.0, 60.0)));
+    }
+}
+
+impl From<DynamoError> for SnapshotError {
+    fn from(error: DynamoError) -> Self {
+        copy_error(&error, error.disposition(), CORRECT_THAT)
+    }
+}
+
+impl From<DynamoError> for CaptureError {
+    fn from(error: DynamoError) -> Self {
+        capture_error(&error, error.disposition(), CORRECT_THAT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_its_number_of_segments_whatever_is_configured_later() {
+        let first = place(None, None, 8).expect("a place");
+        assert_eq!((first.segment, first.of), (0, 8));
+        let second = Place::start_of(1, 8).text();
+        assert_eq!(place(None, Some(&second), 2).expect("a place").of, 8);
+        assert_eq!(place(Some(&second), None, 2).expect("a place").segment, 1);
+        assert!(place(Some("no place"), None, 2).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_wait_until_what_was_read_is_paid_for() {
+        let mut budget = Budget { per_second: Some(100), ..Budget::default() };
+        let began = tokio::time::Instant::now();
+        budget.wait().await;
+        budget.spend(50.0);
+        budget.spend(25.0);
+        budget.wait().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(750));
+        budget.per_second = None;
+        budget.spend(1e9);
+        budget.wait().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(750));
+    }
+}

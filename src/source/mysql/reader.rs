@@ -1,0 +1,332 @@
+//! From the events of the log, in order, to what capture delivers. No IO: what it needs from outside (a table's present
+//! schema) it asks its owner for.
+//!
+//! Versions tick once for every inserted or deleted row and twice for every updated one, whatever the table list says: an
+//! update that changes the key becomes a delete and an insert, each with a version of its own, and whether it does is known for
+//! watched tables alone. A transaction leaves event by event; nothing of it is kept.
+
+use std::collections::VecDeque;
+
+use super::{
+    binlog::{CommitInfo, Event, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows, decode},
+    halt, lost,
+    progress::{GroupId, Progress},
+    stream::decode_error,
+    tables::{Mapping, PendingMap, Tables},
+};
+use crate::{
+    model::{Change, Clock, Images, MysqlPosition, Op, Position, TableSchema, Value, Version},
+    source::{CaptureError, Captured},
+};
+
+/// How often transactions that hold nothing of ours move the position.
+const IDLE_EVERY_US: i64 = 100_000;
+/// The table id of a rows event that has no rows and only ends its statement.
+const NO_TABLE: u64 = 0x00ff_ffff;
+const FORMAT_DESCRIPTION: u8 = 15;
+
+/// A transaction, or a statement that stands for one, that has begun.
+#[derive(Debug)]
+pub(super) struct Group {
+    id: GroupId,
+    pub(super) commit_us: i64,
+    commit_checked: bool,
+    /// It ends with a COMMIT or XID event, not with its first statement.
+    pub(super) explicit: bool,
+    /// Something of a watched table has been delivered.
+    pub(super) changes: bool,
+    /// MariaDB says at its beginning that it will only be prepared.
+    prepared: bool,
+}
+
+/// The state of a reader.
+#[derive(Debug)]
+pub(super) struct LogReader {
+    flavor: Flavor,
+    pub(super) progress: Progress,
+    pub(super) tables: Tables,
+    clock: Clock,
+    pub(super) group: Option<Group>,
+    delivered: VecDeque<Captured>,
+    now_us: fn() -> i64,
+    idle_said_us: i64,
+}
+
+impl LogReader {
+    pub(super) fn new(flavor: Flavor, progress: Progress, tables: Tables, clock: Clock, now_us: fn() -> i64) -> Self {
+        LogReader { flavor, progress, tables, clock, group: None, delivered: VecDeque::new(), now_us, idle_said_us: 0 }
+    }
+
+    /// What has been captured and not yet been taken.
+    pub(super) fn take(&mut self) -> Option<Captured> {
+        self.delivered.pop_front()
+    }
+
+    pub(super) fn deliver(&mut self, captured: Captured) {
+        self.delivered.push_back(captured);
+    }
+
+    /// The last transaction end, and the clock's state there.
+    pub(super) fn position(&self) -> (MysqlPosition, Version) {
+        (self.progress.position(), self.clock.last())
+    }
+
+    /// Reads one event. A table map that needs the catalog comes back, for [`LogReader::bind`].
+    pub(super) fn read(&mut self, header: &Header, body: &[u8]) -> Result<Option<Box<PendingMap>>, CaptureError> {
+        let event = decode(self.flavor, header, body).map_err(|error| self.at_place(decode_error(error)))?;
+        // The description of the format is repeated in the middle of a file, with the place it has at the beginning.
+        if !header.is_artificial() && header.event_type != FORMAT_DESCRIPTION {
+            self.progress.event_ended(header.log_pos);
+        }
+        match event {
+            Event::Rotate { position, file } => self.rotate(header, &file, position),
+            Event::Gtid(gtid) => self.begin_mysql(header, gtid)?,
+            Event::AnonymousGtid(commit) => self.begin(GroupId::Anonymous, commit_us(header, &commit), false)?,
+            Event::MariaDbGtid(gtid) => self.begin_mariadb(header, &gtid)?,
+            Event::Query(query) => self.statement(&query)?,
+            Event::Xid(_) => self.commit()?,
+            Event::XaPrepare { one_phase, .. } => self.prepared(one_phase)?,
+            Event::TableMap(map) => return self.map(&map),
+            Event::Rows(rows) => self.rows(&rows)?,
+            Event::Heartbeat { file, position } => self.heartbeat(&file, position),
+            Event::FormatDescription(_)
+            | Event::PreviousGtids(_)
+            | Event::MariaDbGtidList(_)
+            // Its events follow.
+            | Event::TransactionPayload(_)
+            | Event::Ignorable(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// Goes on after a table map that needed the catalog.
+    pub(super) fn bind(&mut self, pending: PendingMap, catalog: Option<TableSchema>) -> Result<(), CaptureError> {
+        let changed = self.tables.bind(pending, catalog).map_err(|error| {
+            let remedy = "the table was changed again since, and its columns at this point of the log are no longer known: leave it out of \
+                          [source] tables, start, put it back and start again, which copies it anew; or copy every table again with \
+                          `cutover resnapshot TABLE`";
+            self.at_place(lost(error.to_string(), remedy))
+        })?;
+        if let Some(schema) = changed {
+            self.deliver(Captured::Schema(schema));
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self, header: &Header, file: &str, position: u64) {
+        self.progress.rotated(file, position);
+        if !header.is_artificial() {
+            self.tables.forget_maps();
+            if self.group.is_none() {
+                // A position in the old file, past its end, would be of no use once that file is purged.
+                self.say_idle((self.now_us)());
+            }
+        }
+    }
+
+    fn heartbeat(&mut self, file: &str, position: u64) {
+        // One may come while the server waits for the rest of a transaction.
+        if self.group.is_none() {
+            self.progress.idle_at(file, position);
+            self.say_idle((self.now_us)());
+        }
+    }
+
+    /// Raises the clock, unless something with a version is still to be taken; true if it did.
+    pub(super) fn raise_clock(&mut self, floor: Version) -> bool {
+        self.group.is_none() && self.delivered.is_empty() && self.clock.raise(floor)
+    }
+
+    pub(super) fn say_idle(&mut self, at_us: i64) {
+        self.idle_said_us = (self.now_us)();
+        let (position, clock) = self.position();
+        self.deliver(Captured::Heartbeat { position: Position::Mysql(position), clock, at_us });
+    }
+
+    fn begin_mysql(&mut self, header: &Header, gtid: Gtid) -> Result<(), CaptureError> {
+        let commit_us = commit_us(header, &gtid.commit);
+        self.begin(GroupId::Mysql { source: gtid.source, number: gtid.number }, commit_us, false)
+    }
+
+    fn begin_mariadb(&mut self, header: &Header, gtid: &MariaDbGtid) -> Result<(), CaptureError> {
+        let id = GroupId::Mariadb { domain: gtid.domain, server: gtid.server, sequence: gtid.sequence };
+        self.begin(id, seconds_us(header.timestamp), !gtid.is_standalone())?;
+        if let Some(group) = &mut self.group {
+            group.prepared = gtid.is_prepared_xa();
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, id: GroupId, commit_us: i64, explicit: bool) -> Result<(), CaptureError> {
+        if let Some(open) = &self.group {
+            if open.changes || open.explicit {
+                return Err(self.broken("a transaction has no end"));
+            }
+            // A statement that left no other trace.
+            self.commit()?;
+        }
+        self.group = Some(Group { id, commit_us, commit_checked: false, explicit, changes: false, prepared: false });
+        Ok(())
+    }
+
+    /// The open transaction has committed.
+    pub(super) fn commit(&mut self) -> Result<(), CaptureError> {
+        let Some(group) = self.group.take() else { return Err(self.broken("a commit without a transaction")) };
+        if group.changes && group.prepared {
+            return Err(self.xa_refused());
+        }
+        self.progress.committed(&group.id);
+        if group.changes {
+            let (position, clock) = self.position();
+            let position = Position::Mysql(position);
+            self.idle_said_us = (self.now_us)();
+            self.deliver(Captured::Commit { position, clock, commit_us: group.commit_us });
+        } else if (self.now_us)().saturating_sub(self.idle_said_us) >= IDLE_EVERY_US {
+            self.say_idle(group.commit_us);
+        }
+        Ok(())
+    }
+
+    fn prepared(&mut self, one_phase: bool) -> Result<(), CaptureError> {
+        if !one_phase && self.group.as_ref().is_some_and(|group| group.changes) {
+            return Err(self.xa_refused());
+        }
+        self.commit()
+    }
+
+    fn xa_refused(&self) -> CaptureError {
+        self.at_place(lost(
+            "an XA transaction was prepared that changes a watched table: whether it commits is decided later",
+            "move the application off XA transactions on these tables, and copy every table again with `cutover resnapshot TABLE`",
+        ))
+    }
+
+    fn map(&mut self, map: &TableMapBody<'_>) -> Result<Option<Box<PendingMap>>, CaptureError> {
+        match self.tables.map(map).map_err(decode_error) {
+            Ok(Mapping::Known) => Ok(None),
+            Ok(Mapping::NeedsCatalog(pending)) => Ok(Some(pending)),
+            Err(error) => Err(self.at_place(error)),
+        }
+    }
+
+    fn rows(&mut self, rows: &Rows<'_>) -> Result<(), CaptureError> {
+        if rows.data.is_empty() || rows.table_id == NO_TABLE {
+            return Ok(());
+        }
+        let commit_us = self.checked_commit_us()?;
+        let ticks = ticks_of(rows.kind);
+        let Some(mapped) = self.tables.mapped(rows.table_id) else {
+            return Err(self.broken("rows of a table without its table map"));
+        };
+        let Some(decoder) = &mapped.decoder else {
+            let count = count_rows(&mapped.map, rows).map_err(|error| self.at_place(decode_error(error)))?;
+            self.clock.tick_many(commit_us, count.saturating_mul(ticks));
+            return Ok(());
+        };
+        let place = |error| at_place(&self.progress, decode_error(error));
+        for images in decoder.rows(rows).map_err(place)? {
+            let images = images.map_err(place)?;
+            let version = self.clock.tick_many(commit_us, ticks);
+            let change =
+                |op, images, version| Change { schema: decoder.schema().clone(), op, images, version, commit_us };
+            let (op, moved) = match rows.kind {
+                RowsKind::Write => (Op::Insert, None),
+                RowsKind::Delete => (Op::Delete, None),
+                RowsKind::Update => (Op::Update, split_by_key(decoder.schema(), &images)),
+            };
+            match moved {
+                None => self.delivered.push_back(Captured::Change(change(op, images, version))),
+                Some((before, after)) => {
+                    self.delivered.push_back(Captured::Change(change(Op::Delete, before, version)));
+                    self.delivered.push_back(Captured::Change(change(Op::Insert, after, version + 1)));
+                }
+            }
+        }
+        if let Some(group) = &mut self.group {
+            group.changes = true;
+        }
+        Ok(())
+    }
+
+    /// The open transaction's commit time, refused if it is from the future (CORRECTNESS rule 3).
+    pub(super) fn checked_commit_us(&mut self) -> Result<i64, CaptureError> {
+        let Some(group) = &mut self.group else {
+            return Err(self.broken("a row change outside of any transaction (the source writes no GTID events)"));
+        };
+        if !group.commit_checked {
+            if let Err(error) = self.clock.check(group.commit_us, (self.now_us)()) {
+                let text = error.to_string();
+                let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "set the source's clock right"));
+                return Err(at_place(&self.progress, halt(reason, remedy)));
+            }
+            group.commit_checked = true;
+        }
+        Ok(group.commit_us)
+    }
+
+    /// The next version, for a change that is no row event.
+    pub(super) fn tick(&mut self) -> Result<(Version, i64), CaptureError> {
+        let commit_us = self.checked_commit_us()?;
+        Ok((self.clock.tick(commit_us), commit_us))
+    }
+
+    pub(super) fn at_place(&self, error: CaptureError) -> CaptureError {
+        at_place(&self.progress, error)
+    }
+
+    fn broken(&self, what: &str) -> CaptureError {
+        self.at_place(halt(
+            format!("the binlog is not as its format says: {what}"),
+            "check it with mysqlbinlog, and the source's version against the supported ones",
+        ))
+    }
+}
+
+/// Says where in the log it was.
+fn at_place(progress: &Progress, error: CaptureError) -> CaptureError {
+    match error {
+        CaptureError::Halt { reason, remedy } => {
+            CaptureError::Halt { reason: format!("at {}: {reason}", progress.place()), remedy }
+        }
+        CaptureError::Lost { reason, remedy } => {
+            CaptureError::Lost { reason: format!("at {}: {reason}", progress.place()), remedy }
+        }
+        error @ CaptureError::Unreachable(_) => error,
+    }
+}
+
+/// How often the clock ticks for one row.
+fn ticks_of(kind: RowsKind) -> u64 {
+    match kind {
+        RowsKind::Write | RowsKind::Delete => 1,
+        RowsKind::Update => 2,
+    }
+}
+
+/// The images of a delete and an insert, if the update changes the key. Exact: 'a' to 'A' is a change too,
+/// because the target may tell them apart.
+fn split_by_key(schema: &TableSchema, images: &Images) -> Option<(Images, Images)> {
+    let (before, after) = (images.before.as_ref()?, images.after.as_ref()?);
+    let value = |row: &[Value], index: usize| row.get(index).cloned();
+    let same = schema.key.iter().all(|index| match (before.get(*index), after.get(*index)) {
+        (Some(before), Some(after)) => before == after,
+        (None | Some(_), None | Some(_)) => value(before, *index).is_none() && value(after, *index).is_none(),
+    });
+    (!same).then(|| {
+        (Images { before: Some(before.clone()), after: None }, Images { before: None, after: Some(after.clone()) })
+    })
+}
+
+/// Microseconds where the server logs them (8.0 and later); a replica of an older server logs zero.
+fn commit_us(header: &Header, commit: &CommitInfo) -> i64 {
+    [commit.original_commit_us, commit.immediate_commit_us]
+        .into_iter()
+        .flatten()
+        .find(|us| *us > 0)
+        .and_then(|us| i64::try_from(us).ok())
+        .unwrap_or_else(|| seconds_us(header.timestamp))
+}
+
+fn seconds_us(seconds: u32) -> i64 {
+    i64::from(seconds) * 1_000_000
+}

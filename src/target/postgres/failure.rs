@@ -1,0 +1,84 @@
+//! What an error of the target means for a batch (CORRECTNESS rule 24).
+
+use crate::{
+    database::postgres::{PgError, Refusal},
+    target::ApplyError,
+};
+
+/// Why a set of rows was not written.
+#[derive(Debug)]
+pub enum Failure {
+    /// Some row of the set is at fault: find it.
+    Rows(Box<Refusal>),
+    /// Several rows claim one target key.
+    Clash,
+    /// The dead letters changed since they were read: read them again.
+    Reload,
+    /// The whole batch is off.
+    Stop(ApplyError),
+}
+
+/// What is done with a row that fails alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It can never be stored as it is.
+    DeadLetter,
+    /// Another row must come, or go, first.
+    Wait,
+}
+
+/// Not a failure of its own: an earlier statement of the transaction has failed.
+pub const ABORTED: &str = "25P02";
+/// One statement met a key twice.
+const TWICE: &str = "21000";
+const FOREIGN_KEY: &str = "23503";
+const UNIQUE: &str = "23505";
+const EXCLUSION: &str = "23P01";
+
+impl From<PgError> for Failure {
+    fn from(error: PgError) -> Self {
+        let refusal = match error {
+            PgError::Refused(refusal) => refusal,
+            PgError::Unreachable(reason) | PgError::Protocol(reason) => {
+                return Failure::Stop(ApplyError::Unreachable(reason));
+            }
+            PgError::Login(reason) => {
+                let remedy = "check the user, password and privileges of [target] url".to_owned();
+                return Failure::Stop(ApplyError::Halt { reason, remedy });
+            }
+        };
+        let sqlstate = refusal.sqlstate.as_str();
+        match sqlstate.get(..2).unwrap_or_default() {
+            "22" | "23" => Failure::Rows(refusal),
+            _ if sqlstate == TWICE => Failure::Clash,
+            _ if refusal.passes() || sqlstate == ABORTED => Failure::Stop(transient(&refusal)),
+            _ => Failure::Stop(ApplyError::Halt {
+                reason: format!("the target refused a statement: {refusal}"),
+                remedy: "run `cutover check`, which compares the transforms with the target's tables and privileges"
+                    .into(),
+            }),
+        }
+    }
+}
+
+fn transient(refusal: &Refusal) -> ApplyError {
+    ApplyError::Transient { sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone() }
+}
+
+/// What becomes of a row that failed alone with this error.
+pub fn verdict(refusal: &Refusal) -> Verdict {
+    match refusal.sqlstate.as_str() {
+        FOREIGN_KEY | UNIQUE | EXCLUSION => Verdict::Wait,
+        _ => Verdict::DeadLetter,
+    }
+}
+
+/// Whether a row refers to one that is not there.
+pub fn is_orphan(refusal: &Refusal) -> bool {
+    refusal.sqlstate == FOREIGN_KEY
+}
+
+/// Whether a row's value is taken by another.
+pub fn is_taken(refusal: &Refusal) -> bool {
+    matches!(refusal.sqlstate.as_str(), UNIQUE | EXCLUSION)
+}
