@@ -361,7 +361,7 @@ fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
 fn plain(message: &str) -> String {
     // What stands before the last `expected` quotes the value, which may hold anything, even that word.
     let Some((found, expected)) = message.rsplit_once(", expected ") else {
-        return "cannot be read; the README says what is allowed here".to_owned();
+        return "cannot be read; docs/configuration.md says what is allowed here".to_owned();
     };
     let listed = expected.trim_start_matches("one of ");
     if found.starts_with("unknown field `") {

@@ -98,8 +98,8 @@ pub enum LogError {
     )]
     Unreachable { brokers: String, reason: String },
     #[error(
-        "the Kafka brokers at {brokers} refuse this worker ({reason}); correct the login in [log.kafka], or allow it what the \
-         README's section on Kafka lists"
+        "the Kafka brokers at {brokers} refuse this worker ({reason}); correct the login in [log.kafka], or allow it what \
+         docs/kafka.md lists"
     )]
     Refused { brokers: String, reason: String },
     #[error("the Kafka client cannot be made: {reason}; correct [log.kafka]")]

@@ -44,7 +44,7 @@ pub enum DynamoError {
     #[error("{0}")]
     Throttled(String),
     #[error(
-        "{0}; give cutover credentials with the policy in the README (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role)"
+        "{0}; give cutover credentials with the policy in docs/dynamodb.md (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role)"
     )]
     Denied(String),
     /// There is no such table, stream or shard.

@@ -189,7 +189,7 @@ pub(super) async fn make(broker: &Broker, topics: &NewTopics, only_try: bool) ->
             Err((name, code)) => {
                 let problem = TopicProblem {
                     what: format!("topic {name} cannot be created ({code})"),
-                    fix: "allow this user to CREATE it, or create it as the README's section on Kafka says".into(),
+                    fix: "allow this user to CREATE it, or create it as docs/kafka.md says".into(),
                 };
                 // A cluster that is starting has too few brokers for a while.
                 return match code {

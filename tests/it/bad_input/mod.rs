@@ -18,7 +18,7 @@ use crate::support::{Mysql, Postgres, Worker, Workspace, eventually};
 const SOURCE_PASSWORD: &str = "Source-Pa55word";
 const TARGET_PASSWORD: &str = "Target-Pa55word";
 
-/// What the README tells to grant at the source; `{}` is the database.
+/// What docs/operations.md tells to grant at the source; `{}` is the database.
 const SOURCE_GRANTS: [&str; 2] = ["REPLICATION SLAVE, REPLICATION CLIENT ON *.*", "SELECT ON {}.*"];
 
 const START_LIMIT: Duration = Duration::from_secs(30);
