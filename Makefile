@@ -6,6 +6,10 @@ SERVICES_DIR := $(or $(CUTOVER_SERVICES_DIR),.services)
 
 MINUTES := 10
 
+# Where rustup keeps cargo, as scripts/rust.sh has it: `make test` may have installed it a moment ago.
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+export PATH := $(if $(findstring :$(CARGO_BIN):,:$(PATH):),$(PATH),$(CARGO_BIN):$(PATH))
+
 .PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-postgres bench-dynamodb bench-scale fuzz check check-deploy clean-services
 
 help:

@@ -3,6 +3,9 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # the scripts use what is set here, and set what is used
 
+# shellcheck source=scripts/rust.sh
+source scripts/rust.sh
+
 python=/usr/bin/python3
 binary=${BENCH_BINARY:-${CARGO_TARGET_DIR:-target}/release/cutover}
 export BENCH_PASSWORD=bench BENCH_HTTP_PORT=${BENCH_HTTP_PORT:-23571}

@@ -9,6 +9,9 @@
 # Several functions and variables are used by who sources this only, or by name (traps, wait_until).
 # shellcheck shell=bash disable=SC2317,SC2034,SC2154
 
+# shellcheck source=scripts/rust.sh
+source scripts/rust.sh
+
 python=/usr/bin/python3
 binary=${CARGO_TARGET_DIR:-target}/release/cutover
 keep=${KEEP:-}

