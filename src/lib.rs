@@ -11,5 +11,6 @@ pub mod observe;
 pub mod pipeline;
 pub mod snapshot;
 pub mod source;
+pub mod state;
 pub mod target;
 pub mod transform;

@@ -1,21 +1,25 @@
 //! Asking a running worker for something, and following it until it has answered.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Failure;
-use crate::{control::store::Store, database::postgres::state};
+use crate::state::{
+    StateError, Store,
+    format::FORMAT,
+    requests::{Command, RequestState},
+};
 
-/// How long a worker has to take a request before the command says that none runs, and to get over a halt that the request
-/// may repair.
+/// How long a worker has to take a request before the command says that none runs, and to get over a halt that the
+/// request may repair.
 pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// The pipeline's state has the layout that this program reads.
 pub(super) async fn state_is_ours(store: &Store) -> Result<(), Failure> {
-    let session = store.session().await?;
-    let found = state::format(session.client()?).await?;
-    match found {
-        Some(state::FORMAT) => Ok(()),
-        Some(found) if found > state::FORMAT => Err(Failure::Runtime(state::StateError::NewerFormat { found }.into())),
+    match store.format().await? {
+        Some(FORMAT) => Ok(()),
+        Some(found) if found > FORMAT => Err(Failure::Runtime(StateError::NewerFormat { found }.into())),
         Some(_) => Err(Failure::Runtime(anyhow::anyhow!(
             "the state of the pipeline is of an older release; restart the worker with this one, which brings it up"
         ))),
@@ -35,12 +39,13 @@ pub(super) async fn is_known(store: &Store, table: &str) -> Result<(), Failure> 
 }
 
 /// A worker is there to do it; nothing is asked of one that is not.
-pub(super) async fn worker_runs(store: &Store, command: &str) -> Result<(), Failure> {
+pub(super) async fn worker_runs(store: &Store, command: Command) -> Result<(), Failure> {
     if store.status().await?.worker_running {
         return Ok(());
     }
     eprintln!(
-        "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {command}` again"
+        "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {}` again",
+        command.name()
     );
     Err(Failure::No)
 }
@@ -48,7 +53,7 @@ pub(super) async fn worker_runs(store: &Store, command: &str) -> Result<(), Fail
 /// Leaves a request and waits for its answer. A refusal has been printed.
 pub(super) async fn follow(
     store: &Store,
-    command: &str,
+    command: Command,
     arguments: &serde_json::Value,
     every: Duration,
 ) -> Result<String, Failure> {
@@ -62,21 +67,21 @@ pub(super) async fn answer(store: &Store, request: i64, every: Duration) -> Resu
     loop {
         tokio::time::sleep(every).await;
         let (state, answer) = store.request_state(request).await?;
-        match state.as_str() {
-            "done" => return Ok(answer),
-            "refused" => {
+        match state {
+            RequestState::Done => return Ok(answer),
+            RequestState::Refused => {
                 eprintln!("cutover: {answer}");
                 return Err(Failure::No);
             }
-            _ if asked.elapsed() < TAKEN_WITHIN => continue,
-            _ => {}
+            RequestState::New if asked.elapsed() < TAKEN_WITHIN => continue,
+            RequestState::New => {}
         }
         let status = store.status().await?;
         if let Some(halt) = status.halted {
             return Err(Failure::Runtime(anyhow::anyhow!(
                 "halted: {}; {}; the request stays, and is done when the worker goes on",
-                halt.reason,
-                halt.remedy
+                halt.what,
+                halt.fix
             )));
         }
         if !status.worker_running {

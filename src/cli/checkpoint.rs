@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use clap::Subcommand;
 
 use super::{Failure, asked};
-use crate::{config::Config, control::worker};
+use crate::{config::Config, control::parts};
 
 const NAME_CHARACTERS_MAX: usize = 64;
 
 /// What to do with checkpoints.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Checkpoint {
+pub(crate) enum CheckpointCommand {
     /// Name the point that the target has reached.
     Create { name: String },
     /// List the points that have a name.
@@ -22,10 +22,10 @@ pub(crate) enum Checkpoint {
     },
 }
 
-pub(crate) async fn checkpoint(config: &Config, command: Checkpoint) -> Result<(), Failure> {
-    let store = worker::store(config)?;
+pub(crate) async fn checkpoint(config: &Config, command: CheckpointCommand) -> Result<(), Failure> {
+    let store = parts::store(config)?;
     match command {
-        Checkpoint::Create { name } => {
+        CheckpointCommand::Create { name } => {
             if !is_name(&name) {
                 return Err(Failure::Usage(anyhow::anyhow!(
                     "`{name}` cannot be a checkpoint's name: begin with a letter, go on with letters, digits, `-`, `_` and `.`, \
@@ -45,7 +45,7 @@ pub(crate) async fn checkpoint(config: &Config, command: Checkpoint) -> Result<(
                 }
             }
         }
-        Checkpoint::List { json } => {
+        CheckpointCommand::List { json } => {
             asked::state_is_ours(&store).await?;
             let checkpoints = store.checkpoints().await?;
             if json {

@@ -8,13 +8,14 @@ use serde_json::json;
 use super::{Failure, asked};
 use crate::{
     config::Config,
-    control::{
-        letters::{Letter, Retried, Selection},
-        store::Store,
-        worker,
-    },
+    control::parts,
     database::{dynamodb, mysql::connect::Connector},
-    source::SourceKind,
+    model::SourceKind,
+    state::{
+        Store,
+        dead_letters::{DeadLetter, DeadLetterState, Retried, Selection},
+        requests::Command,
+    },
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(300);
@@ -65,7 +66,7 @@ pub(crate) struct Which {
 }
 
 pub(crate) async fn dlq(config: &Config, command: Dlq) -> Result<(), Failure> {
-    let store = worker::store(config)?;
+    let store = parts::store(config)?;
     asked::state_is_ours(&store).await?;
     match command {
         Dlq::List { table, json } => list(config, &store, table, json).await,
@@ -99,8 +100,8 @@ async fn selection(config: &Config, store: &Store, table: Option<String>) -> Res
 
 async fn list(config: &Config, store: &Store, table: Option<String>, json: bool) -> Result<(), Failure> {
     let selection = selection(config, store, table).await?;
-    let open = store.letters("open", &selection).await?;
-    let discarded = store.letters("discarded", &selection).await?.len();
+    let open = store.dead_letters(DeadLetterState::Open, &selection).await?;
+    let discarded = store.dead_letters(DeadLetterState::Discarded, &selection).await?.len();
     let mut tables: BTreeMap<&str, u64> = BTreeMap::new();
     for letter in &open {
         *tables.entry(&letter.table).or_default() += 1;
@@ -113,7 +114,7 @@ async fn list(config: &Config, store: &Store, table: Option<String>, json: bool)
     super::print(&render(&open, &tables, discarded))
 }
 
-fn render(open: &[Letter], tables: &BTreeMap<&str, u64>, discarded: usize) -> String {
+fn render(open: &[DeadLetter], tables: &BTreeMap<&str, u64>, discarded: usize) -> String {
     let mut text = String::new();
     let width = |name: &str, lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0).max(name.len());
     let table = width("table", &mut open.iter().map(|letter| letter.table.len()));
@@ -148,7 +149,7 @@ fn render(open: &[Letter], tables: &BTreeMap<&str, u64>, discarded: usize) -> St
 }
 
 async fn show(store: &Store, id: i64, values: bool, json: bool) -> Result<(), Failure> {
-    let Some((letter, record)) = store.letter(id).await? else { return unknown(&[id]) };
+    let Some((letter, record)) = store.dead_letter(id).await? else { return unknown(&[id]) };
     if json {
         let mut shown = serde_json::to_value(&letter)?;
         if let Some(fields) = shown.as_object_mut().filter(|_| values) {
@@ -161,7 +162,7 @@ async fn show(store: &Store, id: i64, values: bool, json: bool) -> Result<(), Fa
         let _ = writeln!(text, "{label:<10}{value}");
     };
     line("id", &letter.id);
-    line("state", &letter.state);
+    line("state", &letter.state.name());
     line("table", &letter.table);
     line("key", &letter.key);
     line("sqlstate", &letter.sqlstate);
@@ -183,7 +184,7 @@ async fn retry(config: &Config, store: &Store, which: Which) -> Result<(), Failu
         Which { ids, table: None, all: false } => Selection::Ids(ids),
         Which { table, .. } => selection(config, store, table).await?,
     };
-    let open = store.letters("open", &selection).await?;
+    let open = store.dead_letters(DeadLetterState::Open, &selection).await?;
     let ids: Vec<i64> = open.iter().map(|letter| letter.id).collect();
     if let Selection::Ids(wanted) = &selection {
         all_open(wanted, &ids)?;
@@ -191,8 +192,8 @@ async fn retry(config: &Config, store: &Store, which: Which) -> Result<(), Failu
     if ids.is_empty() {
         return super::print(&"no dead letter is open: nothing to do");
     }
-    asked::worker_runs(store, "dlq retry").await?;
-    let answer = asked::follow(store, "dlq retry", &json!({ "ids": ids }), POLL_EVERY).await?;
+    asked::worker_runs(store, Command::RetryDeadLetters).await?;
+    let answer = asked::follow(store, Command::RetryDeadLetters, &json!({ "ids": ids }), POLL_EVERY).await?;
     let Retried { stored, failed, waiting, strange } = serde_json::from_str(&answer)?;
     let mut parts = vec![format!("{stored} stored")];
     for (count, what) in [
@@ -209,11 +210,11 @@ async fn retry(config: &Config, store: &Store, which: Which) -> Result<(), Failu
 }
 
 async fn discard(store: &Store, ids: Vec<i64>) -> Result<(), Failure> {
-    let open = store.letters("open", &Selection::Ids(ids.clone())).await?;
+    let open = store.dead_letters(DeadLetterState::Open, &Selection::Ids(ids.clone())).await?;
     let open: Vec<i64> = open.iter().map(|letter| letter.id).collect();
     all_open(&ids, &open)?;
-    asked::worker_runs(store, "dlq discard").await?;
-    let discarded = asked::follow(store, "dlq discard", &json!({ "ids": open }), POLL_EVERY).await?;
+    asked::worker_runs(store, Command::DiscardDeadLetters).await?;
+    let discarded = asked::follow(store, Command::DiscardDeadLetters, &json!({ "ids": open }), POLL_EVERY).await?;
     super::print(&format!(
         "{discarded} discarded: their rows stay as they are at the target, and verification will report them as drift until \
          the source changes them again"

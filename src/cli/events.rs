@@ -3,17 +3,14 @@
 use std::{io::Write as _, time::Duration};
 
 use super::Failure;
-use crate::{
-    config::Config,
-    control::{events::ShownEvent, worker},
-};
+use crate::{config::Config, control::parts, state::events::ShownEvent};
 
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// Fields that every event has; a line for people begins with what matters of them.
 const ENVELOPE: [&str; 3] = ["ts_ms", "pipeline", "event"];
 
 pub(crate) async fn events(config: &Config, json: bool, watch: bool) -> Result<(), Failure> {
-    let store = worker::store(config)?;
+    let store = parts::store(config)?;
     let mut shown = 0;
     loop {
         let events = store.events_after(shown).await.map_err(|error| {

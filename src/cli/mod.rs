@@ -7,9 +7,9 @@ mod asked;
 pub mod check;
 mod checkpoint;
 mod dlq;
+mod eligible;
 mod events;
 pub mod init;
-mod movable;
 mod progress;
 mod replay;
 mod resnapshot;
@@ -70,7 +70,7 @@ enum Command {
     },
     /// Name a point of the log, or list those that have a name.
     #[command(subcommand)]
-    Checkpoint(checkpoint::Checkpoint),
+    Checkpoint(checkpoint::CheckpointCommand),
     /// Apply a part of the log again, through today's transforms, beside the stream.
     Replay(replay::ReplayArgs),
     /// Rows that could not be stored: list, show, retry or discard them.

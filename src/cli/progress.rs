@@ -3,13 +3,14 @@
 use std::{
     io::{IsTerminal as _, Write},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::time::Instant;
 
 use super::status::human_seconds;
-use crate::control::status::{Phase, Status};
+use crate::state::status::{Phase, Status};
 
 /// How often a line is written while tables are copied, and while the stream is only followed.
 const LINE_EVERY_COPYING: Duration = Duration::from_secs(5);

@@ -1,20 +1,22 @@
 //! `cutover replay`.
 
-use std::{
-    io::IsTerminal as _,
-    time::{Duration, Instant},
-};
+use std::{io::IsTerminal as _, time::Duration};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
 
 use super::{Failure, asked, status::human_seconds};
 use crate::{
     config::Config,
     control::{
-        replay::{Ask, From, Plan, Span},
-        store::Store,
-        worker,
+        parts,
+        replay::{Ask, Plan, Span},
+    },
+    state::{
+        Store,
+        replays::{From, ReplayState},
+        requests::Command,
     },
 };
 
@@ -36,15 +38,15 @@ pub(crate) struct ReplayArgs {
 }
 
 pub(crate) async fn replay(config: &Config, arguments: ReplayArgs) -> Result<(), Failure> {
-    let store = worker::store(config)?;
+    let store = parts::store(config)?;
     asked::state_is_ours(&store).await?;
     for table in &arguments.tables {
         asked::is_known(&store, table).await?;
     }
     let from = start(&store, &arguments.from).await?;
-    asked::worker_runs(&store, "replay").await?;
+    asked::worker_runs(&store, Command::Replay).await?;
     let ask = Ask { from, label: arguments.from, tables: arguments.tables, dry_run: arguments.dry_run };
-    let request = store.ask_with("replay", &serde_json::to_value(&ask)?).await?;
+    let request = store.ask_with(Command::Replay, &serde_json::to_value(&ask)?).await?;
     let answer = asked::answer(&store, request, POLL_EVERY).await?;
     let plan: Plan = serde_json::from_str(&answer)?;
     if let Some(reason) = &plan.refused {
@@ -105,16 +107,16 @@ async fn follow(store: &Store, id: i64) -> Result<(), Failure> {
         let Some(replay) = store.replay(id).await? else {
             return Err(Failure::Runtime(anyhow::anyhow!("replay {id} is gone from the state; replay again")));
         };
-        match replay.state.as_str() {
-            "done" => {
+        match replay.state {
+            ReplayState::Done => {
                 bar.finish_and_clear();
                 return super::print(&replay.outcome);
             }
-            "failed" => {
+            ReplayState::Failed => {
                 bar.finish_and_clear();
                 return Err(Failure::Runtime(anyhow::anyhow!("the replay has ended early: {}", replay.outcome)));
             }
-            _ => {}
+            ReplayState::Running => {}
         }
         let status = replay.status();
         let eta = status.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();

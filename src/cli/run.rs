@@ -5,7 +5,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, progress};
 use crate::{
     config::Config,
-    control::worker::{self, Ended, Role, WorkerError},
+    control::{
+        error::WorkerError,
+        start,
+        worker::{Ended, Role},
+    },
 };
 
 pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
@@ -36,7 +40,7 @@ async fn work(config: Config, role: Role, until_synced: bool) -> Result<(), Fail
     super::init_logs();
     let stop = CancellationToken::new();
     let signals = tokio::spawn(stop_on_signal(stop.clone()));
-    let ended = worker::run(config, role, until_synced, stop, progress::show).await;
+    let ended = start::run(config, role, until_synced, stop, progress::show).await;
     signals.abort();
     match ended {
         Ok(Ended::Stopped | Ended::Synced) => Ok(()),
@@ -44,7 +48,7 @@ async fn work(config: Config, role: Role, until_synced: bool) -> Result<(), Fail
             eprintln!("cutover: synced, but {count} dead letter(s) are open; {}", super::DEAD_LETTERS);
             Err(Failure::No)
         }
-        Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {}; {}", halt.reason, halt.remedy))),
+        Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {halt}"))),
         Err(error @ WorkerError::Usage(_)) => Err(Failure::Usage(error.into())),
         Err(error) => Err(Failure::Runtime(error.into())),
     }

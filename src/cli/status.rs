@@ -5,14 +5,12 @@ use std::{fmt::Write as _, io::Write as _, time::Duration};
 use super::Failure;
 use crate::{
     config::Config,
-    control::{
-        status::{Phase, Status},
-        worker,
-    },
+    control::parts,
+    state::status::{Phase, Status},
 };
 
 pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(), Failure> {
-    let store = worker::store(config)?;
+    let store = parts::store(config)?;
     loop {
         let status = store.status().await.map_err(|error| {
             anyhow::anyhow!("the state of `{}` cannot be read: {error}; has `cutover run` been started?", config.name)
@@ -84,8 +82,8 @@ fn render(name: &str, status: &Status) -> String {
         line("retrying", format!("{part}: {what}"));
     }
     if let Some(halt) = &status.halted {
-        line("HALTED", halt.reason.clone());
-        line("to do", halt.remedy.clone());
+        line("HALTED", halt.what.clone());
+        line("to do", halt.fix.clone());
     }
     let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).max(5);
     let _ = writeln!(text, "\n{:<width$}  {:<8}{:>14}{:>14}{:>14}", "table", "state", "rows", "copied", "applied");
@@ -93,7 +91,11 @@ fn render(name: &str, status: &Status) -> String {
         let _ = writeln!(
             text,
             "{:<width$}  {:<8}{:>14}{:>14}{:>14}",
-            table.table, table.state, table.rows, table.copied, table.applied
+            table.table,
+            table.state.name(),
+            table.rows,
+            table.copied,
+            table.applied
         );
     }
     text

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::Config;
-use crate::{database::postgres, log::embedded::Settings, model::fuzz::Input};
+use crate::{database::postgres, log::embedded::EmbeddedSettings, model::fuzz::Input};
 
 /// In every value that the environment holds, in lower case, as URLs keep it.
 const SECRET: &str = "hunter2";
@@ -49,9 +49,9 @@ fn file(text: &str, value: &str) {
 /// What is made of a configuration that was accepted.
 fn usable(config: &Config) {
     assert!(config.source.resolve(&config.name, || 0).is_ok(), "an accepted source can be connected to");
-    assert!(postgres::Target::parse(&config.target.url).is_ok(), "an accepted target can be connected to");
+    assert!(postgres::Address::parse(&config.target.url).is_ok(), "an accepted target can be connected to");
     assert!(config.log.folder(&config.folder).is_some(), "an accepted log has a folder");
-    let settings = Settings::from(&config.log);
+    let settings = EmbeddedSettings::from(&config.log);
     assert!(settings.segment_bytes <= settings.bytes_max && settings.retention_ms >= 0);
     assert!((1..=1_000_000).contains(&config.snapshot.chunk_rows));
 }

@@ -17,10 +17,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    database::postgres,
-    log::LogConfig,
-    source::{SourceConfig, SourceKind},
-    target::postgres::ApplyConfig,
+    database::postgres, log::LogConfig, model::SourceKind, source::SourceConfig, target::postgres::ApplyConfig,
 };
 
 /// A whole configuration, valid in itself.
@@ -241,13 +238,13 @@ impl Config {
         } else if self.source.url.is_empty() {
             wrong("source.url", "is missing".into());
         } else {
-            scheme(&self.source.url, &SourceKind::SCHEMES, "source.url", &mut wrong);
+            scheme(&self.source.url, &SourceKind::ALL.map(SourceKind::schemes).concat(), "source.url", &mut wrong);
             for (key, message) in self.source.problems() {
                 wrong(key, message);
             }
         }
         scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
-        if let Err(error) = postgres::Target::parse(&self.target.url) {
+        if let Err(error) = postgres::Address::parse(&self.target.url) {
             wrong("target.url", error.to_string());
         }
         if self.http.listen.parse::<std::net::SocketAddr>().is_err() {

@@ -5,29 +5,29 @@
 //! ```
 //!
 //! What enters is the log, which another process writes, and its description of the source's tables. A partition that
-//! the group gives to this process is claimed under a number drawn for it; where it goes on is in the target. A lane that
-//! is fenced there ends, and is claimed again only if the group still gives it after a while. Deliberately absent: a
-//! connection to the source, and whatever one process alone may do (copies, the script after them, requests, tombstones): that
-//! is the work of the process with the lease.
+//! the group gives to this process is claimed under a number drawn for it; where it goes on is in the target. A lane
+//! that is fenced there ends, and is claimed again only if the group still gives it after a while. Deliberately absent:
+//! a connection to the source, and whatever one process alone may do (copies, the script after them, requests,
+//! tombstones): that is the work of the process with the lease.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    error::{Attempt, WorkerError},
     follower,
-    lead::process_name,
-    lease::RENEW_EVERY,
-    members::{Basis, Described, Member, MemberReport, Turn},
-    status::Phase,
-    store::Store,
-    target::PgTarget,
-    worker::{Attempt, Ended, Worker, WorkerError, store},
+    leader::{self, End, Rounds},
+    parts::kafka_settings,
+    worker::{Ended, Worker},
 };
 use crate::{
     log::{
@@ -35,8 +35,13 @@ use crate::{
         kafka::{Change, Group, Settings},
     },
     model::{Disposition, Position},
-    observe::Halt,
     pipeline::apply,
+    state::{
+        Store,
+        appliers::{self, ApplierReport, Basis, Described, Turn},
+        lease::RENEW_EVERY,
+    },
+    target::Target,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -74,27 +79,26 @@ struct Given {
 
 struct Applier {
     worker: Worker,
-    member: Member,
+    member: appliers::Applier,
     log: Arc<dyn Log>,
     /// Where the source was when a process that is to run until synced was started.
     end: Option<Position>,
     given: BTreeMap<u32, Given>,
-    planned: Option<(Basis, Arc<PgTarget>)>,
+    planned: Option<(Basis, Arc<dyn Target>)>,
     /// Changes that were told as applied.
     told: BTreeMap<String, u64>,
 }
 
 /// Applies what the group gives to this process, until it is stopped or synced.
 pub(super) async fn run(worker: &Worker, end: Option<Position>) -> Result<Ended, WorkerError> {
-    let config = &worker.config;
-    let (transforms, settings) = (worker.transforms()?, worker.kafka_settings()?);
+    let (transforms, settings) = (worker.parts.transforms()?, kafka_settings(&worker.config)?);
     let Some(log) = worker.patiently("log", || open(&settings)).await? else { return Ok(Ended::Stopped) };
     // Whether it lives is told by a session of its own.
-    let (members, following) = (store(config)?, store(config)?);
+    let (members, following) = (worker.parts.store()?, worker.parts.store()?);
     let following = tokio::spawn(worker.follow(following, log.epoch().to_owned(), follower::SELDOM));
     let mut applier = Applier {
         worker: worker.clone(),
-        member: Member::new(process_name(), transforms),
+        member: appliers::Applier::new(worker.parts.process(), transforms),
         log,
         end,
         given: BTreeMap::new(),
@@ -114,12 +118,12 @@ async fn open(settings: &Settings) -> Result<Arc<dyn Log>, Attempt> {
     }
 }
 
-async fn enter(members: &Store, member: &Member) -> Result<(), Attempt> {
+async fn enter(members: &Store, member: &appliers::Applier) -> Result<(), Attempt> {
     members.enter(member).await?.map_err(Attempt::Later)
 }
 
 /// Says that this process is there; ends when others may have thought otherwise.
-async fn stay(members: Arc<Store>, member: Member) {
+async fn stay(members: Arc<Store>, member: appliers::Applier) {
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         match members.stay(&member).await {
@@ -164,7 +168,7 @@ impl Applier {
 
     async fn follow(&mut self, group: &mut Group, staying: &mut JoinHandle<()>) -> Result<Over, WorkerError> {
         let stop = self.worker.stop.clone();
-        let (mut reported, mut asked) = (Instant::now(), Instant::now());
+        let (mut reports, mut brokers) = (Rounds::later(REPORT_EVERY), Rounds::later(BROKERS_EVERY));
         loop {
             tokio::select! {
                 biased;
@@ -180,15 +184,13 @@ impl Applier {
             if let Some(over) = self.begin_lanes().await? {
                 return Ok(over);
             }
-            if reported.elapsed() >= REPORT_EVERY {
-                reported = Instant::now();
+            if reports.due(false) {
                 self.report().await;
                 if let Some(ended) = self.ended().await {
                     return Ok(Over::Ended(ended));
                 }
             }
-            if asked.elapsed() >= BROKERS_EVERY {
-                asked = Instant::now();
+            if brokers.due(false) {
                 match self.log.bounds(Topic::Changes, 0).await {
                     Ok(_) => self.worker.halts.well("log"),
                     Err(error) => self.worker.halts.trouble("log", &error.to_string()),
@@ -220,7 +222,7 @@ impl Applier {
         let given: Vec<Given> = partitions.iter().filter_map(|partition| self.given.remove(partition)).collect();
         let lanes: Vec<Lane> = given.into_iter().filter_map(|given| given.lane).collect();
         lanes.iter().for_each(|lane| lane.stop.cancel());
-        let until = tokio::time::Instant::now() + FINISH_MAX;
+        let until = Instant::now() + FINISH_MAX;
         for mut lane in lanes {
             let finished = async { while lane.loops.join_next().await.is_some() {} };
             if tokio::time::timeout_at(until, finished).await.is_err() {
@@ -285,17 +287,17 @@ impl Applier {
         Ok(None)
     }
 
-    fn lane(&self, target: &Arc<PgTarget>, partition: u32) -> Lane {
+    fn lane(&self, target: &Arc<dyn Target>, partition: u32) -> Lane {
         let (stop, mut loops) = (self.worker.stop.child_token(), JoinSet::new());
+        let half = self.worker.apply_half(Arc::clone(target), Arc::clone(&self.log));
         for topic in [Topic::Changes, Topic::Snapshot] {
-            let apply_loop = self.worker.apply_loop(&self.log, target, topic, partition);
-            loops.spawn(apply_loop.share(stop.clone()));
+            loops.spawn(half.apply_loop(topic, partition).share(stop.clone()));
         }
         Lane { stop, loops }
     }
 
     /// The target under a number of its own; none if this process must enter again first.
-    async fn target(&mut self) -> Result<Option<Arc<PgTarget>>, Attempt> {
+    async fn target(&mut self) -> Result<Option<Arc<dyn Target>>, Attempt> {
         let (number, basis) = match self.worker.store.turn(&self.member).await? {
             Turn::Go { number, basis } => (number, basis),
             Turn::Wait(why) => return Err(Attempt::Later(why.to_owned())),
@@ -305,10 +307,12 @@ impl Applier {
             Some((before, planned)) if before == basis => planned,
             Some(_) | None => {
                 let Described { tables, planned_at } = basis.described()?;
-                Arc::new(PgTarget::prepare(&self.worker, number, &tables, planned_at).await?)
+                let target = self.worker.parts.target(Arc::clone(&self.worker.store), number)?;
+                target.prepare(&tables, planned_at).await?;
+                target
             }
         };
-        let target = Arc::new(planned.under(number));
+        let target = planned.under(number);
         self.planned = Some((basis, planned));
         Ok(Some(target))
     }
@@ -317,7 +321,7 @@ impl Applier {
     async fn report(&mut self) {
         let halts = &self.worker.halts;
         let at_work = |given: &Given| given.lane.is_some();
-        let report = MemberReport {
+        let report = ApplierReport {
             partitions: self.given.iter().filter(|(_, given)| at_work(given)).map(|(part, _)| *part).collect(),
             halted: halts.first(),
             retrying: halts.troubles(),
@@ -326,7 +330,7 @@ impl Applier {
         let mut new = applied.clone();
         new.iter_mut().for_each(|(table, changes)| *changes -= self.told.get(table).copied().unwrap_or_default());
         new.retain(|_, changes| *changes > 0);
-        match self.worker.store.report_member(&self.member, &report, &new).await {
+        match self.worker.store.report_applier(&self.member, &report, &new).await {
             Ok(()) => {
                 halts.well("state");
                 self.told = applied;
@@ -339,19 +343,8 @@ impl Applier {
     async fn ended(&self) -> Option<Ended> {
         let end = self.end.as_ref()?;
         let store = &self.worker.store;
-        let look = async {
-            let covered = store.covers(end, self.log.epoch(), self.log.partitions()).await?;
-            Ok::<_, crate::database::postgres::PgError>((covered, store.status().await?))
-        };
-        let (covered, status) = look.await.ok()?;
-        let halted: Option<Halt> = status.halted;
-        if let Some(halt) = halted {
-            return Some(Ended::Halted(halt));
-        }
-        match (covered && status.phase == Phase::Following && status.waiting == 0, status.dead_letters) {
-            (false, _) => None,
-            (true, 0) => Some(Ended::Synced),
-            (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
-        }
+        let covered = store.covers(end, self.log.epoch(), self.log.partitions()).await.ok()?;
+        let status = store.status().await.ok()?;
+        leader::ended(&status, if covered { End::Reached } else { End::Ahead })
     }
 }

@@ -1,15 +1,12 @@
 //! Where the apply loops are: in this process, or in others that share the partitions (`--role apply`).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    target::PgTarget,
-    worker::{Role, Worker},
-};
-use crate::{database::postgres::PgError, log::Log};
+use super::worker::{Role, Worker};
+use crate::{pipeline::flow::ApplyHalf, state::StateError};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,17 +25,11 @@ impl Applying {
     }
 
     /// Starts the loops, or lets those of other processes go on.
-    pub(super) async fn start(
-        &mut self,
-        worker: &Worker,
-        log: &Arc<dyn Log>,
-        target: &Arc<PgTarget>,
-        until: &CancellationToken,
-    ) {
+    pub(super) async fn start(&mut self, worker: &Worker, apply: &ApplyHalf, until: &CancellationToken) {
         match self {
             Applying::Here { loops, stop } => {
                 *stop = until.child_token();
-                *loops = worker.start_applying(log, target, stop);
+                *loops = apply.start(stop);
             }
             Applying::Elsewhere => {
                 while let Err(error) = worker.store.wake().await {
@@ -51,13 +42,13 @@ impl Applying {
     }
 
     /// Waits until nothing is applied any more, with what is planned today.
-    pub(super) async fn rest(&mut self, worker: &Worker, lease_epoch: i64) -> Result<(), PgError> {
+    pub(super) async fn rest(&mut self, worker: &Worker, number: i64) -> Result<(), StateError> {
         match self {
             Applying::Here { .. } => {
                 self.stop().await;
                 Ok(())
             }
-            Applying::Elsewhere => worker.store.rest(lease_epoch).await,
+            Applying::Elsewhere => worker.store.rest(number).await,
         }
     }
 

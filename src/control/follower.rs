@@ -2,11 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::store::Store;
 use crate::{
-    database::postgres::PgError,
     log::Topic,
     observe::{Frontier, Halts},
+    state::{StateError, Store},
 };
 
 /// What waits for others to apply (a copy, a drain) notices it this late.
@@ -31,7 +30,7 @@ pub(super) async fn follow(
     }
 }
 
-async fn look(store: &Store, frontier: &Frontier, log_epoch: &str) -> Result<(), PgError> {
+async fn look(store: &Store, frontier: &Frontier, log_epoch: &str) -> Result<(), StateError> {
     for lane in store.lanes(log_epoch).await? {
         let (offset, clock) = if lane.is_current { (lane.next_offset, lane.clock) } else { (0, 0) };
         match lane.topic {

@@ -6,8 +6,11 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{letter_topic, status::Status, store::Store};
-use crate::observe::{Frontier, Halts, Invariant, metric, now_us};
+use super::dead_letter_topic;
+use crate::{
+    observe::{Frontier, Halts, Invariant, metric, now_us},
+    state::{Store, status::Status},
+};
 
 /// Upper bounds in seconds, for both histograms: from a millisecond to minutes.
 const BUCKETS: [f64; 16] =
@@ -100,10 +103,10 @@ async fn render(State(endpoints): State<Arc<Endpoints>>) -> String {
 async fn ready(State(endpoints): State<Arc<Endpoints>>) -> (StatusCode, String) {
     let red = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why + "\n");
     if let Some(halt) = endpoints.halts.first() {
-        return red(format!("halted: {}; {}", halt.reason, halt.remedy));
+        return red(format!("halted: {halt}"));
     }
     // No row goes through the dead letters' copy.
-    let mut troubles = endpoints.halts.troubles().into_iter().filter(|(part, _)| part != letter_topic::PART);
+    let mut troubles = endpoints.halts.troubles().into_iter().filter(|(part, _)| part != dead_letter_topic::PART);
     if let Some((part, what)) = troubles.next() {
         return red(format!("{part} is retrying: {what}"));
     }

@@ -1,32 +1,24 @@
-//! Running and steering a pipeline: the worker, its lease, its state in the target, what
-//! operators ask of it and what it answers.
+//! Running and steering a pipeline: the worker, who leads, what operators ask of it and what it answers.
 //!
-//! All state besides the log is in the target's `cutover` schema, keyed by the pipeline's name.
+//! All state besides the log is in the target's `cutover` schema ([`crate::state`]), keyed by the pipeline's name.
 //! Commands never talk to the worker: they leave a request there and follow its progress, so that
 //! they work from any host and whether or not a worker runs.
 
+mod announcer;
 mod applier;
 mod applying;
-pub mod checkpoints;
-mod columns;
+mod background;
+mod capturing;
 mod connector;
-pub mod copies;
-pub mod events;
+mod dead_letter_topic;
+pub mod error;
 mod follower;
-pub mod foresight;
 pub mod http;
-mod jobs;
-mod lead;
-pub mod lease;
-mod letter_topic;
-pub mod letters;
-mod members;
+mod leader;
+mod leadership;
+pub mod notes;
+pub mod parts;
+pub mod preview;
 pub mod replay;
-pub mod requests;
-pub mod source;
-pub mod status;
-mod steward;
-pub mod store;
-pub mod target;
-mod teller;
+pub mod start;
 pub mod worker;

@@ -6,15 +6,17 @@
 //! readers to drop the half. Deliberately absent: consumer offsets. What has been applied is stored
 //! by the sink, in the transaction that applied it.
 
-pub mod config;
+pub(crate) mod config;
 pub mod debezium;
 pub mod embedded;
 pub mod envelope;
-pub mod event_file;
+pub(crate) mod event_file;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod kafka;
 pub mod record;
+
+use std::borrow::Cow;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,8 +28,7 @@ pub use event_file::EventFile;
 pub use kafka::{KafkaEvents, KafkaLog};
 pub use record::{Control, Headers, Kind, Record, TransactionPart};
 
-use self::kafka::TopicProblem;
-use crate::model::Disposition;
+use crate::model::{Disposition, Problem};
 
 /// The two topics of a pipeline. Both have the same partitions and the same partitioner, so that a
 /// row's changes and its snapshot image share a lane.
@@ -59,95 +60,147 @@ pub struct Stored {
 
 /// Why the log could not do what was asked.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum LogError {
-    #[error(
-        "the log is full: {used} of {limit} bytes hold records that are not applied yet; capture waits until apply \
-         has caught up, or raise [log] bytes_max"
-    )]
     Full { used: u64, limit: u64 },
-    #[error(
-        "the disk of the log at {path} refused a write ({source}); free space there, and it goes on by itself; for good, give \
-         it a larger disk or set [log] bytes_max below the disk's size, so that what is applied makes room"
-    )]
     Disk { path: String, source: std::io::Error },
-    #[error(
-        "{topic}/{partition} starts at offset {start}, after offset {wanted} that was asked for: the records between \
-         are gone; copy the tables again with `cutover resnapshot`"
-    )]
     Trimmed { topic: &'static str, partition: u32, wanted: Offset, start: Offset },
-    #[error(
-        "{topic}/{partition} at offset {offset} is corrupt: {reason}; restore the log, or remove it (the folder, or both topics) to start a new \
-         epoch from the position in the target"
-    )]
     Corrupt { topic: &'static str, partition: u32, offset: Offset, reason: String },
-    #[error("the log at {path} is already open in another process; stop that worker first")]
     InUse { path: String },
-    #[error("the log at {path} has format {found}, this binary reads up to {supported}; use the newer binary")]
     NewerFormat { path: String, found: u32, supported: u32 },
-    #[error(
-        "the log at {path} has {found} partitions, not {wanted}; set [log] partitions back to {found}, or remove the folder once everything in it is applied"
-    )]
     Partitions { path: String, found: u32, wanted: u32 },
-    #[error(
-        "the log's folder {path} cannot be used ({source}); give this user the right to read and write it, or choose another with [log] url"
-    )]
     Folder { path: String, source: std::io::Error },
-    #[error(
-        "the Kafka brokers at {brokers} do not answer ({reason}); start them or correct [log] url, whose tls is `verify` unless \
-         it says otherwise or all brokers are on this host; it goes on by itself"
-    )]
     Unreachable { brokers: String, reason: String },
-    #[error(
-        "the Kafka brokers at {brokers} refuse this worker ({reason}); correct the login in [log.kafka], or allow it what \
-         docs/kafka.md lists"
-    )]
     Refused { brokers: String, reason: String },
-    #[error("the Kafka client cannot be made: {reason}; correct [log.kafka]")]
     Client { reason: String },
-    #[error("no process writes the log of `{name}` yet; start one with `cutover run --role capture`")]
     NotBegun { name: String },
-    #[error("the log's topics cannot be used:{}", listed(.0))]
-    Topics(Vec<TopicProblem>),
-    #[error(
-        "another worker writes to {topic}/{partition} now, and what this one sends there is void; make sure that one worker \
-         runs for this pipeline"
-    )]
+    Topics(Vec<Problem>),
     Fenced { topic: String, partition: u32 },
-    #[error(
-        "a record of {bytes} bytes does not fit into topic {topic}, which takes {limit}; raise its max.message.bytes (and, above \
-         100 MB, socket.request.max.bytes of the brokers)"
-    )]
     TooLarge { topic: String, bytes: u64, limit: u64 },
-    #[error("{topic}/{partition} at offset {offset}: {source}")]
     Debezium { topic: String, partition: u32, offset: Offset, source: debezium::DebeziumError },
-    #[error(
-        "{topic}/{partition} begins at offset {start}, after offset {wanted}, where it is to be read from: the changes between are gone; let \
-         the connector write new topics with a snapshot, or set [log.debezium] begin = \"available\" in a pipeline of a new name and ask the connector for \
-         an incremental snapshot"
-    )]
     DebeziumTrimmed { topic: String, partition: u32, wanted: Offset, start: Offset },
-    #[error(
-        "topic {topic} has {now} partitions, and had {before} when it was begun: its keys have moved between them, and their order is lost; \
-         let the connector write new topics with a snapshot, and follow those in a pipeline of a new name"
-    )]
     DebeziumPartitions { topic: String, before: u32, now: u32 },
-    #[error(
-        "the topics have {lanes} partitions, and a pipeline takes {max}: name fewer tables in [source] tables, and run several pipelines"
-    )]
     DebeziumLanes { lanes: u32, max: u32 },
-    #[error("the log failed: {0}")]
     Other(String),
 }
 
-/// One problem on the line, several on lines of their own.
-fn listed(problems: &[TopicProblem]) -> String {
-    match problems {
-        [problem] => format!(" {problem}"),
-        problems => problems.iter().map(|problem| format!("\n  {problem}")).collect(),
-    }
-}
-
 impl LogError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        Problem::new(self.what(), self.fix())
+    }
+
+    /// What is wrong.
+    pub(super) fn what(&self) -> String {
+        match self {
+            LogError::Full { used, limit } => {
+                format!("the log is full: {used} of {limit} bytes hold records that are not applied yet")
+            }
+            LogError::Disk { path, source } => format!("the disk of the log at {path} refused a write ({source})"),
+            LogError::Trimmed { topic, partition, wanted, start } => format!(
+                "{topic}/{partition} starts at offset {start}, after offset {wanted} that was asked for: the \
+                 records between are gone"
+            ),
+            LogError::Corrupt { topic, partition, offset, reason } => {
+                format!("{topic}/{partition} at offset {offset} is corrupt: {reason}")
+            }
+            LogError::InUse { path } => format!("the log at {path} is already open in another process"),
+            LogError::NewerFormat { path, found, supported } => {
+                format!("the log at {path} has format {found}, this binary reads up to {supported}")
+            }
+            LogError::Partitions { path, found, wanted } => {
+                format!("the log at {path} has {found} partitions, not {wanted}")
+            }
+            LogError::Folder { path, source } => format!("the log's folder {path} cannot be used ({source})"),
+            LogError::Unreachable { brokers, reason } => {
+                format!("the Kafka brokers at {brokers} do not answer ({reason})")
+            }
+            LogError::Refused { brokers, reason } => {
+                format!("the Kafka brokers at {brokers} refuse this worker ({reason})")
+            }
+            LogError::Client { reason } => format!("the Kafka client cannot be made: {reason}"),
+            LogError::NotBegun { name } => format!("no process writes the log of `{name}` yet"),
+            LogError::Topics(problems) => format!("the log's topics cannot be used:{}", Problem::list(problems)),
+            LogError::Fenced { topic, partition } => {
+                format!("another worker writes to {topic}/{partition} now, and what this one sends there is void")
+            }
+            LogError::TooLarge { topic, bytes, limit } => {
+                format!("a record of {bytes} bytes does not fit into topic {topic}, which takes {limit}")
+            }
+            LogError::Debezium { topic, partition, offset, source } => {
+                format!("{topic}/{partition} at offset {offset}: {}", source.what())
+            }
+            LogError::DebeziumTrimmed { topic, partition, wanted, start } => format!(
+                "{topic}/{partition} begins at offset {start}, after offset {wanted}, where it is to be read \
+                 from: the changes between are gone"
+            ),
+            LogError::DebeziumPartitions { topic, before, now } => format!(
+                "topic {topic} has {now} partitions, and had {before} when it was begun: its keys have moved \
+                 between them, and their order is lost"
+            ),
+            LogError::DebeziumLanes { lanes, max } => format!(
+                "the topics have {lanes} partitions, and a pipeline takes {max}: name fewer tables in [source] \
+                 tables, and run several pipelines"
+            ),
+            LogError::Other(told) => format!("the log failed: {told}"),
+        }
+    }
+
+    /// What to do about it; empty where that is not known, or where it passes by itself.
+    pub(super) fn fix(&self) -> Cow<'static, str> {
+        match self {
+            LogError::Full { .. } => "capture waits until apply has caught up, or raise [log] bytes_max".into(),
+            LogError::Disk { .. } => {
+                "free space there, and it goes on by itself; for good, give it a larger disk or set [log] \
+                 bytes_max below the disk's size, so that what is applied makes room"
+                    .into()
+            }
+            LogError::Trimmed { .. } => "copy the tables again with `cutover resnapshot`".into(),
+            LogError::Corrupt { .. } => {
+                "restore the log, or remove it (the folder, or both topics) to start a new epoch from the \
+                 position in the target"
+                    .into()
+            }
+            LogError::InUse { .. } => "stop that worker first".into(),
+            LogError::NewerFormat { .. } => "use the newer binary".into(),
+            LogError::Partitions { found, .. } => {
+                format!("set [log] partitions back to {found}, or remove the folder once everything in it is applied")
+                    .into()
+            }
+            LogError::Folder { .. } => {
+                "give this user the right to read and write it, or choose another with [log] url".into()
+            }
+            LogError::Unreachable { .. } => {
+                "start them or correct [log] url, whose tls is `verify` unless it says otherwise or all \
+                 brokers are on this host; it goes on by itself"
+                    .into()
+            }
+            LogError::Refused { .. } => {
+                "correct the login in [log.kafka], or allow it what the README's section on Kafka lists".into()
+            }
+            LogError::Client { .. } => "correct [log.kafka]".into(),
+            LogError::NotBegun { .. } => "start one with `cutover run --role capture`".into(),
+            LogError::Topics(_) => "".into(),
+            LogError::Fenced { .. } => "make sure that one worker runs for this pipeline".into(),
+            LogError::TooLarge { .. } => {
+                "raise its max.message.bytes (and, above 100 MB, socket.request.max.bytes of the brokers)".into()
+            }
+            LogError::Debezium { source, .. } => source.fix(),
+            LogError::DebeziumTrimmed { .. } => {
+                "let the connector write new topics with a snapshot, or set [log.debezium] begin = \
+                 \"available\" in a pipeline of a new name and ask the connector for an incremental snapshot"
+                    .into()
+            }
+            LogError::DebeziumPartitions { .. } => {
+                "let the connector write new topics with a snapshot, and follow those in a pipeline of a new \
+                 name"
+                    .into()
+            }
+            LogError::DebeziumLanes { .. } => "".into(),
+            LogError::Other(_) => "".into(),
+        }
+    }
+
     /// What the stage that met this error does next.
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -186,8 +239,8 @@ pub trait Log: Send + Sync {
     fn epoch(&self) -> &str;
 
     /// Appends records, each to its partition, in order. `Ok` means durable. When it fails with anything but
-    /// [`LogError::Full`], any prefix per partition may have been written; the caller appends again, behind a `Start`, from
-    /// where the open transaction begins.
+    /// [`LogError::Full`], any prefix per partition may have been written; the caller appends again, behind a `Start`,
+    /// from where the open transaction begins.
     async fn append(&self, topic: Topic, records: Vec<(u32, Record)>) -> Result<(), LogError>;
 
     /// Reads records from `from` on: at least one and up to about `bytes_max` bytes, waiting up to

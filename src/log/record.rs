@@ -1,13 +1,14 @@
 //! A record of the log: Debezium's key and value, and the `cutover.*` headers that the envelope lacks.
 //!
-//! On a broker headers are ASCII name and value pairs ([`Headers::to_pairs`], [`Headers::from_pairs`]), parsed strictly:
-//! a header that is missing, twice, unknown or misspelled is an error that names it, because a
+//! On a broker headers are ASCII name and value pairs ([`Headers::to_pairs`], [`Headers::from_pairs`]), parsed
+//! strictly: a header that is missing, twice, unknown or misspelled is an error that names it, because a
 //! record that is read with a wrong version or schema corrupts the target in silence.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Disposition, Position, Version};
+use super::EMPTY;
+use crate::model::{Change, Op, Position, TableSchema, Version};
 
 /// The format of records written by this release (`cutover.format`).
 pub const FORMAT: u32 = 1;
@@ -20,6 +21,59 @@ pub struct Record {
     /// Debezium's envelope as JSON; for other kinds what [`Kind`] says.
     pub value: Bytes,
     pub headers: Headers,
+}
+
+impl Record {
+    /// A row change, a copied row, or the emptying of a table; `key` and `value` are its envelope's, `schema` is the id
+    /// of its schema. It ends its transaction.
+    pub fn change(change: &Change, key: Bytes, value: Bytes, schema: u64) -> Self {
+        let kind = match change.op {
+            Op::Insert | Op::Update | Op::Delete | Op::Read => Kind::Row,
+            Op::Truncate => Kind::Truncate,
+        };
+        let (version, commit_us) = (change.version, change.commit_us);
+        let headers = Headers { kind, version, commit_us, schema: Some(schema), transaction: TransactionPart::End };
+        Record { key, value, headers }
+    }
+
+    /// The same, with more of its transaction to follow.
+    #[must_use]
+    pub fn open(mut self) -> Self {
+        self.headers.transaction = TransactionPart::Open;
+        self
+    }
+
+    /// A schema that the records after it refer to.
+    pub fn schema(schema: &TableSchema) -> Self {
+        let mut record = Record::marker(Kind::Schema, json(schema), 0, 0);
+        record.headers.schema = Some(schema.id());
+        record
+    }
+
+    /// Everything before it is complete, and was committed by then.
+    pub fn control(control: &Control, commit_us: i64) -> Self {
+        Record::marker(Kind::Control, json(control), control.clock, commit_us)
+    }
+
+    /// At that time the source had nothing more.
+    pub fn heartbeat(control: &Control, at_us: i64) -> Self {
+        Record::marker(Kind::Heartbeat, json(control), control.clock, at_us)
+    }
+
+    /// A writer begins.
+    pub fn start() -> Self {
+        Record::marker(Kind::Start, EMPTY, 0, 0)
+    }
+
+    fn marker(kind: Kind, value: Bytes, version: Version, commit_us: i64) -> Self {
+        let headers = Headers { kind, version, commit_us, schema: None, transaction: TransactionPart::End };
+        Record { key: EMPTY, value, headers }
+    }
+}
+
+/// Our own types can always be written; an empty value would be refused by every reader.
+fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).unwrap_or_default().into()
 }
 
 /// What a record is (`cutover.kind`).
@@ -64,7 +118,7 @@ pub struct Headers {
     pub transaction: TransactionPart,
 }
 
-/// The value of a control record or heartbeat: where its writer resumes (CORRECTNESS rule 18).
+/// The value of a control record or heartbeat: where its writer resumes (rule 18).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Control {
     /// On the changes topic, the source position up to which everything is in the log; on the
@@ -104,19 +158,6 @@ pub enum HeaderError {
     Unknown { name: String },
     #[error("the record's header `{name}` is not {expected}; only cutover may write to this topic")]
     Invalid { name: &'static str, expected: &'static str },
-}
-
-impl HeaderError {
-    /// A record that cannot be understood is never skipped.
-    pub fn disposition(&self) -> Disposition {
-        match self {
-            HeaderError::NewerFormat { .. }
-            | HeaderError::Missing { .. }
-            | HeaderError::Repeated { .. }
-            | HeaderError::Unknown { .. }
-            | HeaderError::Invalid { .. } => Disposition::Halt,
-        }
-    }
 }
 
 const NAME_FORMAT: &str = "cutover.format";
@@ -187,7 +228,8 @@ impl Headers {
     /// Reads headers back. Those whose names do not start with `cutover.` belong to others and are ignored.
     ///
     /// # Errors
-    /// When the format is newer than this binary's, or anything but exactly what [`to_pairs`](Headers::to_pairs) writes.
+    /// When the format is newer than this binary's, or anything but exactly what [`to_pairs`](Headers::to_pairs)
+    /// writes.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self, HeaderError> {
         let mut values: [Option<&[u8]>; NAMES.len()] = [None; NAMES.len()];
         let mut unknown = None;

@@ -1,7 +1,7 @@
 //! How far a connector of Debezium has got in one partition of a topic.
 //!
-//! It is kept with the partition's offset, and tells a change that the connector sends again (after it was killed it begins
-//! where it last noted its own progress) from one that was never seen.
+//! It is kept with the partition's offset, and tells a change that the connector sends again (after it was killed it
+//! begins where it last noted its own progress) from one that was never seen.
 
 use std::collections::BTreeMap;
 
@@ -60,8 +60,10 @@ impl SourcePlace {
 }
 
 impl DebeziumPosition {
-    /// Whether a change was surely seen before: by its place, its commit time and, where it has one, its GTID, all of them of an older
-    /// transaction than the newest. (Places inside of one may be coarse: those of a compressed one are.) In doubt it was not: to apply a change again is put right by those that follow it, to leave one out is not.
+    /// Whether a change was surely seen before: by its place, its commit time and, where it has one, its GTID, all of
+    /// them of an older transaction than the newest. (Places inside of one may be coarse: those of a compressed one
+    /// are.) In doubt it was not: to apply a change again is put right by those that follow it, to leave one out is
+    /// not.
     pub fn has_seen(&self, place: Option<&SourcePlace>, commit_us: i64, transaction: Option<(&str, u64)>) -> bool {
         let by_place = self.place.as_ref().zip(place).is_some_and(|(newest, place)| place.is_before(newest));
         let by_transaction = transaction
@@ -69,9 +71,9 @@ impl DebeziumPosition {
         by_place && commit_us < self.newest_us && by_transaction
     }
 
-    /// Remembers a change that is new. One that was committed before the newest may be sent again all the same (the first ones after a
-    /// connector's restart may have no place, or that of its snapshot): it takes the newest place away, so that those that follow it
-    /// count as new as well. Otherwise the row would stay as it was at that time.
+    /// Remembers a change that is new. One that was committed before the newest may be sent again all the same (the
+    /// first ones after a connector's restart may have no place, or that of its snapshot): it takes the newest place
+    /// away, so that those that follow it count as new as well. Otherwise the row would stay as it was at that time.
     pub fn see(&mut self, place: Option<SourcePlace>, commit_us: i64, transaction: Option<(&str, u64)>) {
         self.place = place.filter(|_| commit_us >= self.newest_us);
         self.newest_us = self.newest_us.max(commit_us);

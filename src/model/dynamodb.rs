@@ -1,8 +1,8 @@
 //! Positions in DynamoDB's streams.
 //!
-//! A table's stream is a tree of shards: each holds the changes of a part of the keys, in their order, for at most a day, and is closed
-//! within hours, its children going on from where it ended. There is no order between shards, and so no one place: a position
-//! says of each shard how far it was read.
+//! A table's stream is a tree of shards: each holds the changes of a part of the keys, in their order, for at most a
+//! day, and is closed within hours, its children going on from where it ended. There is no order between shards, and so
+//! no one place: a position says of each shard how far it was read.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::version::Version;
 
-/// The column that is true in the last image of an item that the service's Time to Live has removed, and false in every other.
+/// The column that is true in the last image of an item that the service's Time to Live has removed, and false in every
+/// other.
 pub const TTL_COLUMN: &str = "cutover_ttl_delete";
 
 /// How far the streams of a pipeline's tables have been read.
@@ -18,7 +19,8 @@ pub const TTL_COLUMN: &str = "cutover_ttl_delete";
 pub struct DynamoPosition {
     /// Every change that is still to be read gets a version above this, whatever its shard.
     pub floor: Version,
-    /// Everything that was committed up to this time (µs since the Unix epoch) has been read, as far as the service's own times tell.
+    /// Everything that was committed up to this time (µs since the Unix epoch) has been read, as far as the service's
+    /// own times tell.
     pub read_to_us: i64,
     /// By table.
     pub streams: BTreeMap<String, StreamPosition>,

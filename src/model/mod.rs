@@ -3,26 +3,32 @@
 //! Everything here is pure: no IO, no async, no clock but the one that is handed in. Every other
 //! module speaks in these terms, so that stages never need to import each other.
 
-pub mod change;
-pub mod debezium;
-pub mod dynamodb;
+pub(crate) mod change;
+pub(crate) mod debezium;
+pub(crate) mod dynamodb;
 #[doc(hidden)]
 pub mod fuzz;
-pub mod position;
-pub mod postgres;
-pub mod role;
-pub mod schema;
-pub mod target;
-pub mod value;
-pub mod version;
+pub mod gtid;
+pub(crate) mod position;
+pub(crate) mod postgres;
+pub mod problem;
+pub(crate) mod role;
+pub(crate) mod schema;
+pub mod source;
+pub(crate) mod target;
+pub(crate) mod value;
+pub(crate) mod version;
 
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
 pub use dynamodb::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
-pub use position::{GtidSet, MysqlPosition, Position};
+pub use gtid::{GtidSet, InvalidGtidSet, MariadbGtids};
+pub use position::{MysqlPosition, Position};
 pub use postgres::{Lsn, PostgresPosition};
-pub use role::{Contributor, OnDelete, Role, Share};
+pub use problem::Problem;
+pub use role::{Contributor, OnDelete, PlanRole, Share};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
+pub use source::{DebeziumConnector, Flavor, Origin, SourceKind};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
 pub use value::{Value, ZeroDates};
 pub use version::{Clock, ClockError, Version};

@@ -47,7 +47,8 @@ impl From<Lsn> for String {
     }
 }
 
-/// How far a slot has been read: the end of a transaction's commit record, or a place behind which nothing is left to send.
+/// How far a slot has been read: the end of a transaction's commit record, or a place behind which nothing is left to
+/// send.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PostgresPosition {
     pub lsn: Lsn,

@@ -6,10 +6,10 @@ use super::schema::TableName;
 
 /// What a plan's rows are at the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Role {
+pub enum PlanRole {
     /// Whole rows, which no other plan writes.
     Whole,
-    /// Some columns of rows that several source tables share (CORRECTNESS rule 8).
+    /// Some columns of rows that several source tables share (rule 8).
     Share(Share),
     /// The set of rows that belongs to a source row (rule 9), named by these columns of the target.
     Set { parent: Vec<String> },
@@ -28,7 +28,8 @@ pub struct Contributor {
     pub source: TableName,
     /// Its source row decides that the target row is there.
     pub owns: bool,
-    /// The target's column that holds its version; of a follower negative where the newest is a delete, 0 where nothing came.
+    /// The target's column that holds its version; of a follower negative where the newest is a delete, 0 where nothing
+    /// came.
     pub version: String,
     /// The columns that only it writes; those of the key are everybody's.
     pub columns: Vec<String>,
@@ -46,20 +47,21 @@ pub enum OnDelete {
     Keep,
 }
 
-impl Role {
+impl PlanRole {
     /// Whether deletes of the source's rows, TRUNCATE among them, are not followed.
     pub fn keeps(&self) -> bool {
         match self {
-            Role::Whole | Role::Set { .. } => false,
-            Role::Share(share) => share.own.on_delete == OnDelete::Keep,
+            PlanRole::Whole | PlanRole::Set { .. } => false,
+            PlanRole::Share(share) => share.own.on_delete == OnDelete::Keep,
         }
     }
 
-    /// Whether it matters that a row was away for a while: an owner that is made anew is not hidden by a follower's older delete.
+    /// Whether it matters that a row was away for a while: an owner that is made anew is not hidden by a follower's
+    /// older delete.
     pub fn counts_deaths(&self) -> bool {
         match self {
-            Role::Whole | Role::Set { .. } => false,
-            Role::Share(share) => share.own.owns && share.removers().next().is_some(),
+            PlanRole::Whole | PlanRole::Set { .. } => false,
+            PlanRole::Share(share) => share.own.owns && share.removers().next().is_some(),
         }
     }
 }

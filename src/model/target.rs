@@ -6,7 +6,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
-    role::Role,
+    role::PlanRole,
     schema::{TableName, TableSchema},
 };
 
@@ -92,12 +92,13 @@ pub struct Plan {
     /// The result columns, which are target columns, in the `SELECT`'s order.
     pub columns: Vec<PlanColumn>,
     pub coverage: Coverage,
-    pub role: Role,
-    /// Of each column of the target's key (of a set: of its parent's), the place in `reads` of the source column that it is, cast or not; none if
-    /// one of them is computed in another way, or if they are not the whole key of the source.
+    pub role: PlanRole,
+    /// Of each column of the target's key (of a set: of its parent's), the place in `reads` of the source column that
+    /// it is, cast or not; none if one of them is computed in another way, or if they are not the whole key of the
+    /// source.
     pub key_reads: Option<Vec<usize>>,
-    /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's `SELECT`.
-    /// Transforms with the same one differ in the values of their rows alone.
+    /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's
+    /// `SELECT`. Transforms with the same one differ in the values of their rows alone.
     pub identity: String,
 }
 
@@ -111,7 +112,7 @@ pub struct PlanColumn {
 
 impl Plan {
     /// Whether rows before a change have to be known whole, to tell which rows the plan had made of them.
-    pub fn needs_whole_rows(&self) -> bool {
+    pub fn needs_full_row_images(&self) -> bool {
         match self.coverage {
             Coverage::Total => false,
             Coverage::Filter | Coverage::Partial => self.key_reads.is_none(),

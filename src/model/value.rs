@@ -12,7 +12,8 @@
 /// | `FLOAT` / `DOUBLE` | `Float` / `Double` | finite |
 /// | `DECIMAL` | `Text` | plain digits, scale kept: `-12.3400` |
 /// | `DATE` | `Text` | `2024-05-30Z` |
-/// | `DATETIME`, timestamp | `Text` | `2024-05-30T10:00:00.123456Z`, always six digits; the `Z` is Debezium's and means nothing |
+/// | `DATETIME`, timestamp | `Text` | `2024-05-30T10:00:00.123456Z`, always six digits; the `Z` is Debezium's and means
+/// nothing |
 /// | `TIMESTAMP`, timestamptz | `Text` | `2024-05-30T10:00:00.123456Z`, UTC |
 /// | `TIME` | `Text` | `-838:59:59.000000`, always six digits |
 /// | `CHAR`, `TEXT`, `ENUM`, `SET`, `UUID`, `INET6` | `Text` | UTF-8 |

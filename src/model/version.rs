@@ -5,6 +5,8 @@
 //! table or not. The clock's state is stored with every position, so that capturing again from a
 //! stored position gives every change the version that it had before.
 
+use super::Problem;
+
 /// The version of a row: microseconds since the Unix epoch, strictly increasing along a source's log.
 pub type Version = i64;
 
@@ -17,14 +19,27 @@ pub struct Clock {
 
 /// A commit time that the clock refuses.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}", self.problem())]
 pub enum ClockError {
-    #[error(
-        "the source committed at {commit_us} µs, which is {} s ahead of this machine's clock: a version from the future \
-         would beat every later change; set the source's clock (or the session's TIMESTAMP) right, or raise \
-         [source] clock_ahead_max_seconds above {} and start again",
-        .ahead_us / 1_000_000, .ahead_us / 1_000_000
-    )]
     TooFarAhead { commit_us: i64, ahead_us: i64 },
+}
+
+impl ClockError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        let ClockError::TooFarAhead { commit_us, ahead_us } = self;
+        let ahead_s = ahead_us / 1_000_000;
+        Problem::new(
+            format!(
+                "the source committed at {commit_us} µs, which is {ahead_s} s ahead of this machine's clock: a version from the \
+                 future would beat every later change"
+            ),
+            format!(
+                "set the source's clock (or the session's TIMESTAMP) right, or raise [source] clock_ahead_max_seconds above \
+                 {ahead_s} and start again"
+            ),
+        )
+    }
 }
 
 impl Clock {
@@ -46,7 +61,7 @@ impl Clock {
         raised
     }
 
-    /// Refuses a commit time further ahead of `now_us` than the bound (CORRECTNESS rule 3).
+    /// Refuses a commit time further ahead of `now_us` than the bound (rule 3).
     pub fn check(&self, commit_us: i64, now_us: i64) -> Result<(), ClockError> {
         let ahead_us = commit_us.saturating_sub(now_us);
         if ahead_us > self.ahead_max_us { Err(ClockError::TooFarAhead { commit_us, ahead_us }) } else { Ok(()) }

@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::Halt;
+use crate::model::Problem;
 
 /// The format of an event's JSON.
 const FORMAT: u32 = 1;
@@ -43,7 +43,7 @@ pub enum Event {
         /// None in a pipeline's first event.
         from: Option<String>,
         to: String,
-        halted: Option<Halt>,
+        halted: Option<Problem>,
     },
     /// Source and target were compared.
     VerificationResult {
@@ -131,7 +131,8 @@ impl NumberedEvent {
 #[async_trait]
 pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// Appends events in their order. `Ok` means that all are durable. After an error any number of the first ones may
-    /// be, and all are handed in again later, so that a follower meets an event at least once. Answers within a bounded time.
+    /// be, and all are handed in again later, so that a follower meets an event at least once. Answers within a bounded
+    /// time.
     async fn append(&self, events: &[NumberedEvent]) -> Result<(), EventSinkError>;
 }
 
@@ -177,11 +178,7 @@ mod tests {
                 eta_seconds: Some(2.0),
             },
             Event::TableCompleted { table: "t".into(), copy: 1, rows_copied: 10, duration_seconds: 4.5 },
-            Event::PhaseChanged {
-                from: None,
-                to: "copying".into(),
-                halted: Some(Halt { reason: "r".into(), remedy: "d".into() }),
-            },
+            Event::PhaseChanged { from: None, to: "copying".into(), halted: Some(Problem::new("r", "d")) },
             Event::VerificationResult {
                 clean: false,
                 match_rate: 0.75,

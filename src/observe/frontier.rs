@@ -40,7 +40,7 @@ const LIVE_FOR: Duration = Duration::from_secs(1);
 
 /// What one partition's apply loop has made durable in the target.
 #[derive(Debug, Default)]
-struct Lane {
+struct PartitionProgress {
     changes: AtomicU64,
     snapshot: AtomicU64,
     clock: AtomicI64,
@@ -53,7 +53,7 @@ struct Lane {
 #[derive(Debug)]
 pub struct Frontier {
     captured: watch::Sender<Option<Captured>>,
-    lanes: Vec<Lane>,
+    partitions: Vec<PartitionProgress>,
     applied: watch::Sender<u64>,
     changes: Mutex<BTreeMap<String, u64>>,
     /// When there last were changes of rows to apply.
@@ -65,7 +65,7 @@ impl Frontier {
     pub fn new(partitions: u32) -> Arc<Frontier> {
         Arc::new(Frontier {
             captured: watch::channel(None).0,
-            lanes: (0..partitions).map(|_| Lane::default()).collect(),
+            partitions: (0..partitions).map(|_| PartitionProgress::default()).collect(),
             applied: watch::channel(0).0,
             changes: Mutex::default(),
             changed_at: Mutex::default(),
@@ -75,13 +75,13 @@ impl Frontier {
 
     /// Of all partitions these are there.
     pub fn use_partitions(&self, partitions: &[u32]) {
-        for (partition, lane) in (0..).zip(&self.lanes) {
-            lane.is_idle.store(!partitions.contains(&partition), Ordering::Release);
+        for (partition, progress) in (0..).zip(&self.partitions) {
+            progress.is_idle.store(!partitions.contains(&partition), Ordering::Release);
         }
     }
 
-    fn in_use(&self) -> impl Iterator<Item = &Lane> {
-        self.lanes.iter().filter(|lane| !lane.is_idle.load(Ordering::Acquire))
+    fn in_use(&self) -> impl Iterator<Item = &PartitionProgress> {
+        self.partitions.iter().filter(|progress| !progress.is_idle.load(Ordering::Acquire))
     }
 
     /// Capture has made everything up to here durable in the log.
@@ -115,10 +115,10 @@ impl Frontier {
 
     /// The target has every change before `offset` in this partition, up to this clock and commit time.
     pub fn applied_changes(&self, partition: u32, offset: u64, clock: Option<Version>, newest_commit_us: Option<i64>) {
-        let Some(lane) = self.lanes.get(partition as usize) else { return };
-        lane.changes.fetch_max(offset, Ordering::AcqRel);
-        lane.clock.fetch_max(clock.unwrap_or(0), Ordering::AcqRel);
-        lane.newest_commit_us.fetch_max(newest_commit_us.unwrap_or(0), Ordering::AcqRel);
+        let Some(progress) = self.partitions.get(partition as usize) else { return };
+        progress.changes.fetch_max(offset, Ordering::AcqRel);
+        progress.clock.fetch_max(clock.unwrap_or(0), Ordering::AcqRel);
+        progress.newest_commit_us.fetch_max(newest_commit_us.unwrap_or(0), Ordering::AcqRel);
         self.applied.send_modify(|count| *count += 1);
     }
 
@@ -127,13 +127,15 @@ impl Frontier {
         *self.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether changes of rows have come within the last second. In any partition: rows that several source tables share have one lane.
+    /// Whether changes of rows have come within the last second. In any partition: rows that several source tables
+    /// share have one lane.
     pub fn is_live(&self) -> bool {
         let changed_at = *self.changed_at.lock().unwrap_or_else(PoisonError::into_inner);
         changed_at.is_some_and(|at| at.elapsed() < LIVE_FOR)
     }
 
-    /// Waits until capture has made something durable that is accepted: that. None cannot be while the frontier is held.
+    /// Waits until capture has made something durable that is accepted: that. None cannot be while the frontier is
+    /// held.
     pub async fn captured_when(&self, mut accepts: impl FnMut(&Captured) -> bool) -> Option<Captured> {
         let mut captured = self.watch_captured();
         captured
@@ -145,8 +147,8 @@ impl Frontier {
 
     /// The target has every snapshot record before `offset` in this partition.
     pub fn applied_snapshot(&self, partition: u32, offset: u64) {
-        let Some(lane) = self.lanes.get(partition as usize) else { return };
-        lane.snapshot.fetch_max(offset, Ordering::AcqRel);
+        let Some(progress) = self.partitions.get(partition as usize) else { return };
+        progress.snapshot.fetch_max(offset, Ordering::AcqRel);
         self.applied.send_modify(|count| *count += 1);
     }
 
@@ -166,35 +168,35 @@ impl Frontier {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Wakes whenever any lane has moved.
+    /// Wakes whenever any partition has moved.
     pub fn watch_applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
     }
 
     /// The offset up to which a partition's snapshot records are in the target.
     pub fn snapshot_offset(&self, partition: u32) -> u64 {
-        self.lanes.get(partition as usize).map_or(0, |lane| lane.snapshot.load(Ordering::Acquire))
+        self.partitions.get(partition as usize).map_or(0, |progress| progress.snapshot.load(Ordering::Acquire))
     }
 
     /// The offset up to which a partition's changes are in the target.
     pub fn changes_offset(&self, partition: u32) -> u64 {
-        self.lanes.get(partition as usize).map_or(0, |lane| lane.changes.load(Ordering::Acquire))
+        self.partitions.get(partition as usize).map_or(0, |progress| progress.changes.load(Ordering::Acquire))
     }
 
     /// Whether every partition of the changes topic is applied up to these offsets.
     pub fn reached(&self, ends: &[u64]) -> bool {
-        ends.iter().zip(&self.lanes).all(|(end, lane)| lane.changes.load(Ordering::Acquire) >= *end)
+        ends.iter().zip(&self.partitions).all(|(end, progress)| progress.changes.load(Ordering::Acquire) >= *end)
     }
 
     /// The lowest clock over partitions: every change up to this version is in the target.
     pub fn applied_clock(&self) -> Version {
-        self.in_use().map(|lane| lane.clock.load(Ordering::Acquire)).min().unwrap_or(0)
+        self.in_use().map(|progress| progress.clock.load(Ordering::Acquire)).min().unwrap_or(0)
     }
 
     /// Seconds from the newest commit (or heartbeat) that is durable in the target to `now_us`, the
     /// maximum over partitions; none before the first.
     pub fn lag_seconds(&self, now_us: i64) -> Option<f64> {
-        let oldest = self.in_use().map(|lane| lane.newest_commit_us.load(Ordering::Acquire)).min()?;
+        let oldest = self.in_use().map(|progress| progress.newest_commit_us.load(Ordering::Acquire)).min()?;
         (oldest > 0).then(|| (now_us - oldest).max(0) as f64 / 1e6)
     }
 

@@ -4,26 +4,19 @@
 
 use std::{collections::BTreeMap, sync::Mutex};
 
-use serde::{Deserialize, Serialize};
-
-/// Why a part of the worker stopped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Halt {
-    pub reason: String,
-    pub remedy: String,
-}
+use crate::model::Problem;
 
 /// The parts of a worker that are halted or that wait for something, by name (`capture`, `apply`, `snapshot`).
 #[derive(Debug, Default)]
 pub struct Halts {
-    halted: Mutex<BTreeMap<String, Halt>>,
+    halted: Mutex<BTreeMap<String, Problem>>,
     troubled: Mutex<BTreeMap<String, String>>,
 }
 
 impl Halts {
     /// Notes that `part` has stopped for good.
-    pub fn halt(&self, part: &str, halt: Halt) {
-        tracing::error!(part, reason = %halt.reason, remedy = %halt.remedy, "halted");
+    pub fn halt(&self, part: &str, halt: Problem) {
+        tracing::error!(part, reason = %halt.what, remedy = %halt.fix, "halted");
         self.lock(&self.halted).insert(part.to_owned(), halt);
     }
 
@@ -35,7 +28,7 @@ impl Halts {
     }
 
     /// The first halt, if any.
-    pub fn first(&self) -> Option<Halt> {
+    pub fn first(&self) -> Option<Problem> {
         self.lock(&self.halted).values().next().cloned()
     }
 

@@ -1,7 +1,7 @@
 //! Named invariants: what must hold at every moment, asked where it could first be seen to break.
 //!
-//! In tests and simulations a violation is a panic; in production it is counted and logged, and the pipeline goes on: the
-//! merge by version forgives much, and an operator decides.
+//! In tests and simulations a violation is a panic; in production it is counted and logged, and the pipeline goes on:
+//! the merge by version forgives much, and an operator decides.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

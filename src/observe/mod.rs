@@ -1,15 +1,15 @@
 //! What operators and other systems see: metric names, progress and lag, halts, events.
 
-pub mod ambient;
-pub mod event;
-pub mod frontier;
-pub mod halt;
+pub(crate) mod environment;
+pub(crate) mod event;
+pub(crate) mod frontier;
+pub(crate) mod halt;
 pub mod invariant;
 
-pub use ambient::{Ambient, Backoff, Machine};
+pub use environment::{Backoff, Environment, Machine, now_us, unique};
 pub use event::{Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable};
 pub use frontier::{Captured, Frontier};
-pub use halt::{Halt, Halts};
+pub use halt::Halts;
 pub use invariant::Invariant;
 
 /// Names of the metrics at `/metrics` (the contract in docs/metrics.md).
@@ -27,10 +27,4 @@ pub mod metric {
     pub const APPLY_BATCH_SECONDS: &str = "cutover_apply_batch_seconds";
     pub const INVARIANT_VIOLATIONS: &str = "cutover_invariant_violations_total";
     pub const END_TO_END_SECONDS: &str = "cutover_end_to_end_seconds";
-}
-
-/// Now, in microseconds since the Unix epoch.
-pub fn now_us() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

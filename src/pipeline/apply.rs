@@ -7,9 +7,8 @@
 //!
 //! **Invariant:** a stored offset never passes a record that is not durable in the target.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use tokio::{
     sync::{Mutex, mpsc},
     time::Instant,
@@ -19,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::batches::{Batcher, Bounds, Step};
 use crate::{
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
-    model::{Disposition, TableSchema},
-    observe::{Ambient, Backoff, Frontier, Halt, Halts, Invariant, metric},
-    target::{Applied, ApplyError, Batch, Event, Sink},
+    model::{Disposition, Problem, TableSchema},
+    observe::{Backoff, Environment, Frontier, Halts, Invariant, metric},
+    target::{Applied, ApplyError, Batch, BatchEvent, Lane, Resume, Sink, Target},
 };
 
 /// Batches prepared ahead of a sink.
@@ -33,19 +32,12 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 /// How often rows that wait for others are tried again.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 
-/// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are written.
+/// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are
+/// written.
 const ROWS_BESIDE_CHANGES_MAX: usize = 500;
 
-/// Where a partition of a topic continues.
-#[derive(Debug, Clone)]
-pub struct Resume {
-    pub from: Offset,
-    /// The schemas that records from there on may refer to.
-    pub schemas: HashMap<u64, Arc<TableSchema>>,
-}
-
-/// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost its
-/// tail, and must not be written to: other records would come to stand where the target has been (CORRECTNESS rule 17).
+/// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost
+/// its tail, and must not be written to: other records would come to stand where the target has been (rule 17).
 pub async fn reaches(log: &dyn Log, topic: Topic, partition: u32, from: Offset) -> Result<(), LogError> {
     let (start, end) = log.bounds(topic, partition).await?;
     let topic = topic.suffix();
@@ -59,18 +51,6 @@ pub async fn reaches(log: &dyn Log, topic: Topic, partition: u32, from: Offset) 
     Ok(())
 }
 
-/// The target, as the loops see it.
-#[async_trait]
-pub trait Target: Send + Sync {
-    /// The stored offset of a partition in this log epoch; 0 in an epoch that the target has not seen.
-    async fn resume(&self, topic: Topic, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError>;
-    /// Opens a sink for a lane. The sinks of the changes topic check and store offsets themselves.
-    async fn open(&self, topic: Topic, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
-    /// Moves the snapshot topic's offset, and marks these chunks as copied.
-    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd])
-    -> Result<(), ApplyError>;
-}
-
 /// One partition of one topic.
 #[derive(Clone)]
 pub struct ApplyLoop {
@@ -78,7 +58,7 @@ pub struct ApplyLoop {
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
     pub halts: Arc<Halts>,
-    pub ambient: Arc<dyn Ambient>,
+    pub environment: Arc<dyn Environment>,
     pub topic: Topic,
     pub partition: u32,
     pub bounds: Bounds,
@@ -169,7 +149,7 @@ impl ApplyLoop {
                     return (Ended::Halted, None);
                 }
             }
-            let pause = backoff.next(&*self.ambient, started.elapsed());
+            let pause = backoff.next(&*self.environment, started.elapsed());
             tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
         (Ended::Stopped, None)
@@ -177,7 +157,7 @@ impl ApplyLoop {
 
     /// Reads from the stored offset and applies until `stop` or an error.
     async fn session(&self, part: &str, stop: &CancellationToken) -> Result<(), SessionError> {
-        let resume = self.target.resume(self.topic, self.partition, self.log.epoch()).await?;
+        let resume = self.target.resume(Lane::Live(self.topic), self.partition, self.log.epoch()).await?;
         reaches(&*self.log, self.topic, self.partition, resume.from).await?;
         match self.topic {
             Topic::Changes => self.frontier.applied_changes(self.partition, resume.from, None, None),
@@ -187,7 +167,7 @@ impl ApplyLoop {
         self.log.applied(self.topic, self.partition, resume.from).await?;
         let mut sinks = Vec::new();
         for _ in 0..self.sinks {
-            sinks.push(self.target.open(self.topic, self.partition).await?);
+            sinks.push(self.target.open(Lane::Live(self.topic), self.partition).await?);
         }
         self.halts.well(part);
 
@@ -227,7 +207,7 @@ impl ApplyLoop {
         steps: mpsc::Sender<Numbered>,
         stop: &CancellationToken,
     ) -> Result<(), SessionError> {
-        let Resume { from, schemas } = resume;
+        let Resume { from, schemas, fences: _ } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
         let (mut next, mut number) = (from, 0);
         loop {
@@ -302,7 +282,7 @@ impl ApplyLoop {
                 self.frontier.count_changes(&table.table.table, count);
             }
             if self.topic == Topic::Changes && complete {
-                let now = self.ambient.now_us();
+                let now = self.environment.now_us();
                 let end_to_end = metrics::histogram!(metric::END_TO_END_SECONDS);
                 for commit_us in commits {
                     end_to_end.record((now - commit_us).max(0) as f64 / 1e6);
@@ -323,7 +303,7 @@ impl ApplyLoop {
             return (commits, tables);
         }
         for event in &batch.events {
-            let Event::Row(row) = event else { continue };
+            let BatchEvent::Row(row) = event else { continue };
             commits.push(row.commit_us);
             match tables.iter_mut().find(|(schema, _)| Arc::ptr_eq(schema, &row.schema)) {
                 Some((_, count)) => *count += 1,
@@ -374,14 +354,12 @@ impl ApplyLoop {
     }
 }
 
-fn halt_of(error: SessionError) -> Halt {
+fn halt_of(error: SessionError) -> Problem {
     match error {
-        SessionError::Apply(ApplyError::Halt { reason, remedy }) => Halt { reason, remedy },
+        SessionError::Apply(ApplyError::Halt(problem)) => problem,
         SessionError::Apply(error) => {
-            Halt { reason: error.to_string(), remedy: "make sure that one worker runs, then restart it".into() }
+            Problem::new(error.to_string(), "make sure that one worker runs, then restart it")
         }
-        SessionError::Log(error) => {
-            Halt { reason: error.to_string(), remedy: "restart the worker when that is done".into() }
-        }
+        SessionError::Log(error) => Problem::new(error.to_string(), "restart the worker when that is done"),
     }
 }

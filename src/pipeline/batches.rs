@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     log::{Control, Kind, LogError, Offset, Stored, Topic, TransactionPart, record::ChunkEnd},
     model::TableSchema,
-    target::{Batch, Event, RowEvent},
+    target::{Batch, BatchEvent, RowEvent},
 };
 
 /// Bounds of one batch.
@@ -32,7 +32,7 @@ pub struct Batcher {
     /// Complete transactions not handed out yet.
     ready: Ready,
     /// The transaction whose end has not been read.
-    open: Vec<Event>,
+    open: Vec<BatchEvent>,
     open_bytes: usize,
     open_newest_us: Option<i64>,
     /// Whether a part of the open transaction has been handed out already.
@@ -50,7 +50,7 @@ pub enum Step {
 
 #[derive(Debug, Default)]
 struct Ready {
-    events: Vec<Event>,
+    events: Vec<BatchEvent>,
     bytes: usize,
     to: Offset,
     control: Option<Control>,
@@ -129,9 +129,9 @@ impl Batcher {
                 self.open_bytes += record.key.len() + record.value.len();
                 self.open_newest_us = self.open_newest_us.max(Some(headers.commit_us));
                 self.open.push(if headers.kind == Kind::Truncate {
-                    Event::Truncate { schema, version: headers.version }
+                    BatchEvent::Truncate { schema, version: headers.version }
                 } else {
-                    Event::Row(RowEvent {
+                    BatchEvent::Row(RowEvent {
                         schema,
                         key: record.key,
                         value: record.value,
@@ -149,7 +149,7 @@ impl Batcher {
                     serde_json::from_slice(&record.value).map_err(|error| corrupt(format!("a schema: {error}")))?;
                 let schema = Arc::new(schema);
                 self.schemas.insert(schema.id(), Arc::clone(&schema));
-                self.ready.events.push(Event::Schema(schema));
+                self.ready.events.push(BatchEvent::Schema(schema));
                 self.reach(offset);
             }
             Kind::Control | Kind::Heartbeat => {

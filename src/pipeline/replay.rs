@@ -1,25 +1,25 @@
 //! Replay: a range of the log again, through today's transforms, beside the live stream.
 //!
-//! What enters is a range of one topic that the target has had already; what leaves is the same facts at the same versions,
-//! which rewrite what is there at that version and leave what is newer alone. Source transactions need not be kept
-//! whole: a row that changes keeps its version. A TRUNCATE is left out: its fence is at the target, and keeps what is older out.
+//! What enters is a range of one topic that the target has had already; what leaves is the same facts at the same
+//! versions, which rewrite what is there at that version and leave what is newer alone. Source transactions need not be
+//! kept whole: a row that changes keeps its version. A TRUNCATE is left out: its fence is at the target, and keeps what
+//! is older out.
 //!
-//! **Invariant:** no row moves backwards. Before anything else the deletes of the range are replayed alone, so that the tombstones
-//! are there again that keep out what was deleted (CORRECTNESS rule 22). Deliberately absent: where a replay may begin, and
-//! what becomes of rows that fail; the sink notes those, and `control` reads them again from the source.
+//! **Invariant:** no row moves backwards. Before anything else the deletes of the range are replayed alone, so that the
+//! tombstones are there again that keep out what was deleted (rule 22). Deliberately absent: where a replay may begin,
+//! and what becomes of rows that fail; the sink notes those, and `control` reads them again from the source.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::batches::Bounds;
 use crate::{
     log::{Kind, Log, LogError, Offset, Stored},
-    model::{Disposition, TableSchema, Version},
-    observe::{Ambient, Frontier},
-    target::{ApplyError, Batch, Event, Pass, RowEvent, Sink},
+    model::{Disposition, TableSchema},
+    observe::{Environment, Frontier},
+    target::{ApplyError, Batch, BatchEvent, Lane, Pass, Resume, RowEvent, Sink, Target},
 };
 
 /// Bytes read from the log at once.
@@ -29,31 +29,12 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// Where a pass goes on, and what its rows need.
-#[derive(Debug, Clone)]
-pub struct Resume {
-    pub from: Offset,
-    /// The schemas that records may refer to.
-    pub schemas: HashMap<u64, Arc<TableSchema>>,
-    /// By source table with its schema: what is older is kept out, and need not be read by today's transforms at all.
-    pub fences: HashMap<String, Version>,
-}
-
-/// The target, as a replay sees it.
-#[async_trait]
-pub trait Target: Send + Sync {
-    /// The offset that a pass has reached in a partition, under this worker's lease.
-    async fn resume(&self, pass: Pass, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError>;
-    /// Opens a sink that stores the pass's own offset.
-    async fn open(&self, pass: Pass, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
-}
-
 /// One pass over one partition.
 pub struct ReplayLoop {
     pub target: Arc<dyn Target>,
     pub log: Arc<dyn Log>,
     pub frontier: Arc<Frontier>,
-    pub ambient: Arc<dyn Ambient>,
+    pub environment: Arc<dyn Environment>,
     pub pass: Pass,
     pub partition: u32,
     /// The offset after the last record to replay.
@@ -94,7 +75,7 @@ impl ReplayError {
 
 /// What has been read and not applied.
 struct Gathered {
-    events: Vec<Event>,
+    events: Vec<BatchEvent>,
     bytes: usize,
     from: Offset,
     to: Offset,
@@ -103,11 +84,11 @@ struct Gathered {
 impl ReplayLoop {
     /// Replays from where the pass stands to its end, or until `stop`.
     pub async fn run(&self, stop: &CancellationToken) -> Result<(), ReplayError> {
-        let mut resume = self.target.resume(self.pass, self.partition, self.log.epoch()).await?;
+        let mut resume = self.target.resume(Lane::Replay(self.pass), self.partition, self.log.epoch()).await?;
         if resume.from >= self.to {
             return Ok(());
         }
-        let mut sink = self.target.open(self.pass, self.partition).await?;
+        let mut sink = self.target.open(Lane::Replay(self.pass), self.partition).await?;
         let mut gathered = Gathered { events: Vec::new(), bytes: 0, from: resume.from, to: resume.from };
         while gathered.to < self.to {
             let reading = self.log.read(self.pass.topic(), self.partition, gathered.to, READ_BYTES_MAX, READ_WAIT);
@@ -154,7 +135,7 @@ impl ReplayLoop {
                     return Ok(());
                 }
                 gathered.bytes += record.key.len() + record.value.len();
-                gathered.events.push(Event::Row(RowEvent {
+                gathered.events.push(BatchEvent::Row(RowEvent {
                     schema: Arc::clone(schema),
                     key: record.key,
                     value: record.value,
@@ -198,7 +179,7 @@ impl ReplayLoop {
     async fn hold_back(&self) {
         let started = Instant::now();
         while started.elapsed() < MINIMUM_SHARE_EVERY
-            && self.frontier.lag_seconds(self.ambient.now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
+            && self.frontier.lag_seconds(self.environment.now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
         {
             tokio::time::sleep(POLL_EVERY).await;
         }

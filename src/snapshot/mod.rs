@@ -8,22 +8,19 @@
 //! again at most the chunks that were on their way. Deliberately absent: locks, a consistent view over
 //! chunks, and any memory of rows.
 
-pub mod copier;
-pub mod refetch;
-
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    model::{Disposition, Position, TableSchema, Value, Version},
+    model::{Disposition, Position, Problem, TableSchema, Value, Version},
     observe::Captured,
 };
 
 /// A range of keys: after `lower`, up to and including `upper`; each in the source's own spelling.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Range {
+pub struct KeyRange {
     pub lower: Option<String>,
     pub upper: Option<String>,
 }
@@ -50,26 +47,16 @@ pub trait Scan: Send {
     async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError>;
 
     /// Reads a range into `blocks`. Every block carries the version of the last captured change such
-    /// that it and everything before it were visible to the read (CORRECTNESS rules 13 and 14), and `floor` at least. A source
+    /// that it and everything before it were visible to the read (rules 13 and 14), and `floor` at least. A source
     /// that cannot tell beforehand where a part of a table ends answers where what it has not read of the range begins.
     async fn read(
         &mut self,
         table: &Arc<TableSchema>,
-        range: &Range,
+        range: &KeyRange,
         floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: mpsc::Sender<Block>,
     ) -> Result<Option<String>, SnapshotError>;
-}
-
-/// Opens connections to the source, and says what its tables look like now.
-#[async_trait]
-pub trait OpenScan: Send + Sync {
-    async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError>;
-    /// The table's schema in the catalog.
-    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError>;
-    /// Where the source's log ends now: at or after every change that a read has seen so far.
-    async fn end(&self) -> Result<Position, SnapshotError>;
 }
 
 /// One copy of one table.
@@ -89,7 +76,7 @@ pub struct TableCopy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     pub number: i64,
-    pub range: Range,
+    pub range: KeyRange,
     /// Whether its rows are durable in the target.
     pub done: bool,
 }
@@ -117,14 +104,6 @@ pub trait Progress: Send + Sync {
     async fn finish(&self, copy: &TableCopy) -> Result<bool, SnapshotError>;
 }
 
-/// What a copy leaves behind at the target.
-#[async_trait]
-pub trait Sweep: Send + Sync {
-    /// Deletes the rows of a source table that are older than `before`: the copy has not met them, so the source has them no more.
-    /// False if some are left, because rows of other tables refer to them.
-    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError>;
-}
-
 /// Why a copy could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -134,8 +113,8 @@ pub enum SnapshotError {
     Target(String),
     #[error(transparent)]
     Log(#[from] crate::log::LogError),
-    #[error("{reason}; {remedy}")]
-    Halt { reason: String, remedy: String },
+    #[error("{0}")]
+    Halt(Problem),
 }
 
 impl SnapshotError {
@@ -144,7 +123,7 @@ impl SnapshotError {
         match self {
             SnapshotError::Source(_) | SnapshotError::Target(_) => Disposition::Retry,
             SnapshotError::Log(error) => error.disposition(),
-            SnapshotError::Halt { .. } => Disposition::Halt,
+            SnapshotError::Halt(_) => Disposition::Halt,
         }
     }
 }

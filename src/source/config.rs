@@ -5,33 +5,7 @@ use std::{fmt, path::PathBuf};
 use serde::Deserialize;
 
 use super::{mysql, postgres};
-use crate::database::dynamodb;
-
-/// Which kind of server a source is, as its URL says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceKind {
-    /// MySQL or MariaDB, by their binlog.
-    Mysql,
-    /// PostgreSQL, by a replication slot.
-    Postgres,
-    /// DynamoDB, by its tables' streams.
-    Dynamo,
-}
-
-impl SourceKind {
-    /// The kind that a URL's scheme names; none for every other scheme.
-    pub fn of(url: &str) -> Option<SourceKind> {
-        match url.split_once("://")?.0 {
-            "mysql" => Some(SourceKind::Mysql),
-            "postgresql" | "postgres" => Some(SourceKind::Postgres),
-            "dynamodb" => Some(SourceKind::Dynamo),
-            _ => None,
-        }
-    }
-
-    /// The schemes that [`SourceKind::of`] knows.
-    pub const SCHEMES: [&str; 4] = ["mysql", "postgresql", "postgres", "dynamodb"];
-}
+use crate::{database::dynamodb, model::SourceKind};
 
 /// `[source]` as written.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -62,15 +36,15 @@ pub struct SourceConfig {
     pub ca_file: Option<PathBuf>,
 }
 
-/// What is done about foreign keys whose cascades the source's log does not show (CORRECTNESS rule 11).
+/// What is done about foreign keys whose cascades the source's log does not show (rule 11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cascades {
     /// `check` refuses them.
     #[default]
     Block,
-    /// The children of a parent that was deleted or whose key was changed are read again. Refused for now: what has gone
-    /// cannot be read again at the source, and the target does not keep which children a parent had.
+    /// The children of a parent that was deleted or whose key was changed are read again. Refused for now: what has
+    /// gone cannot be read again at the source, and the target does not keep which children a parent had.
     Refetch,
 }
 

@@ -1,27 +1,44 @@
-//! From a source's log to versioned changes.
+//! A database that is being left: examined, captured, copied, read again.
 //!
-//! A [`Source`] turns its database's log into [`Captured`] events, whole and in order. It owns what
-//! only it can know: positions, commit times, the clock that makes versions, schemas at a point of the log.
-//! It does not know the log that the events go to, nor who applies them.
+//! A [`Source`] examines itself, opens its [`ChangeStream`] at a position, opens [`Scan`]s that read tables in chunks,
+//! and fetches rows by key; whatever is read says which watermark it has. There is one folder for each kind of server,
+//! and one match that chooses it ([`of`]). A stream turns the server's log into [`CaptureEvent`]s, whole and in order.
+//! It owns what only it can know: positions, commit times, the clock that makes versions, schemas at a point of the
+//! log. Deliberately absent: the log that events and rows go to, and who applies them.
 
 mod config;
-pub mod dynamodb;
+pub(crate) mod dynamodb;
 pub mod mysql;
 pub mod postgres;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
-pub use self::config::{Cascades, SourceConfig, SourceKind};
-use crate::model::{Change, Disposition, Position, TableName, TableSchema, Version};
+pub use self::config::{Cascades, SourceConfig};
+use crate::{
+    model::{
+        Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value, Version,
+    },
+    observe::{Captured, Environment, Frontier},
+    snapshot::{Block, Scan, SnapshotError},
+    state::Store,
+};
+
+/// Rows handed over at once.
+const BLOCK_ROWS: usize = 500;
+/// Remedies of what a restart needs only the cause of corrected for.
+const CORRECT_THAT: &str = "correct that and restart the worker";
+const COPY_GOES_ON: &str = "correct that and restart the worker; the copy goes on where it was";
 
 /// One event of a source, in the order of its log.
 #[derive(Debug, Clone)]
-pub enum Captured {
+pub enum CaptureEvent {
     /// A row change inside a transaction.
     Change(Change),
-    /// The changes that follow, up to the commit, were not made here first: the source's name of where they were replicated from.
+    /// The changes that follow, up to the commit, were not made here first: the source's name of where they were
+    /// replicated from.
     ReplicatedFrom(Arc<str>),
     /// The table was emptied: everything older than `version` is gone.
     Truncate { table: Arc<TableSchema>, version: Version, commit_us: i64 },
@@ -43,12 +60,12 @@ pub enum CaptureError {
     #[error("the source is unreachable: {0}")]
     Unreachable(String),
     /// The source's log no longer holds what is needed, or holds what must not be skipped.
-    #[error("{reason}; {remedy}")]
-    Halt { reason: String, remedy: String },
+    #[error("{0}")]
+    Halt(Problem),
     /// The source cannot go on from where capture was: what lies between is missing. When every table is copied
     /// again, capture may begin where the source is then.
-    #[error("{reason}; {remedy}")]
-    Lost { reason: String, remedy: String },
+    #[error("{0}")]
+    Lost(Problem),
 }
 
 impl CaptureError {
@@ -56,20 +73,221 @@ impl CaptureError {
     pub fn disposition(&self) -> Disposition {
         match self {
             CaptureError::Unreachable(_) => Disposition::Retry,
-            CaptureError::Halt { .. } | CaptureError::Lost { .. } => Disposition::Halt,
+            CaptureError::Halt(_) | CaptureError::Lost(_) => Disposition::Halt,
         }
     }
 }
 
 /// A stream over a source's log, from one position on.
 #[async_trait]
-pub trait Source: Send {
+pub trait ChangeStream: Send {
     /// The next event. Waits for the source; a source that stays silent past its heartbeat is
     /// [`CaptureError::Unreachable`]. After an error the stream is over: open a new one from
     /// the last committed position.
-    async fn next(&mut self) -> Result<Captured, CaptureError>;
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError>;
 
-    /// Gives versions above `floor` alone from now on; false if that cannot be promised now, or holds already. The log does not tell of
-    /// it: the heartbeat before it has to, and nothing newer may be written until that is durable in every partition.
+    /// Gives versions above `floor` alone from now on; false if that cannot be promised now, or holds already. The log
+    /// does not tell of it: the heartbeat before it has to, and nothing newer may be written until that is durable in
+    /// every partition.
     fn raise_clock(&mut self, floor: Version) -> bool;
+}
+
+/// What a source was found to be.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    pub tables: Vec<TableSchema>,
+    /// Where its log ended.
+    pub end: Position,
+    /// What its clock said, µs since the Unix epoch.
+    pub now_us: i64,
+    /// The connector that the envelope's `source` block names.
+    pub connector: DebeziumConnector,
+    /// When all this was so.
+    pub at: Instant,
+}
+
+/// What is captured of a source.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    pub tables: Vec<TableName>,
+    /// Capture that begins anew begins above this version (rule 2).
+    pub clock_min: Version,
+    /// Tables whose images before a change a transform needs whole.
+    pub full_row_images: BTreeSet<TableName>,
+}
+
+impl Selection {
+    /// These tables, captured above a version.
+    pub fn of(tables: &[TableSchema], clock_min: Version, full_row_images: BTreeSet<TableName>) -> Self {
+        Selection { tables: tables.iter().map(|schema| schema.table.clone()).collect(), clock_min, full_row_images }
+    }
+}
+
+/// A database that is being left.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Connects to the server and looks at it and at the configured tables.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] with every problem that keeps it from being captured.
+    async fn examine(&self) -> Result<Examined, SourceError>;
+
+    /// Opens the change stream at a stored position with the clock's state there, or where the source is now.
+    async fn stream(
+        &self,
+        selection: &Selection,
+        from: Option<(Position, Version)>,
+    ) -> Result<Box<dyn ChangeStream>, CaptureError>;
+
+    /// Opens the change stream where the source is now, whatever was captured, with the clock at `clock` or above.
+    async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError>;
+
+    /// Opens a connection that reads chunks of tables.
+    async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError>;
+
+    /// A table's schema in the catalog.
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError>;
+
+    /// Where the source's log ends now: at or after every change that a read has seen so far.
+    async fn end(&self) -> Result<Position, SnapshotError>;
+
+    /// The rows with these keys, which are in the order of the schema's key; everything up to `captured` is in them,
+    /// and their version says so.
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        captured: &Captured,
+    ) -> Result<Block, SnapshotError>;
+}
+
+/// What a source needs to know of the pipeline around it.
+#[derive(Clone)]
+pub struct Settings {
+    /// The pipeline's name, after which slot and server id are called.
+    pub pipeline: String,
+    pub config: SourceConfig,
+    /// Rows of a chunk of a copy.
+    pub chunk_rows: u64,
+    /// Connections that read a copy.
+    pub readers: usize,
+    /// Read units a second that a copy may use, where the service counts them.
+    pub read_units_per_second: Option<u32>,
+    /// Whether the log outlives this machine's disk. One that does not may be lost, and then the source is asked again
+    /// for all that the target has not (rule 17).
+    pub log_outlives_us: bool,
+    pub store: Arc<Store>,
+    pub frontier: Arc<Frontier>,
+    pub environment: Arc<dyn Environment>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// Why a source cannot be examined, or not be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The server, or what it says for now.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The configuration names no source that there could be.
+    #[error("{0}")]
+    Configured(String),
+    /// It was not let in, or cannot be understood.
+    #[error("{0}")]
+    Login(String),
+    #[error("the source cannot be captured:{}", Problem::list(.0))]
+    Refused(Vec<Problem>),
+}
+
+impl SourceError {
+    /// What a worker that starts does next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            SourceError::Unreachable(_) => Disposition::Retry,
+            SourceError::Configured(_) | SourceError::Login(_) | SourceError::Refused(_) => Disposition::Halt,
+        }
+    }
+
+    /// An error of the server: worth another attempt, or told with what to do.
+    fn of(problem: Problem, disposition: Disposition) -> Self {
+        match disposition {
+            Disposition::Retry => SourceError::Unreachable(problem.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => {
+                SourceError::Refused(vec![problem.or("run `cutover check`, which names what is missing")])
+            }
+        }
+    }
+
+    fn refuse(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(SourceError::Refused(problems)) }
+    }
+}
+
+/// The source that the URL names: the one place that knows which kinds there are.
+///
+/// # Errors
+/// When the URL names none, or one that cannot be.
+pub fn of(settings: Settings) -> Result<Arc<dyn Source>, SourceError> {
+    match settings.config.kind() {
+        Some(SourceKind::Mysql) => Ok(Arc::new(mysql::MysqlSource::new(settings)?)),
+        Some(SourceKind::Postgres) => Ok(Arc::new(postgres::PostgresSource::new(settings)?)),
+        Some(SourceKind::Dynamo) => Ok(Arc::new(dynamodb::DynamoSource::new(settings)?)),
+        None => Err(SourceError::Configured("[source] url names no kind of source; correct it".into())),
+    }
+}
+
+/// The schemas that held at `clock`, as far as they are known.
+async fn known_schemas(store: &Store, clock: Version) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
+    let stored = store.schemas().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+    let mut known: Vec<Arc<TableSchema>> = Vec::new();
+    for (_, schema) in stored.into_iter().filter(|(since, _)| *since <= clock) {
+        known.retain(|other| other.table != schema.table);
+        known.push(Arc::new(schema));
+    }
+    Ok(known)
+}
+
+/// The pipeline was one of another kind of source before: nothing says where this one's log would go on.
+fn foreign_position() -> CaptureError {
+    CaptureError::Halt(Problem::new(
+        "the stored position is one in the log of another kind of source",
+        "start a pipeline of another name, which copies the tables; versions at the target are kept",
+    ))
+}
+
+/// What a reader says that is asked before capture has told where it is.
+fn not_begun() -> SnapshotError {
+    SnapshotError::Source("capture has not begun yet".into())
+}
+
+/// What a copy says whose table is no longer there, under the name that people know it by.
+fn vanished(table: &str) -> SnapshotError {
+    SnapshotError::Halt(Problem::new(
+        format!("the source no longer has a table {table}"),
+        "take it out of [source] tables and start again",
+    ))
+}
+
+/// An error of a copy: worth another attempt, or told with this remedy.
+fn copy_error(error: &dyn fmt::Display, disposition: Disposition, remedy: &str) -> SnapshotError {
+    match disposition {
+        Disposition::Retry => SnapshotError::Source(error.to_string()),
+        Disposition::DeadLetter | Disposition::Halt => {
+            SnapshotError::Halt(Problem::new(error.to_string(), remedy.to_owned()))
+        }
+    }
+}
+
+/// The same of capture.
+fn capture_error(error: &dyn fmt::Display, disposition: Disposition, remedy: &str) -> CaptureError {
+    match disposition {
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+        Disposition::DeadLetter | Disposition::Halt => {
+            CaptureError::Halt(Problem::new(error.to_string(), remedy.to_owned()))
+        }
+    }
 }

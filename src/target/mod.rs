@@ -1,20 +1,33 @@
-//! From transformed rows to the target: idempotent, last writer wins.
+//! Where rows end: idempotent, last writer wins.
 //!
-//! A sink gets a batch that ends at a source transaction boundary and writes it in one target transaction,
-//! together with the offset that the batch ends at. `Ok` means that the transaction is
-//! durable. Applying is commutative and idempotent by version, so a batch may come again, late, or
-//! from a second worker: nothing moves backwards.
+//! A [`Target`] plans the transforms, opens a [`Sink`] for each lane, and does what is done once (sweeps, the script
+//! after the copy, tombstones that may be forgotten). A sink gets a batch that ends at a source transaction boundary
+//! and writes it in one target transaction, together with the offset that the batch ends at. `Ok` means that the
+//! transaction is durable. Applying is commutative and idempotent by version, so a batch may come again, late, or
+//! from a second worker: nothing moves backwards. There is one folder for each kind of server, and one place that
+//! chooses it ([`of`]). Deliberately absent: loops, retries, and where a pipeline's other state is kept (`state`).
 
 pub mod postgres;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use self::postgres::ApplyConfig;
+pub use crate::state::lanes::Pass;
 use crate::{
-    log::{Control, Offset, Topic},
-    model::{Disposition, Op, TableSchema, Version},
+    database::postgres::PgError,
+    log::{Control, Offset, Topic, record::ChunkEnd},
+    model::{ColumnType, Disposition, Op, Plan, Problem, TableName, TableSchema, Version},
+    snapshot::SnapshotError,
+    state::{StateError, Store},
+    transform,
 };
 
 /// A row change on its way into the target: the envelope's bytes are still encoded.
@@ -32,7 +45,7 @@ pub struct RowEvent {
 
 /// One thing to apply, in log order.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum BatchEvent {
     Row(RowEvent),
     /// Everything of this source table older than `version` goes, and stays gone.
     Truncate {
@@ -49,17 +62,17 @@ pub struct Batch {
     pub topic: Topic,
     pub partition: u32,
     pub log_epoch: String,
-    /// The offset that the target must be at; the transaction aborts if it is not (CORRECTNESS rule 19).
+    /// The offset that the target must be at; the transaction aborts if it is not (rule 19).
     pub from: Offset,
     /// The offset that the target is at afterwards.
     pub to: Offset,
-    pub events: Vec<Event>,
+    pub events: Vec<BatchEvent>,
     /// False while a transaction too large for one batch goes on: the sink keeps its target transaction open.
     pub complete: bool,
     /// The last control record in the batch: position and clock are stored with the offset.
     pub control: Option<Control>,
     /// Snapshot chunks that end in this batch.
-    pub chunks: Vec<crate::log::record::ChunkEnd>,
+    pub chunks: Vec<ChunkEnd>,
     /// The newest commit or heartbeat time in the batch, µs since the Unix epoch.
     pub newest_commit_us: Option<i64>,
 }
@@ -92,13 +105,16 @@ pub enum ApplyError {
     /// A lock, a serialization failure, a cancelled statement: the same batch again.
     #[error("the target refused for now ({sqlstate}): {message}")]
     Transient { sqlstate: String, message: String },
+    /// Other lanes change what is parked again and again while this one reads it: the same batch again.
+    #[error("other lanes keep parking rows")]
+    Contended,
     /// Another worker holds the lane: the offset or the lease is not what this one expected.
     #[error(
         "another worker has moved {topic}/{partition}: this one stops writing; only one worker may run the pipeline `{pipeline}`"
     )]
     Fenced { topic: &'static str, partition: u32, pipeline: String },
-    #[error("{reason}; {remedy}")]
-    Halt { reason: String, remedy: String },
+    #[error("{0}")]
+    Halt(Problem),
 }
 
 impl ApplyError {
@@ -106,37 +122,188 @@ impl ApplyError {
     /// them aside itself.
     pub fn disposition(&self) -> Disposition {
         match self {
-            ApplyError::Unreachable(_) | ApplyError::Transient { .. } => Disposition::Retry,
-            ApplyError::Fenced { .. } | ApplyError::Halt { .. } => Disposition::Halt,
+            ApplyError::Unreachable(_) | ApplyError::Transient { .. } | ApplyError::Contended => Disposition::Retry,
+            ApplyError::Fenced { .. } | ApplyError::Halt(_) => Disposition::Halt,
         }
     }
 }
 
-/// A pass of a replay: which part of the log is applied again, and what of it.
+/// What a sink writes: a topic as it comes, or a pass of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
-    /// Of the changes, the deletes alone: their tombstones keep out what the other passes would bring back.
-    Deletes,
-    Snapshot,
-    Changes,
+pub enum Lane {
+    Live(Topic),
+    Replay(Pass),
 }
 
-impl Pass {
+impl Lane {
     /// The topic that it reads.
     pub fn topic(self) -> Topic {
         match self {
-            Pass::Deletes | Pass::Changes => Topic::Changes,
-            Pass::Snapshot => Topic::Snapshot,
+            Lane::Live(topic) => topic,
+            Lane::Replay(pass) => pass.topic(),
         }
     }
 
     /// What its offsets are stored under.
-    pub fn lane(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Pass::Deletes => "replay.deletes",
-            Pass::Snapshot => "replay.snapshot",
-            Pass::Changes => "replay.changes",
+            Lane::Live(topic) => topic.suffix(),
+            Lane::Replay(pass) => pass.lane(),
         }
+    }
+}
+
+/// Where a partition of a lane goes on, and what its rows need.
+#[derive(Debug, Clone, Default)]
+pub struct Resume {
+    pub from: Offset,
+    /// The schemas that records may refer to.
+    pub schemas: HashMap<u64, Arc<TableSchema>>,
+    /// By source table with its schema: what is older is kept out, and a replay need not read it by today's transforms
+    /// at all.
+    pub fences: HashMap<String, Version>,
+}
+
+/// A database where rows end.
+#[async_trait]
+pub trait Target: Send + Sync + fmt::Debug {
+    /// Checks the transforms against these tables of the source, which it had as of the version `planned_at`, plans
+    /// them, and makes version columns and tombstone tables where they are missing.
+    async fn prepare(&self, tables: &[TableSchema], planned_at: Version) -> Result<(), TargetError>;
+
+    /// Checks the transforms against these tables of the source, and changes nothing.
+    async fn check(&self, tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError>;
+
+    /// Plans again, after the target's tables were changed.
+    async fn reload(&self) -> Result<(), TargetError>;
+
+    /// The transforms of today.
+    fn plans(&self) -> Arc<[Plan]>;
+
+    /// The types of a table's columns, as a transform that copies column by column would see them; empty without such a
+    /// table.
+    async fn column_types(&self, table: &str) -> Result<BTreeMap<String, ColumnType>, TargetError>;
+
+    /// The number under which rows are written: the lease's, or one drawn for a part of the partitions.
+    fn number(&self) -> i64;
+
+    /// This target, with its plans, for partitions that this process writes under a number of its own.
+    fn under(&self, number: i64) -> Arc<dyn Target>;
+
+    /// Claims a partition of a lane: its stored offset in this log epoch; 0 in an epoch that the target has not seen.
+    async fn resume(&self, lane: Lane, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError>;
+
+    /// Opens a sink for a partition of a lane. Those of the changes topic and of a replay check and store offsets
+    /// themselves.
+    async fn open(&self, lane: Lane, partition: u32) -> Result<Box<dyn Sink>, ApplyError>;
+
+    /// Moves the snapshot topic's offset, and marks these chunks as copied.
+    async fn advance(&self, partition: u32, log_epoch: &str, to: Offset, chunks: &[ChunkEnd])
+    -> Result<(), ApplyError>;
+
+    /// Deletes the rows of a source table that are older than `before`: the copy has not met them, so the source no
+    /// longer has them. False if some are left, because rows of other tables refer to them.
+    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError>;
+
+    /// The highest version among the target's rows and tombstones, which earlier pipelines may have left.
+    async fn highest_version(&self) -> Result<Version, TargetError>;
+
+    /// Forgets the tombstones older than `version`. The caller knows that nothing older can come.
+    async fn forget_tombstones(&self, version: Version) -> Result<(), TargetError>;
+
+    /// Runs the script after the copy, in one transaction with the note that it has run.
+    async fn run_script(&self, file: &Path) -> Result<(), TargetError>;
+}
+
+/// What a target needs to know of the pipeline around it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The pipeline's name, after which sessions are called and under which state is kept.
+    pub pipeline: String,
+    pub url: String,
+    /// Where target tables are that name no schema.
+    pub schema: String,
+    /// A PEM file of certificates to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The folder of the transforms.
+    pub transforms: PathBuf,
+    pub apply: ApplyConfig,
+    /// Of the log.
+    pub partitions: u32,
+    pub store: Arc<Store>,
+}
+
+/// The target that the URL names, written to under `number`.
+///
+/// # Errors
+/// When the URL cannot be used.
+pub fn of(settings: Settings, number: i64) -> Result<Arc<dyn Target>, TargetError> {
+    Ok(Arc::new(postgres::PostgresTarget::new(settings, number)?))
+}
+
+/// Why the target cannot be written to as the transforms say.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("the transforms do not fit the target:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Transforms(Vec<transform::Diagnostic>),
+    #[error("the target cannot be written to:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Refused(Vec<Problem>),
+    #[error("the target url: {0}")]
+    Url(#[from] crate::database::postgres::UrlError),
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl TargetError {
+    /// What its caller does next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            TargetError::Postgres(error) => error.disposition(),
+            TargetError::State(error) => error.disposition(),
+            TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_) => Disposition::Halt,
+        }
+    }
+
+    /// Whether the server could not be reached, or left before it had answered.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            TargetError::Postgres(error) => matches!(error, PgError::Unreachable(_)),
+            TargetError::State(error) => error.is_outage(),
+            TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_) => false,
+        }
+    }
+}
+
+/// What a check of the transforms found.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub plans: Vec<Plan>,
+    pub problems: Vec<transform::Diagnostic>,
+}
+
+/// What the transforms need of each source table.
+#[derive(Debug, Default)]
+pub struct Needs {
+    /// The source columns that transforms read, by source table.
+    pub columns: BTreeMap<String, Vec<String>>,
+    /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
+    pub full_row_images: BTreeSet<TableName>,
+}
+
+impl Needs {
+    /// Of these plans.
+    pub fn of(plans: &[Plan]) -> Self {
+        let mut needs = Needs::default();
+        for plan in plans {
+            let columns = needs.columns.entry(plan.source.table.table.clone()).or_default();
+            columns.extend(plan.reads.iter().cloned());
+            if plan.needs_full_row_images() {
+                needs.full_row_images.insert(plan.source.table.clone());
+            }
+        }
+        needs
     }
 }
 

@@ -12,25 +12,25 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::{
-    Place, Problem, Severity,
+    Diagnostic, Location, Severity,
     file::{Statement, TransformFile},
     merge,
-    shape::Shape,
+    shape::QueryShape,
     subject::{Subject, VIEW, VIEW_PREFIX},
 };
 use crate::{
     database::postgres::{PgError, sql},
-    model::{Coverage, Plan, PlanColumn, Role, TTL_COLUMN, TableName, TableSchema, TargetTable},
+    model::{Coverage, Plan, PlanColumn, PlanRole, TTL_COLUMN, TableName, TableSchema, TargetTable},
 };
 
 /// The outcome: plans are only whole when no problem is an error.
 #[derive(Debug, Default)]
-pub struct Checked {
+pub struct CheckedTransforms {
     pub plans: Vec<Plan>,
-    pub problems: Vec<Problem>,
+    pub problems: Vec<Diagnostic>,
 }
 
-impl Checked {
+impl CheckedTransforms {
     /// Whether the plans can run.
     pub fn passed(&self) -> bool {
         self.problems.iter().all(|problem| problem.severity == Severity::Warning)
@@ -72,14 +72,14 @@ const REFUSED: [&str; 26] = [
 /// column by column into the table of the same name in `default_schema`.
 ///
 /// # Errors
-/// Only when the server cannot be asked; what is wrong with a transform is a [`Problem`].
+/// Only when the server cannot be asked; what is wrong with a transform is a [`Diagnostic`].
 pub async fn check(
     client: &Client,
     sources: &[Arc<TableSchema>],
     files: &[TransformFile],
     targets: &[TargetTable],
     default_schema: &str,
-) -> Result<Checked, PgError> {
+) -> Result<CheckedTransforms, PgError> {
     client
         .batch_execute(
             "BEGIN; SELECT pg_catalog.set_config('search_path',
@@ -91,7 +91,7 @@ pub async fn check(
         sources,
         targets: targets.iter().map(|table| (table.name.clone(), Arc::new(table.clone()))).collect(),
         stubs: BTreeMap::new(),
-        checked: Checked::default(),
+        checked: CheckedTransforms::default(),
     };
     let result = checker.run(files, default_schema).await;
     client.batch_execute("ROLLBACK").await?;
@@ -104,7 +104,7 @@ pub(super) struct Checker<'a> {
     targets: BTreeMap<TableName, Arc<TargetTable>>,
     /// Source tables by their stub's oid.
     stubs: BTreeMap<u32, Arc<TableSchema>>,
-    pub checked: Checked,
+    pub checked: CheckedTransforms,
 }
 
 impl<'a> Checker<'a> {
@@ -136,7 +136,7 @@ impl<'a> Checker<'a> {
             if !names.insert(name.clone()) {
                 let message =
                     format!("two source tables are called `{name}`, and a transform could not tell them apart");
-                self.checked.problems.push(Problem::error(message).hint("run a pipeline for each schema"));
+                self.checked.problems.push(Diagnostic::error(message).hint("run a pipeline for each schema"));
                 continue;
             }
             let columns: Vec<String> = source
@@ -152,7 +152,7 @@ impl<'a> Checker<'a> {
             if let Err(error) = self.client.batch_execute(&create).await.map_err(PgError::from) {
                 let Some(refusal) = error.refusal() else { return Err(error) };
                 let message = format!("source table {}: {}", source.table, refusal);
-                self.checked.problems.push(Problem::error(message).hint(
+                self.checked.problems.push(Diagnostic::error(message).hint(
                     "the target must know the table's types, and its user needs the TEMPORARY privilege on the database",
                 ));
                 self.client.batch_execute("ROLLBACK TO stub").await?;
@@ -168,10 +168,13 @@ impl<'a> Checker<'a> {
     /// Checks a file; the source tables that it reads.
     async fn file(&mut self, file: &TransformFile) -> Result<Vec<TableName>, PgError> {
         let Some(statement) = file.statements.first() else { return Ok(Vec::new()) };
-        let start =
-            |statement: &Statement| Place { file: file.path.clone(), line: statement.line, column: statement.column };
+        let start = |statement: &Statement| Location {
+            file: file.path.clone(),
+            line: statement.line,
+            column: statement.column,
+        };
         let Some(target) = self.targets.get(&file.target).cloned() else {
-            let problem = Problem::error(format!("the target has no table {}", file.target)).at(start(statement));
+            let problem = Diagnostic::error(format!("the target has no table {}", file.target)).at(start(statement));
             self.checked.problems.push(problem.hint("create it, or name the file after the table that it fills"));
             return Ok(Vec::new());
         };
@@ -201,7 +204,7 @@ impl<'a> Checker<'a> {
             let message =
                 format!("source table {} has no transform, and the target has no table {target}", source.table);
             let hint = "create the table, or write a transform that reads the source table";
-            self.checked.problems.push(Problem::error(message).hint(hint));
+            self.checked.problems.push(Diagnostic::error(message).hint(hint));
             return Ok(());
         };
         // A column that the target computes takes no value.
@@ -260,9 +263,9 @@ impl<'a> Checker<'a> {
             .map_err(plain)?;
         let view: u32 = rule.try_get(0).map_err(plain)?;
         let action: String = rule.try_get(1).map_err(plain)?;
-        let Some(shape) = Shape::parse(&action, view) else {
+        let Some(shape) = QueryShape::parse(&action, view) else {
             let message = "PostgreSQL's parse of this SELECT cannot be followed".to_owned();
-            self.checked.problems.push(subject.problem(Problem::error(message).hint("write it more simply"), 0));
+            self.checked.problems.push(subject.problem(Diagnostic::error(message).hint("write it more simply"), 0));
             return Ok(None);
         };
         let Some((stub, source)) = self.source(subject, &shape).await.map_err(plain)? else { return Ok(None) };
@@ -282,7 +285,7 @@ impl<'a> Checker<'a> {
             reads,
             columns: columns.collect(),
             coverage,
-            role: Role::Whole,
+            role: PlanRole::Whole,
             key_reads,
             identity,
         }))
@@ -292,7 +295,7 @@ impl<'a> Checker<'a> {
     async fn source(
         &mut self,
         subject: &Subject<'_>,
-        shape: &Shape,
+        shape: &QueryShape,
     ) -> Result<Option<(u32, Arc<TableSchema>)>, tokio_postgres::Error> {
         let relations = shape.relations();
         let (stubs, others): (Vec<u32>, Vec<u32>) = relations.iter().partition(|oid| self.stubs.contains_key(oid));
@@ -302,7 +305,7 @@ impl<'a> Checker<'a> {
                 .query("SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.oid = ANY($1)", &[&others])
                 .await?;
             let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-            let problem = Problem::error(format!("reads {}, which is not the source row", names.join(", ")));
+            let problem = Diagnostic::error(format!("reads {}, which is not the source row", names.join(", ")));
             let hint = "a transform sees one source row; name the source table alone, without a schema";
             self.checked.problems.push(subject.problem(problem.hint(hint), 0));
             return Ok(None);
@@ -310,14 +313,14 @@ impl<'a> Checker<'a> {
         match stubs.as_slice() {
             [oid] => Ok(self.stubs.get(oid).map(|source| (*oid, source.clone()))),
             [] => {
-                let problem = Problem::error("reads no source table").hint("say FROM and the source table's name");
+                let problem = Diagnostic::error("reads no source table").hint("say FROM and the source table's name");
                 self.checked.problems.push(subject.problem(problem, 0));
                 Ok(None)
             }
             _ => {
                 let names: Vec<String> =
                     stubs.iter().filter_map(|oid| self.stubs.get(oid)).map(|source| source.table.to_string()).collect();
-                let problem = Problem::error(format!("reads several source tables: {}", names.join(", ")))
+                let problem = Diagnostic::error(format!("reads several source tables: {}", names.join(", ")))
                     .hint("a transform sees one source row; join at the target instead, in a view");
                 self.checked.problems.push(subject.problem(problem, 0));
                 Ok(None)
@@ -326,14 +329,14 @@ impl<'a> Checker<'a> {
     }
 
     /// Functions whose result is not the row's alone.
-    async fn functions(&mut self, subject: &Subject<'_>, shape: &Shape) -> Result<(), tokio_postgres::Error> {
+    async fn functions(&mut self, subject: &Subject<'_>, shape: &QueryShape) -> Result<(), tokio_postgres::Error> {
         if shape.reads_session() {
-            let problem = Problem::error("reads the clock or the session's user (CURRENT_DATE and its family)");
+            let problem = Diagnostic::error("reads the clock or the session's user (CURRENT_DATE and its family)");
             let hint = "the same row must give the same result on every run; take the value from a column";
             self.checked.problems.push(subject.problem(problem.hint(hint), 0));
         }
         if shape.locks() {
-            let problem = Problem::error("locks rows").hint("remove FOR UPDATE or FOR SHARE");
+            let problem = Diagnostic::error("locks rows").hint("remove FOR UPDATE or FOR SHARE");
             self.checked.problems.push(subject.problem(problem, 0));
         }
         let rows = self
@@ -351,35 +354,36 @@ impl<'a> Checker<'a> {
             let (stable, signature, from_today): (bool, String, bool) =
                 (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
             if volatile || (builtin && (REFUSED.contains(&name.as_str()) || from_today)) {
-                let problem = Problem::error(format!("{signature} does not depend on the row alone"));
+                let problem = Diagnostic::error(format!("{signature} does not depend on the row alone"));
                 let hint = "the same row must give the same result on every run; take the value from a column, or \
                             leave it to a DEFAULT or a trigger of the target";
                 self.checked.problems.push(subject.problem(problem.hint(hint), 0));
             } else if stable && !builtin {
-                let problem = Problem::warning(format!("{signature} is STABLE, so it may read tables"));
+                let problem = Diagnostic::warning(format!("{signature} is STABLE, so it may read tables"));
                 let hint = "its result must depend on its arguments alone; declare it IMMUTABLE if it does";
                 self.checked.problems.push(subject.problem(problem.hint(hint), 0));
             }
         }
         let parts = shape.many_row_parts();
         if !parts.is_empty() {
-            let problem = Problem::warning(format!("uses {}, which sees one source row at a time", parts.join(", ")));
+            let problem =
+                Diagnostic::warning(format!("uses {}, which sees one source row at a time", parts.join(", ")));
             self.checked.problems.push(subject.problem(problem, 0));
         }
         Ok(())
     }
 
     /// The target's key must be there and follow from the source's.
-    fn key(&mut self, subject: &Subject<'_>, shape: &Shape, source: &TableSchema, names: &[String]) -> Coverage {
+    fn key(&mut self, subject: &Subject<'_>, shape: &QueryShape, source: &TableSchema, names: &[String]) -> Coverage {
         let target = &subject.target;
         if target.key.is_empty() {
-            let problem = Problem::error(format!("the target table {} has no primary key", target.name));
+            let problem = Diagnostic::error(format!("the target table {} has no primary key", target.name));
             self.checked.problems.push(subject.problem(problem.hint("add one: deletes find their row by it"), 0));
         }
         let mut followed = true;
         for column in &target.key {
             let Some(index) = names.iter().position(|name| name == column) else {
-                let problem = Problem::error(format!("the target's key column `{column}` is not in the result"));
+                let problem = Diagnostic::error(format!("the target's key column `{column}` is not in the result"));
                 self.checked.problems.push(subject.problem(problem.hint("add it to the SELECT"), 0));
                 continue;
             };
@@ -401,14 +405,15 @@ impl<'a> Checker<'a> {
                         strange.join("`, `"),
                         source.table
                     );
-                    let problem = Problem::error(message).hint("a delete must find its row by the source's key alone");
+                    let problem =
+                        Diagnostic::error(message).hint("a delete must find its row by the source's key alone");
                     self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
                 }
             }
         }
         for column in subject.statement.directives.parent_key.iter().flatten() {
             if !names.contains(column) {
-                let problem = Problem::error(format!("`parent_key` names `{column}`, which is not in the result"))
+                let problem = Diagnostic::error(format!("`parent_key` names `{column}`, which is not in the result"))
                     .hint("name result columns that are the source's key");
                 self.checked.problems.push(subject.problem(problem, 0));
             }
@@ -423,7 +428,7 @@ impl<'a> Checker<'a> {
     /// The source columns that are read, in the source's order.
     async fn reads(
         &self,
-        shape: &Shape,
+        shape: &QueryShape,
         view: u32,
         stub: u32,
         source: &TableSchema,
@@ -444,11 +449,12 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// The places in `reads` of the source columns that the target's key (of a set: its parent's) is. They must be the whole key of the source: of two
-/// source rows with one target key, the one that a filter leaves out says nothing about the other.
+/// The places in `reads` of the source columns that the target's key (of a set: its parent's) is. They must be the
+/// whole key of the source: of two source rows with one target key, the one that a filter leaves out says nothing about
+/// the other.
 fn key_reads(
     subject: &Subject<'_>,
-    shape: &Shape,
+    shape: &QueryShape,
     source: &TableSchema,
     names: &[String],
     reads: &[String],
@@ -468,7 +474,7 @@ fn key_reads(
 /// See [`Plan::identity`].
 fn identity(
     subject: &Subject<'_>,
-    shape: &Shape,
+    shape: &QueryShape,
     source: &TableSchema,
     names: &[String],
     coverage: Coverage,

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Place, Problem};
+use super::{Diagnostic, Location};
 use crate::model::{OnDelete, TableName};
 
 /// A transform's file, split.
@@ -39,31 +39,32 @@ pub struct Directives {
 impl TransformFile {
     /// Splits a file's text. `path` names the target table: `orders.sql`, or `sales.orders.sql` for a table
     /// outside the default schema.
-    pub fn parse(path: &Path, text: &str, default_schema: &str) -> Result<Self, Problem> {
+    pub fn parse(path: &Path, text: &str, default_schema: &str) -> Result<Self, Diagnostic> {
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let target = match stem.split_once('.') {
             Some((schema, table)) => TableName::new(schema, table),
             None => TableName::new(default_schema, stem),
         };
-        let statements = split(text).map_err(|(message, at)| Problem::error(message).at(place(path, text, at)))?;
         let statements =
-            statements.into_iter().map(|span| statement(path, text, &span)).collect::<Result<Vec<_>, Problem>>()?;
+            split(text).map_err(|(message, at)| Diagnostic::error(message).at(location(path, text, at)))?;
+        let statements =
+            statements.into_iter().map(|span| statement(path, text, &span)).collect::<Result<Vec<_>, Diagnostic>>()?;
         if statements.is_empty() {
-            let problem = Problem::error("the file holds no SELECT".to_owned());
+            let problem = Diagnostic::error("the file holds no SELECT".to_owned());
             return Err(problem
-                .at(place(path, text, 0))
+                .at(location(path, text, 0))
                 .hint("write one, or remove the file to copy column by column"));
         }
         Ok(TransformFile { path: path.to_owned(), target, statements })
     }
 }
 
-/// The place of a byte of a file's text.
-pub fn place(path: &Path, text: &str, byte: usize) -> Place {
+/// The location of a byte of a file's text.
+pub fn location(path: &Path, text: &str, byte: usize) -> Location {
     let before = text.get(..byte).unwrap_or(text);
     let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    Place { file: path.to_owned(), line: line as u32, column: column as u32 }
+    Location { file: path.to_owned(), line: line as u32, column: column as u32 }
 }
 
 /// A statement's bytes in its file, and the comments above it.
@@ -73,17 +74,17 @@ struct Span {
     comments: Vec<(usize, usize)>,
 }
 
-fn statement(path: &Path, text: &str, span: &Span) -> Result<Statement, Problem> {
+fn statement(path: &Path, text: &str, span: &Span) -> Result<Statement, Diagnostic> {
     let mut directives = Directives::default();
     for (start, end) in &span.comments {
         let comment = text.get(*start..*end).unwrap_or_default();
         let Some(rest) = comment.trim_start_matches('-').trim().strip_prefix("cutover:") else { continue };
         directive(&mut directives, rest).map_err(|message| {
             let hint = "the directives are `parent_key = column[, column]` and `on_delete = delete|clear|keep`";
-            Problem::error(message).at(place(path, text, *start)).hint(hint)
+            Diagnostic::error(message).at(location(path, text, *start)).hint(hint)
         })?;
     }
-    let at = place(path, text, span.start);
+    let at = location(path, text, span.start);
     let sql = text.get(span.start..span.end).unwrap_or_default();
     let sql = sql.trim_end_matches(|last| u8::try_from(last).is_ok_and(is_blank)).to_owned();
     Ok(Statement { sql, line: at.line, column: at.column, directives })
@@ -215,7 +216,7 @@ fn tag(bytes: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<TransformFile, Problem> {
+    fn parse(text: &str) -> Result<TransformFile, Diagnostic> {
         TransformFile::parse(Path::new("transforms/orders.sql"), text, "public")
     }
 
@@ -255,10 +256,10 @@ mod tests {
     #[test]
     fn an_unknown_directive_and_an_open_quote_are_refused_with_their_place() {
         let problem = parse("SELECT 1;\n-- cutover: on_delte = keep\nSELECT 2").expect_err("unknown");
-        assert_eq!(problem.place.as_ref().map(|place| place.line), Some(2));
-        assert!(problem.message.contains("on_delte"));
+        assert_eq!(problem.location.as_ref().map(|location| location.line), Some(2));
+        assert!(problem.problem.what.contains("on_delte"));
         let problem = parse("SELECT 1,\n 'abc").expect_err("open");
-        assert_eq!(problem.place.map(|place| (place.line, place.column)), Some((2, 2)));
+        assert_eq!(problem.location.map(|location| (location.line, location.column)), Some((2, 2)));
         assert!(parse("-- nothing\n;").is_err());
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     file::{Directives, TransformFile},
-    shape::Shape,
+    shape::QueryShape,
 };
 use crate::model::{OnDelete, fuzz::Input};
 
@@ -61,7 +61,7 @@ fn file(text: &str) {
         Ok(parsed) => parsed,
         Err(problem) => {
             let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
-            let line = problem.place.map(|place| place.line as usize);
+            let line = problem.location.map(|location| location.line as usize);
             return assert!(line.is_some_and(|line| (1..=lines).contains(&line)), "a mistake has a place in the file");
         }
     };
@@ -109,7 +109,7 @@ fn written(directives: &Directives) -> String {
 }
 
 fn tree(text: &str) {
-    let Some(shape) = Shape::parse(text, 1) else { return };
+    let Some(shape) = QueryShape::parse(text, 1) else { return };
     assert!(shape.functions().len() <= text.len() && shape.relations().len() <= text.len());
     assert!(!shape.exactly_one_row() || shape.at_most_one_row(), "exactly one is at most one");
     let _ = (shape.reads_session(), shape.locks(), shape.uses_whole_row());

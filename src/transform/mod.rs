@@ -1,7 +1,7 @@
 //! From SQL files to checked plans: what a source row becomes at the target.
 //!
 //! What enters is `transforms/<target>.sql` and the catalogs of both sides; what leaves is a [`Plan`] per
-//! pair of source and target table, or every [`Problem`] with its file, line and column. The invariant: a
+//! pair of source and target table, or every [`Diagnostic`] with its file, line and column. The invariant: a
 //! plan's `SELECT` reads nothing but its source row and settings that every session pins, so that the same row
 //! gives the same result on every run. Deliberately absent: a SQL parser. PostgreSQL parses, and we read
 //! what it understood. Running a plan is the sink's work.
@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use check::{Checked, check};
+pub use check::{CheckedTransforms, check};
 pub use file::{Directives, Statement, TransformFile};
 
-use crate::model::{Plan, Role};
+use crate::model::{Plan, PlanRole, Problem};
 
-/// A place in a file, from 1.
+/// A location in a file, from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     pub file: PathBuf,
     pub line: u32,
     pub column: u32,
@@ -40,43 +40,38 @@ pub enum Severity {
     Warning,
 }
 
-/// What is wrong with a transform, where, and what to do.
+/// What is wrong with a transform, how bad that is, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Diagnostic {
     pub severity: Severity,
-    pub place: Option<Place>,
-    pub message: String,
-    pub hint: Option<String>,
+    pub location: Option<Location>,
+    pub problem: Problem,
 }
 
-impl Problem {
+impl Diagnostic {
     pub(crate) fn error(message: impl Into<String>) -> Self {
-        Problem { severity: Severity::Error, place: None, message: message.into(), hint: None }
+        Diagnostic { severity: Severity::Error, location: None, problem: Problem::bare(message) }
     }
 
     pub(crate) fn warning(message: impl Into<String>) -> Self {
-        Problem { severity: Severity::Warning, ..Problem::error(message) }
+        Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) }
     }
 
-    pub(crate) fn at(self, place: Place) -> Self {
-        Problem { place: Some(place), ..self }
+    pub(crate) fn at(self, location: Location) -> Self {
+        Diagnostic { location: Some(location), ..self }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
-        Problem { hint: Some(hint.into()), ..self }
+        Diagnostic { problem: Problem::new(self.problem.what, hint), ..self }
     }
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(place) = &self.place {
-            write!(f, "{}:{}:{}: ", place.file.display(), place.line, place.column)?;
+        if let Some(location) = &self.location {
+            write!(f, "{}:{}:{}: ", location.file.display(), location.line, location.column)?;
         }
-        f.write_str(&self.message)?;
-        match &self.hint {
-            Some(hint) => write!(f, "; {hint}"),
-            None => Ok(()),
-        }
+        write!(f, "{}", self.problem)
     }
 }
 
@@ -84,7 +79,7 @@ impl std::fmt::Display for Problem {
 ///
 /// # Errors
 /// Every file that cannot be read or split, not just the first.
-pub fn load(folder: &Path, default_schema: &str) -> Result<Vec<TransformFile>, Vec<Problem>> {
+pub fn load(folder: &Path, default_schema: &str) -> Result<Vec<TransformFile>, Vec<Diagnostic>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -109,8 +104,8 @@ pub fn load(folder: &Path, default_schema: &str) -> Result<Vec<TransformFile>, V
     if problems.is_empty() { Ok(files) } else { Err(problems) }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
-    Problem::error(format!("{} cannot be read: {error}", path.display())).hint("make it readable for cutover's user")
+fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::error(format!("{} cannot be read: {error}", path.display())).hint("make it readable for cutover's user")
 }
 
 /// Identifies the transforms as they are written, before anything is known of the tables.
@@ -124,7 +119,7 @@ pub fn files_hash(files: &[TransformFile]) -> String {
 }
 
 /// Identifies what the transforms do: workers with different hashes must not write side by side
-/// (CORRECTNESS rule 19).
+/// (rule 19).
 pub fn transforms_hash(plans: &[Plan]) -> String {
     let text =
         |plan: &Plan| format!("{}\0{}\0{}{}", plan.source.table, plan.target.name, plan.select, role(&plan.role));
@@ -134,10 +129,10 @@ pub fn transforms_hash(plans: &[Plan]) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn role(role: &Role) -> String {
+fn role(role: &PlanRole) -> String {
     match role {
-        Role::Whole => String::new(),
-        Role::Share(share) => format!("\0{} {:?}", share.own.version, share.own.on_delete),
-        Role::Set { parent } => format!("\0set of {}", parent.join(", ")),
+        PlanRole::Whole => String::new(),
+        PlanRole::Share(share) => format!("\0{} {:?}", share.own.version, share.own.on_delete),
+        PlanRole::Set { parent } => format!("\0set of {}", parent.join(", ")),
     }
 }

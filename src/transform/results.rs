@@ -1,19 +1,19 @@
 //! Whether a `SELECT`'s results fit the target's columns.
 
 use super::{
-    Place, Problem,
+    Diagnostic, Location,
     check::Checker,
-    shape::Shape,
+    shape::QueryShape,
     subject::{Subject, VIEW},
 };
 use crate::{
     database::postgres::{PgError, sql},
-    model::{Plan, Role, TargetTable},
+    model::{Plan, PlanRole, TargetTable},
 };
 
-/// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must be
-/// written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of syntax
-/// that PostgreSQL knows by its unqualified name only.)
+/// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must
+/// be written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of
+/// syntax that PostgreSQL knows by its unqualified name only.)
 const RESULTS: &str = "
 SELECT a.attname::text,
   coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)
@@ -48,7 +48,7 @@ impl Checker<'_> {
     pub(super) async fn columns(
         &mut self,
         subject: &Subject<'_>,
-        shape: &Shape,
+        shape: &QueryShape,
         view: u32,
     ) -> Result<Option<Results>, tokio_postgres::Error> {
         let target = &subject.target;
@@ -59,18 +59,22 @@ impl Checker<'_> {
             let name: String = row.try_get(0)?;
             let explicit: bool = row.try_get(1)?;
             let problem = match target.column(&name) {
-                None if name == "?column?" => Some(Problem::error("a result column has no name").hint("add AS column")),
-                None => Some(Problem::error(format!("the target table {} has no column `{name}`", target.name)).hint(
-                    match subject.file {
-                        Some(_) => format!("its columns are {}; name the result with AS", names(target).join(", ")),
-                        None => format!(
-                            "its columns are {}; add it there, or write a transform that fills those",
-                            names(target).join(", ")
-                        ),
-                    },
-                )),
+                None if name == "?column?" => {
+                    Some(Diagnostic::error("a result column has no name").hint("add AS column"))
+                }
+                None => {
+                    Some(Diagnostic::error(format!("the target table {} has no column `{name}`", target.name)).hint(
+                        match subject.file {
+                            Some(_) => format!("its columns are {}; name the result with AS", names(target).join(", ")),
+                            None => format!(
+                                "its columns are {}; add it there, or write a transform that fills those",
+                                names(target).join(", ")
+                            ),
+                        },
+                    ))
+                }
                 Some(column) if column.generated => {
-                    Some(Problem::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
+                    Some(Diagnostic::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
                 }
                 Some(column) => {
                     results.casts.push(explicit.then(|| column.cast_sql.clone()));
@@ -94,7 +98,7 @@ impl Checker<'_> {
                     "the target's column `{}` is NOT NULL, has no default, and gets no value{first}",
                     column.name
                 );
-                let problem = Problem::error(message).hint("add it to the SELECT, or give the column a DEFAULT");
+                let problem = Diagnostic::error(message).hint("add it to the SELECT, or give the column a DEFAULT");
                 self.checked.problems.push(subject.problem(problem, 0));
             }
         }
@@ -105,7 +109,7 @@ impl Checker<'_> {
     pub(super) async fn assignable(
         &mut self,
         subject: &Subject<'_>,
-        shape: &Shape,
+        shape: &QueryShape,
         results: &Results,
     ) -> Result<(), (PgError, usize)> {
         for (index, (name, cast)) in results.names.iter().zip(&results.casts).enumerate() {
@@ -118,7 +122,7 @@ impl Checker<'_> {
             self.client.batch_execute("SAVEPOINT assignable").await.map_err(|error| (error.into(), 0))?;
             if let Err(error) = self.client.prepare(&insert).await.map_err(PgError::from) {
                 let Some(refusal) = error.refusal() else { return Err((error, 0)) };
-                let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
+                let problem = Diagnostic::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
                 let problem = problem.hint(format!("cast the result, or change the target's column `{name}`"));
                 self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
             }
@@ -129,17 +133,17 @@ impl Checker<'_> {
     }
 
     /// The rows of a set are looked for by their parent's key.
-    pub(super) async fn indexed(&mut self, plan: &Plan, place: Place) -> Result<(), PgError> {
-        let Role::Set { parent } = &plan.role else { return Ok(()) };
+    pub(super) async fn indexed(&mut self, plan: &Plan, location: Location) -> Result<(), PgError> {
+        let PlanRole::Set { parent } = &plan.role else { return Ok(()) };
         let found = self.client.query_one(INDEXED, &[&sql::table(&plan.target.name), parent]).await?;
         if !found.try_get::<_, bool>(0)? {
             let columns = parent.join(", ");
             let message = format!("{} has no index that begins with `parent_key = {columns}`", plan.target.name);
-            let problem = Problem::warning(message).hint(format!(
+            let problem = Diagnostic::warning(message).hint(format!(
                 "CREATE INDEX ON {} ({columns}): every change of a set looks for its rows",
                 plan.target.name
             ));
-            self.checked.problems.push(problem.at(place));
+            self.checked.problems.push(problem.at(location));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::tree::Tree;
 
 /// A `SELECT`'s query tree.
 #[derive(Debug)]
-pub struct Shape {
+pub struct QueryShape {
     query: Tree,
     /// The temporary view that the tree was read from.
     view: u32,
@@ -50,12 +50,12 @@ fn spell(tree: &Tree, source: Option<u32>, columns: &[&str], text: &mut String) 
     }
 }
 
-impl Shape {
+impl QueryShape {
     /// Reads `ev_action` of a view's rule.
-    pub fn parse(ev_action: &str, view: u32) -> Option<Shape> {
+    pub fn parse(ev_action: &str, view: u32) -> Option<QueryShape> {
         let Tree::List(mut queries) = Tree::parse(ev_action)? else { return None };
         let query = queries.pop().filter(|query| query.kind() == "QUERY")?;
-        Some(Shape { query, view })
+        Some(QueryShape { query, view })
     }
 
     /// Functions by oid, those behind operators, aggregates and window functions included.
@@ -186,8 +186,9 @@ impl Shape {
         if own { Some(uncast.number("varattno")?.checked_sub(1)? as usize) } else { None }
     }
 
-    /// What decides which rows the query makes of a source row with these columns: its filters, and the result columns (from
-    /// 0) that are the target's key. Where things stand in the text is left out, and so are the places of columns.
+    /// What decides which rows the query makes of a source row with these columns: its filters, and the result columns
+    /// (from 0) that are the target's key. Where things stand in the text is left out, and so are the places of
+    /// columns.
     pub fn identity(&self, columns: &[&str], keys: &[usize]) -> String {
         let source = self.only_entry();
         let mut text = String::new();

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    Place, Problem,
+    Diagnostic, Location,
     file::{Statement, TransformFile},
-    shape::Shape,
+    shape::QueryShape,
 };
 use crate::{database::postgres::Refusal, model::TargetTable};
 
@@ -32,29 +32,30 @@ impl Subject<'_> {
     }
 
     /// The place of a character of the statement, from 0.
-    fn place(&self, offset: usize) -> Option<Place> {
+    fn location_at(&self, offset: usize) -> Option<Location> {
         let file = self.file?;
         let before: String = self.statement.sql.chars().take(offset).collect();
         let lines = before.matches('\n').count() as u32;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u32;
         let indent = if lines == 0 { self.statement.column } else { 1 };
-        Some(Place { file: file.path.clone(), line: self.statement.line + lines, column: column + indent })
+        Some(Location { file: file.path.clone(), line: self.statement.line + lines, column: column + indent })
     }
 
-    pub fn problem(&self, problem: Problem, offset: usize) -> Problem {
-        match self.place(offset) {
-            Some(place) => problem.at(place),
+    pub fn problem(&self, diagnostic: Diagnostic, offset: usize) -> Diagnostic {
+        match self.location_at(offset) {
+            Some(location) => diagnostic.at(location),
             None => {
-                let message = format!("the column-by-column copy into {}: {}", self.target.name, problem.message);
-                Problem { message, ..problem }
+                let problem =
+                    diagnostic.problem.at(format_args!("the column-by-column copy into {}", self.target.name));
+                Diagnostic { problem, ..diagnostic }
             }
         }
     }
 
     /// The server's own words; `prefix` characters come before the statement in what it was sent.
-    pub fn refused(&self, refusal: &Refusal, prefix: usize) -> Problem {
+    pub fn refused(&self, refusal: &Refusal, prefix: usize) -> Diagnostic {
         let offset = refusal.position.map_or(0, |position| (position as usize).saturating_sub(prefix + 1));
-        let problem = Problem::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
+        let problem = Diagnostic::error(format!("{} (SQLSTATE {})", refusal.message, refusal.sqlstate));
         let problem = match &refusal.hint {
             Some(hint) => problem.hint(hint.clone()),
             None => problem,
@@ -63,7 +64,7 @@ impl Subject<'_> {
     }
 
     /// Where a result column is written, in characters of the statement.
-    pub fn location(&self, shape: &Shape, column: usize) -> usize {
+    pub fn location(&self, shape: &QueryShape, column: usize) -> usize {
         let byte = shape.location_of(column).and_then(|byte| byte.checked_sub(VIEW_PREFIX.len()));
         byte.and_then(|byte| self.statement.sql.get(..byte)).map_or(0, |before| before.chars().count())
     }

@@ -106,11 +106,11 @@ async fn what_is_wrong_is_refused_with_its_place_and_the_way_out() {
     for (file, sql, message, place) in cases {
         let checked = checked(&pg, &[source()], &[(file, sql)]).await;
         assert!(!checked.passed(), "{sql}");
-        let found = checked.problems.iter().find(|problem| problem.message.contains(message));
+        let found = checked.problems.iter().find(|problem| problem.problem.what.contains(message));
         let found = found.unwrap_or_else(|| panic!("{sql}: {:#?}", checked.problems));
-        assert_eq!(found.place.as_ref().map(|place| place.file.display().to_string()).as_deref(), Some(*file));
+        assert_eq!(found.location.as_ref().map(|location| location.file.display().to_string()).as_deref(), Some(*file));
         if let Some(place) = place {
-            assert_eq!(found.place.as_ref().map(|found| (found.line, found.column)), Some(*place), "{sql}: {found}");
+            assert_eq!(found.location.as_ref().map(|found| (found.line, found.column)), Some(*place), "{sql}: {found}");
         }
     }
 }

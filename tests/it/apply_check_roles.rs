@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cutover::{
-    model::{ColumnType, Coverage, OnDelete, Role, TableSchema},
+    model::{ColumnType, Coverage, OnDelete, PlanRole, TableSchema},
     transform::Severity,
 };
 
@@ -44,8 +44,8 @@ async fn contributors_have_their_columns_their_versions_and_their_deletes() {
         .plans
         .iter()
         .filter_map(|plan| match &plan.role {
-            Role::Share(share) => Some((plan, share)),
-            Role::Whole | Role::Set { .. } => None,
+            PlanRole::Share(share) => Some((plan, share)),
+            PlanRole::Whole | PlanRole::Set { .. } => None,
         })
         .collect();
     let versions: Vec<&str> = shares.iter().map(|(_, share)| share.own.version.as_str()).collect();
@@ -99,11 +99,11 @@ async fn what_does_not_merge_is_refused_with_its_place_and_its_fix() {
 async fn refused(pg: &Postgres, file: (&str, &str), message: &str, line: u32) {
     let checked = checked(pg, &sources(), &[file]).await;
     assert!(!checked.passed(), "{}", file.1);
-    let found = checked.problems.iter().find(|problem| problem.message.contains(message));
+    let found = checked.problems.iter().find(|problem| problem.problem.what.contains(message));
     let found = found.unwrap_or_else(|| panic!("{}: {:#?}", file.1, checked.problems));
-    let place = found.place.as_ref().map(|place| (place.file.display().to_string(), place.line));
+    let place = found.location.as_ref().map(|location| (location.file.display().to_string(), location.line));
     assert_eq!(place, Some((file.0.to_owned(), line)), "{}: {found}", file.1);
-    assert!(found.hint.is_some(), "{found}");
+    assert!(!found.problem.fix.is_empty(), "{found}");
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn the_parent_of_a_set_is_the_sources_key() {
         let checked = checked(&pg, &sources()[2..3], &[("items.sql", &sql)]).await;
         assert_eq!(checked.passed(), passes, "{sql}: {:#?}", checked.problems);
         if passes {
-            assert_eq!(checked.plans[0].role, Role::Set { parent: vec!["order_id".into()] });
+            assert_eq!(checked.plans[0].role, PlanRole::Set { parent: vec!["order_id".into()] });
             assert!(checked.problems.is_empty(), "{sql}: {:#?}", checked.problems);
         }
     }
@@ -140,7 +140,7 @@ async fn the_parent_of_a_set_is_the_sources_key() {
     let warned = found
         .problems
         .iter()
-        .any(|problem| problem.severity == Severity::Warning && problem.message.contains("no index"));
+        .any(|problem| problem.severity == Severity::Warning && problem.problem.what.contains("no index"));
     assert!(warned, "{:#?}", found.problems);
     pg.exec("CREATE INDEX ON tickets (order_id)").await;
     assert!(checked(&pg, &sources()[2..3], &[("tickets.sql", tickets)]).await.problems.is_empty());

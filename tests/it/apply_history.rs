@@ -1,11 +1,12 @@
-//! Random histories against an oracle: whatever is shuffled, redelivered or copied again, the target ends as the source.
+//! Random histories against an oracle: whatever is shuffled, redelivered or copied again, the target ends as the
+//! source.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cutover::{
     log::Topic,
     model::{ColumnType, Coverage, Version},
-    target::Event,
+    target::BatchEvent,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
@@ -80,7 +81,7 @@ async fn history(seed: u64, batch_rows: usize) {
     assert_eq!(coverage, [Coverage::Total, Coverage::Filter, Coverage::Partial]);
 
     let mut source = Source { rows: BTreeMap::new(), clock: 1_000 };
-    let (mut changes, mut copies): (Vec<Event>, Vec<Event>) = (Vec::new(), Vec::new());
+    let (mut changes, mut copies): (Vec<BatchEvent>, Vec<BatchEvent>) = (Vec::new(), Vec::new());
     for _ in 0..120 {
         source.clock += 1;
         let version = source.clock;
@@ -119,7 +120,7 @@ async fn history(seed: u64, batch_rows: usize) {
             copies.extend(source.rows.values().map(|row| read(&schema, source.clock, row)));
         }
     }
-    let again: Vec<Event> = changes.iter().filter(|_| random.random_bool(0.33)).cloned().collect();
+    let again: Vec<BatchEvent> = changes.iter().filter(|_| random.random_bool(0.33)).cloned().collect();
     changes.extend(again);
     changes.shuffle(&mut random);
     copies.shuffle(&mut random);
@@ -129,7 +130,7 @@ async fn history(seed: u64, batch_rows: usize) {
     while queues.iter().any(|queue| !queue.is_empty()) {
         let which = random.random_range(0..2);
         let size = batch_rows.min(queues[which].len());
-        let events: Vec<Event> = queues[which].drain(..size).collect();
+        let events: Vec<BatchEvent> = queues[which].drain(..size).collect();
         if !events.is_empty() {
             let applied = lanes[which].apply(events).await;
             assert_eq!((applied.dead_letters, applied.waiting), (0, 0), "seed {seed}");

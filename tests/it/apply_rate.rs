@@ -1,5 +1,6 @@
 //! How fast the sink is, beside the floor: COPY into a temporary table and one upsert, of the same rows, in the same
-//! run. Ignored by default, because it measures the machine: `cargo test --test it apply_rate -- --ignored --nocapture`.
+//! run. Ignored by default, because it measures the machine:
+//! `cargo test --test it apply_rate -- --ignored --nocapture`.
 
 #![allow(clippy::print_stdout, reason = "the figures are the result")]
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use cutover::{
     log::Topic,
     model::{ColumnType, TableSchema},
-    target::{Event, RowEvent},
+    target::{BatchEvent, RowEvent},
 };
 use futures::SinkExt;
 
@@ -52,7 +53,7 @@ fn image(id: usize, round: usize) -> String {
     )
 }
 
-fn events(schema: &Arc<TableSchema>, round: usize, before: bool) -> Vec<Event> {
+fn events(schema: &Arc<TableSchema>, round: usize, before: bool) -> Vec<BatchEvent> {
     (0..ROWS)
         .map(|id| {
             let old = if before { image(id, round - 1) } else { "null".into() };
@@ -62,7 +63,7 @@ fn events(schema: &Arc<TableSchema>, round: usize, before: bool) -> Vec<Event> {
                 image(id, round)
             );
             let version = (round * ROWS + id) as i64;
-            Event::Row(RowEvent {
+            BatchEvent::Row(RowEvent {
                 schema: schema.clone(),
                 key: Bytes::from(format!(r#"{{"id":{id}}}"#)),
                 value: Bytes::from(value),
@@ -74,8 +75,8 @@ fn events(schema: &Arc<TableSchema>, round: usize, before: bool) -> Vec<Event> {
         .collect()
 }
 
-async fn timed(lane: &mut Lane, events: Vec<Event>, size: usize) -> f64 {
-    let batches: Vec<Vec<Event>> = events.chunks(size).map(<[Event]>::to_vec).collect();
+async fn timed(lane: &mut Lane, events: Vec<BatchEvent>, size: usize) -> f64 {
+    let batches: Vec<Vec<BatchEvent>> = events.chunks(size).map(<[BatchEvent]>::to_vec).collect();
     let start = Instant::now();
     for batch in batches {
         lane.apply(batch).await;
@@ -154,7 +155,7 @@ async fn rates() {
 }
 
 /// Changes of `ROWS` rows, as the log has them.
-fn plain(schema: &Arc<TableSchema>, round: usize, row: impl Fn(usize) -> serde_json::Value) -> Vec<Event> {
+fn plain(schema: &Arc<TableSchema>, round: usize, row: impl Fn(usize) -> serde_json::Value) -> Vec<BatchEvent> {
     let version = |id: usize| (round * ROWS + id) as i64;
     (0..ROWS).map(|id| read(schema, version(id), &row(id))).collect()
 }

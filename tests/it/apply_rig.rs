@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cutover::{
-    database::postgres::{Options, Session, Target, catalog, state},
+    database::postgres::{Address, Options, Session, catalog},
     log::Topic,
     model::{Column, ColumnType, Plan, TableName, TableSchema, Version},
+    state::format,
     target::{
-        Applied, ApplyError, Batch, Event, Pass, RowEvent, Sink,
+        Applied, ApplyError, Batch, BatchEvent, Pass, RowEvent, Sink,
         postgres::{ApplyConfig, PostgresSink, SinkOptions, prepare_target},
     },
-    transform::{self, Checked, TransformFile},
+    transform::{self, CheckedTransforms, TransformFile},
 };
 use serde_json::{Value, json};
 
@@ -47,12 +48,12 @@ pub fn change(
     op: &str,
     before: Option<&Value>,
     after: Option<&Value>,
-) -> Event {
+) -> BatchEvent {
     let row = after.or(before).unwrap();
     let key: serde_json::Map<String, Value> =
         schema.key_columns().map(|column| (column.name.clone(), row[&column.name].clone())).collect();
     let value = json!({ "before": before, "after": after, "source": {}, "op": op, "ts_ms": 0 });
-    Event::Row(RowEvent {
+    BatchEvent::Row(RowEvent {
         schema: schema.clone(),
         key: Bytes::from(serde_json::to_vec(&key).unwrap()),
         value: Bytes::from(serde_json::to_vec(&value).unwrap()),
@@ -62,19 +63,19 @@ pub fn change(
     })
 }
 
-pub fn insert(schema: &Arc<TableSchema>, version: Version, row: &Value) -> Event {
+pub fn insert(schema: &Arc<TableSchema>, version: Version, row: &Value) -> BatchEvent {
     change(schema, version, "c", None, Some(row))
 }
 
-pub fn update(schema: &Arc<TableSchema>, version: Version, before: &Value, after: &Value) -> Event {
+pub fn update(schema: &Arc<TableSchema>, version: Version, before: &Value, after: &Value) -> BatchEvent {
     change(schema, version, "u", Some(before), Some(after))
 }
 
-pub fn delete(schema: &Arc<TableSchema>, version: Version, row: &Value) -> Event {
+pub fn delete(schema: &Arc<TableSchema>, version: Version, row: &Value) -> BatchEvent {
     change(schema, version, "d", Some(row), None)
 }
 
-pub fn read(schema: &Arc<TableSchema>, version: Version, row: &Value) -> Event {
+pub fn read(schema: &Arc<TableSchema>, version: Version, row: &Value) -> BatchEvent {
     change(schema, version, "r", None, Some(row))
 }
 
@@ -99,13 +100,13 @@ fn options(replica: bool) -> Options {
 }
 
 /// Checks transforms (file name and text) against the tables that `ddl` makes.
-pub async fn checked(pg: &Postgres, sources: &[Arc<TableSchema>], transforms: &[(&str, &str)]) -> Checked {
-    let session = Session::open(&Target::parse(&pg.url()).unwrap(), &options(false)).await.unwrap();
+pub async fn checked(pg: &Postgres, sources: &[Arc<TableSchema>], transforms: &[(&str, &str)]) -> CheckedTransforms {
+    let session = Session::open(&Address::parse(&pg.url()).unwrap(), &options(false)).await.unwrap();
     let mut files = Vec::new();
     for (name, text) in transforms {
         match TransformFile::parse(std::path::Path::new(name), text, "public") {
             Ok(file) => files.push(file),
-            Err(problem) => return Checked { plans: Vec::new(), problems: vec![problem] },
+            Err(problem) => return CheckedTransforms { plans: Vec::new(), problems: vec![problem] },
         }
     }
     let tables = catalog::tables(&session.client, &["public".into()]).await.unwrap();
@@ -118,9 +119,9 @@ impl Rig {
         pg.exec(ddl).await;
         let checked = checked(&pg, sources, transforms).await;
         assert!(checked.passed(), "{:#?}", checked.problems);
-        let session = Session::open(&Target::parse(&pg.url()).unwrap(), &options(false)).await.unwrap();
-        state::ensure(&session.client).await.unwrap();
-        state::ensure(&session.client).await.unwrap();
+        let session = Session::open(&Address::parse(&pg.url()).unwrap(), &options(false)).await.unwrap();
+        format::ensure(&session.client).await.unwrap();
+        format::ensure(&session.client).await.unwrap();
         for plan in &checked.plans {
             prepare_target(&session, plan).await.unwrap();
             prepare_target(&session, plan).await.unwrap();
@@ -130,7 +131,7 @@ impl Rig {
 
     /// A session at the target.
     pub async fn session(&self) -> Session {
-        Session::open(&Target::parse(&self.pg.url()).unwrap(), &options(false)).await.unwrap()
+        Session::open(&Address::parse(&self.pg.url()).unwrap(), &options(false)).await.unwrap()
     }
 
     /// A session of a worker that holds the lease, as one that sweeps does.
@@ -167,7 +168,7 @@ impl Rig {
 
     async fn sink_in(&self, topic: Topic, partition: u32, lease_epoch: i64, check_offset: bool) -> PostgresSink {
         let options = SinkOptions {
-            target: Target::parse(&self.pg.url()).unwrap(),
+            target: Address::parse(&self.pg.url()).unwrap(),
             session: options(self.replica),
             pipeline: PIPELINE.into(),
             topic,
@@ -196,7 +197,7 @@ impl Lane {
         Lane { sink, topic, partition, next }
     }
 
-    pub fn batch(&self, events: Vec<Event>) -> Batch {
+    pub fn batch(&self, events: Vec<BatchEvent>) -> Batch {
         let to = self.next + events.len().max(1) as u64;
         Batch {
             topic: self.topic,
@@ -212,7 +213,7 @@ impl Lane {
         }
     }
 
-    pub async fn try_apply(&mut self, events: Vec<Event>) -> Result<Applied, ApplyError> {
+    pub async fn try_apply(&mut self, events: Vec<BatchEvent>) -> Result<Applied, ApplyError> {
         let batch = self.batch(events);
         let to = batch.to;
         let applied = self.sink.apply(batch).await?;
@@ -220,12 +221,12 @@ impl Lane {
         Ok(applied)
     }
 
-    pub async fn apply(&mut self, events: Vec<Event>) -> Applied {
+    pub async fn apply(&mut self, events: Vec<BatchEvent>) -> Applied {
         self.try_apply(events).await.unwrap()
     }
 
     /// One part of a transaction that goes on.
-    pub async fn apply_open(&mut self, events: Vec<Event>) -> Applied {
+    pub async fn apply_open(&mut self, events: Vec<BatchEvent>) -> Applied {
         let batch = Batch { complete: false, ..self.batch(events) };
         let to = batch.to;
         let applied = self.sink.apply(batch).await.unwrap();

@@ -1,11 +1,11 @@
-//! The rules of CORRECTNESS.md that the sink keeps, one by one, on a real server.
+//! The rules of docs/rules.md that the sink keeps, one by one, on a real server.
 
 use std::sync::Arc;
 
 use cutover::{
     log::Topic,
     model::{ColumnType, TableSchema},
-    target::{ApplyError, Event, Sink},
+    target::{ApplyError, BatchEvent, Sink},
 };
 use serde_json::{Value, json};
 
@@ -58,8 +58,8 @@ async fn rule_1_two_racing_lanes_leave_what_one_would() {
         let base = round * 100;
         let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
         let rows: Vec<Value> = (0..40).map(|id| user(base + id, &format!("r{round}-{id}"))).collect();
-        let deletes: Vec<Event> = rows.iter().map(|row| delete(&users(), base + 60, row)).collect();
-        let copies: Vec<Event> = rows.iter().rev().map(|row| read(&users(), base + 50, row)).collect();
+        let deletes: Vec<BatchEvent> = rows.iter().map(|row| delete(&users(), base + 60, row)).collect();
+        let copies: Vec<BatchEvent> = rows.iter().rev().map(|row| read(&users(), base + 50, row)).collect();
         tokio::join!(changes.apply(deletes), snapshot.apply(copies));
     }
     assert_eq!(rig.count("users").await, 0);
@@ -143,7 +143,7 @@ async fn rule_5_what_a_copy_has_set_aside_comes_in_on_an_idle_stream() {
 async fn rule_5_what_waits_after_the_last_round_still_waits() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;
-    let rows: Vec<Event> =
+    let rows: Vec<BatchEvent> =
         ["a", "b", "c", "d", "e"].iter().zip(1..).map(|(email, id)| insert(&users(), id, &user(id, email))).collect();
     lane.apply(rows).await;
     lane.apply(vec![insert(&users(), 9, &user(9, "z"))]).await;
@@ -191,7 +191,8 @@ async fn two_changes_of_a_row_that_waits_do_not_claim_each_others_key() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;
     lane.apply(vec![insert(&users(), 1, &user(9, "z"))]).await;
-    let mut events: Vec<Event> = (3..7).map(|id| insert(&users(), 10 + id, &user(id, &format!("u{id}")))).collect();
+    let mut events: Vec<BatchEvent> =
+        (3..7).map(|id| insert(&users(), 10 + id, &user(id, &format!("u{id}")))).collect();
     events.push(insert(&users(), 20, &user(2, "z")));
     events.push(update(&users(), 21, &user(2, "z"), &json!({ "id": 2, "email": "z", "age": 7, "boss": null })));
     let applied = lane.apply(events).await;
@@ -256,7 +257,7 @@ async fn rule_10_a_truncate_removes_what_is_older_for_good() {
     changes
         .apply(vec![
             insert(&users(), 2, &user(3, "c")),
-            Event::Truncate { schema: users(), version: 4 },
+            BatchEvent::Truncate { schema: users(), version: 4 },
             insert(&users(), 6, &user(4, "d")),
         ])
         .await;
@@ -443,10 +444,10 @@ async fn rule_24_too_many_dead_letters_stop_the_pipeline_with_nothing_lost() {
     let mut rig = users_rig().await;
     rig.config.dead_letters_max = 2;
     let mut lane = rig.lane(Topic::Changes).await;
-    let rows: Vec<Event> =
+    let rows: Vec<BatchEvent> =
         (1..=3).map(|id| insert(&users(), id, &json!({"id": id, "email": null, "age": "x", "boss": null}))).collect();
     let error = lane.try_apply(rows).await.unwrap_err();
-    assert!(matches!(&error, ApplyError::Halt { reason, .. } if reason.contains("dead_letters_max = 2")), "{error}");
+    assert!(matches!(&error, ApplyError::Halt(problem) if problem.what.contains("dead_letters_max = 2")), "{error}");
     assert_eq!(rig.count("cutover.dead_letters").await, 0);
     assert_eq!(rig.lane(Topic::Changes).await.next, 0);
 }
@@ -497,7 +498,7 @@ async fn a_child_waits_for_its_parent_however_many_there_are() {
     let [parents, children] = family();
     let rig = Rig::new(FAMILY, &[parents.clone(), children.clone()], &[]).await;
     let mut lane = rig.lane(Topic::Changes).await;
-    let mut events: Vec<Event> = (0..400).map(|n| insert(&children, 10 + n, &child(n % 4, n))).collect();
+    let mut events: Vec<BatchEvent> = (0..400).map(|n| insert(&children, 10 + n, &child(n % 4, n))).collect();
     events.push(insert(&parents, 500, &parent(0)));
     let applied = lane.apply(events).await;
     assert_eq!((applied.waiting, applied.dead_letters), (300, 0));
@@ -510,7 +511,7 @@ async fn a_child_waits_for_its_parent_however_many_there_are() {
     assert_eq!(rig.count("cutover.waiting").await, 0);
     assert_eq!(rig.count("children").await, 300);
     // Parent and children go together, the children first.
-    let mut events: Vec<Event> = vec![delete(&parents, 2000, &parent(0))];
+    let mut events: Vec<BatchEvent> = vec![delete(&parents, 2000, &parent(0))];
     events.extend((0..400).filter(|n| n % 4 == 0).map(|n| delete(&children, 2001 + n, &child(0, n))));
     let applied = lane.apply(events).await;
     assert_eq!((applied.waiting, applied.tables["children"].deleted), (0, 100));
@@ -623,7 +624,7 @@ async fn a_column_that_a_transform_reads_and_the_source_dropped_halts_with_its_n
     let fewer = table("users", &[("id", ColumnType::BigInt), ("email", ColumnType::Text)]);
     let error = lane.try_apply(vec![insert(&fewer, 1, &json!({ "id": 1, "email": "a" }))]).await.unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, ApplyError::Halt { .. }) && text.contains("`age`") && text.contains("users.sql"), "{text}");
+    assert!(matches!(error, ApplyError::Halt(_)) && text.contains("`age`") && text.contains("users.sql"), "{text}");
 }
 
 #[tokio::test]
@@ -641,7 +642,7 @@ async fn two_schemas_of_one_table_meet_in_one_batch() {
     );
     let wider = Arc::new(TableSchema { key: vec![1], ..(*wider).clone() });
     let row = json!({ "extra": "e", "id": 1, "age": "31", "email": "z" });
-    let mut events = vec![insert(&users(), 1, &user(1, "a")), Event::Schema(wider.clone())];
+    let mut events = vec![insert(&users(), 1, &user(1, "a")), BatchEvent::Schema(wider.clone())];
     events.push(insert(&wider, 2, &row));
     events.push(insert(&users(), 3, &user(2, "b")));
     lane.apply(events).await;

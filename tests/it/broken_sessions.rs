@@ -50,7 +50,7 @@ async fn a_target_that_is_gone_behind_connections_that_stand_is_noticed() {
     })
     .await;
     ready(&worker, 200).await;
-    assert!(worker.stderr().contains("has this session no more"), "{}", worker.stderr());
+    assert!(worker.stderr().contains("no longer has this session"), "{}", worker.stderr());
 }
 
 /// Rule 12. The chunks that are left are read with the columns that the table has by then.

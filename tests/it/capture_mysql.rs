@@ -7,7 +7,7 @@ use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{
     Change, Disposition, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version, ZeroDates,
 };
-use cutover::source::{CaptureError, Captured, Source, SourceConfig, mysql::MysqlSource};
+use cutover::source::{CaptureError, CaptureEvent, ChangeStream, SourceConfig, mysql::MysqlStream};
 
 use mysql_async::prelude::Queryable;
 
@@ -21,7 +21,7 @@ fn now_us() -> i64 {
 
 /// A capture of some tables of a test's database.
 struct Capture {
-    source: MysqlSource,
+    source: MysqlStream,
     schemas: Vec<Arc<TableSchema>>,
     resume: Option<(MysqlPosition, Version)>,
 }
@@ -40,7 +40,7 @@ async fn open(
     // A server id of its own for every capture: tests run beside each other.
     let name = format!("{}-{}", server.database(), rand::random::<u64>());
     let watch: Vec<TableName> = tables.iter().map(|table| TableName::new(server.database(), *table)).collect();
-    let source = MysqlSource::open(&config(&server.url(), &name), from, known, &watch).await?;
+    let source = MysqlStream::open(&config(&server.url(), &name), from, known, &watch).await?;
     Ok(Capture { source, schemas: Vec::new(), resume: None })
 }
 
@@ -58,28 +58,31 @@ impl Capture {
         open(server, tables, Some(at), schemas).await.unwrap()
     }
 
-    async fn try_next(&mut self) -> Result<Captured, CaptureError> {
+    async fn try_next(&mut self) -> Result<CaptureEvent, CaptureError> {
         let captured = tokio::time::timeout(PATIENCE, self.source.next()).await.expect("something is captured")?;
         match &captured {
-            Captured::Schema(schema) => self.schemas.push(Arc::clone(schema)),
-            Captured::Commit { position: Position::Mysql(position), clock, .. }
-            | Captured::Heartbeat { position: Position::Mysql(position), clock, .. } => {
+            CaptureEvent::Schema(schema) => self.schemas.push(Arc::clone(schema)),
+            CaptureEvent::Commit { position: Position::Mysql(position), clock, .. }
+            | CaptureEvent::Heartbeat { position: Position::Mysql(position), clock, .. } => {
                 self.resume = Some((position.clone(), *clock));
             }
-            Captured::Commit { position, .. } | Captured::Heartbeat { position, .. } => {
+            CaptureEvent::Commit { position, .. } | CaptureEvent::Heartbeat { position, .. } => {
                 panic!("{position:?} of a MySQL server")
             }
-            Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. } => {}
-            Captured::ReplicatedFrom(node) => panic!("{node} of a MySQL server"),
+            CaptureEvent::Change(_) | CaptureEvent::Truncate { .. } | CaptureEvent::Rewritten { .. } => {}
+            CaptureEvent::ReplicatedFrom(node) => panic!("{node} of a MySQL server"),
         }
         Ok(captured)
     }
 
     /// Whatever comes next but schemas, heartbeats and commits.
-    async fn event(&mut self) -> Captured {
+    async fn event(&mut self) -> CaptureEvent {
         loop {
             let captured = self.try_next().await.unwrap();
-            if matches!(captured, Captured::Change(_) | Captured::Truncate { .. } | Captured::Rewritten { .. }) {
+            if matches!(
+                captured,
+                CaptureEvent::Change(_) | CaptureEvent::Truncate { .. } | CaptureEvent::Rewritten { .. }
+            ) {
                 return captured;
             }
         }
@@ -87,7 +90,7 @@ impl Capture {
 
     async fn change(&mut self) -> Change {
         match self.event().await {
-            Captured::Change(change) => change,
+            CaptureEvent::Change(change) => change,
             other => panic!("{other:?} is no change"),
         }
     }
@@ -101,11 +104,11 @@ impl Capture {
     }
 
     async fn commit(&mut self) {
-        while !matches!(self.try_next().await.unwrap(), Captured::Commit { .. }) {}
+        while !matches!(self.try_next().await.unwrap(), CaptureEvent::Commit { .. }) {}
     }
 
     async fn heartbeat(&mut self) {
-        while !matches!(self.try_next().await.unwrap(), Captured::Heartbeat { .. }) {}
+        while !matches!(self.try_next().await.unwrap(), CaptureEvent::Heartbeat { .. }) {}
     }
 
     async fn error(&mut self) -> CaptureError {
@@ -162,7 +165,7 @@ async fn a_changed_key_is_a_delete_and_an_insert_and_ticks_twice_like_any_update
         assert_eq!(ops(&alone), [Op::Insert, Op::Delete, Op::Insert, Op::Update, Op::Insert]);
         let mut together = Vec::new();
         while together.len() < 5 {
-            if let Captured::Change(change) = both.event().await
+            if let CaptureEvent::Change(change) = both.event().await
                 && change.schema.table.table == "t"
             {
                 together.push(change);
@@ -187,9 +190,9 @@ async fn capturing_again_from_any_transaction_end_gives_the_same_versions() {
         let (mut changes, mut resumes) = (Vec::new(), Vec::new());
         while resumes.len() < 20 {
             match capture.try_next().await.unwrap() {
-                Captured::Change(change) => changes.push(change),
-                Captured::Commit { .. } => resumes.push((changes.len(), capture.resume.clone().unwrap())),
-                Captured::Schema(_) | Captured::Heartbeat { .. } => {}
+                CaptureEvent::Change(change) => changes.push(change),
+                CaptureEvent::Commit { .. } => resumes.push((changes.len(), capture.resume.clone().unwrap())),
+                CaptureEvent::Schema(_) | CaptureEvent::Heartbeat { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -212,7 +215,7 @@ async fn schema_changes_travel_with_the_log_and_rewrites_are_told() {
         assert_eq!(first.schema.columns.len(), 2);
         server.exec("ALTER TABLE t ADD COLUMN b VARCHAR(5) NOT NULL DEFAULT 'x'").await;
         match capture.event().await {
-            Captured::Rewritten { table, columns, clock } => {
+            CaptureEvent::Rewritten { table, columns, clock } => {
                 assert_eq!((table.table.as_str(), columns), ("t", vec!["b".to_owned()]));
                 assert!(clock >= first.version);
             }
@@ -224,7 +227,7 @@ async fn schema_changes_travel_with_the_log_and_rewrites_are_told() {
         assert_eq!(capture.schemas.last().unwrap().columns[2].name, "b");
         server.exec("TRUNCATE TABLE t").await;
         match capture.event().await {
-            Captured::Truncate { version, .. } => assert!(version > change.version),
+            CaptureEvent::Truncate { version, .. } => assert!(version > change.version),
             other => panic!("{other:?}"),
         }
         capture.commit().await;
@@ -253,13 +256,13 @@ async fn a_catalog_that_is_ahead_of_the_log_is_not_applied_to_the_past() {
         for columns in 2..=4 {
             loop {
                 match again.event().await {
-                    Captured::Change(change) => {
+                    CaptureEvent::Change(change) => {
                         assert_eq!(change.schema.columns.len(), columns);
                         let value = i64::try_from(columns).unwrap() - 1;
                         assert_eq!(change.images.after, Some(vec![Value::Int(value); columns]));
                         break;
                     }
-                    Captured::Rewritten { .. } => {}
+                    CaptureEvent::Rewritten { .. } => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -308,7 +311,8 @@ async fn a_large_transaction_streams_before_it_is_complete() {
     }
 }
 
-/// Row changes as statements and commits from the future halt whoever follows the server: `rules_source` has them, on one of its own.
+/// Row changes as statements and commits from the future halt whoever follows the server: `rules_source` has them, on
+/// one of its own.
 #[tokio::test]
 async fn what_must_not_be_followed_halts_with_a_remedy() {
     for server in every_server().await {
@@ -390,13 +394,13 @@ async fn a_wrong_password_and_a_missing_privilege_halt_and_name_the_fix() {
     let user = format!("u_{}", server.database());
     server.exec(&format!("CREATE TABLE t (id INT PRIMARY KEY); CREATE USER {user} IDENTIFIED BY 'secret'; GRANT SELECT ON {}.* TO {user}", server.database())).await;
     let watch = [TableName::new(server.database(), "t")];
-    let wrong = MysqlSource::open(&config(&server.url_as(&user, "wrong"), "x"), None, &[], &watch).await.err().unwrap();
+    let wrong = MysqlStream::open(&config(&server.url_as(&user, "wrong"), "x"), None, &[], &watch).await.err().unwrap();
     assert!(wrong.disposition() == Disposition::Halt && !wrong.to_string().contains("wrong\""), "{wrong}");
     let missing =
-        MysqlSource::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await.err().unwrap();
+        MysqlStream::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await.err().unwrap();
     assert!(missing.to_string().contains("REPLICATION CLIENT"), "{missing}");
     server.exec(&format!("GRANT REPLICATION CLIENT ON *.* TO {user}")).await;
-    let missing = MysqlSource::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await;
+    let missing = MysqlStream::open(&config(&server.url_as(&user, "secret"), "x"), None, &[], &watch).await;
     let missing = match missing {
         Err(error) => error,
         Ok(mut source) => loop {
@@ -484,11 +488,11 @@ async fn a_clock_from_the_future_halts_before_it_gives_a_version() {
         let mut settings = config(&server.url(), server.database());
         settings.clock_ahead_max_us = 5_000_000;
         let watch = [TableName::new(server.database(), "t")];
-        let mut source = MysqlSource::open(&settings, None, &[], &watch).await.unwrap();
+        let mut source = MysqlStream::open(&settings, None, &[], &watch).await.unwrap();
         server.exec("SET TIMESTAMP = UNIX_TIMESTAMP() + 30; INSERT INTO t VALUES (1)").await;
         let error = loop {
             match source.next().await {
-                Ok(Captured::Change(change)) => panic!("{change:?} got a version"),
+                Ok(CaptureEvent::Change(change)) => panic!("{change:?} got a version"),
                 Ok(_) => {}
                 Err(error) => break error,
             }

@@ -47,7 +47,8 @@ impl Pipeline {
 fn assert_finds(report: &Report, weight: Weight, words: &[&str]) {
     let says = |text: &str| words.iter().all(|word| text.contains(word));
     let found = report.findings.iter().any(|finding| {
-        finding.weight == weight && says(&format!("{}: {} -> {}", finding.part, finding.what, finding.fix))
+        finding.weight == weight
+            && says(&format!("{}: {} -> {}", finding.part, finding.problem.what, finding.problem.fix))
     });
     assert!(found, "nothing says {words:?} in\n{report}");
 }

@@ -1,8 +1,11 @@
 //! Logging in to real servers: TLS as rustls speaks it, authentication plugins, and errors that say what to do.
 
 use cutover::database::mysql::connect::{ConnectError, Connector};
-use cutover::database::mysql::server::{Flavor, Grants, ServerFacts, problems};
 use cutover::model::Disposition;
+use cutover::{
+    database::mysql::server::{Grants, ServerFacts, problems},
+    model::Flavor,
+};
 use mysql_async::prelude::Queryable;
 
 use crate::support::{Mysql, tls_ca};

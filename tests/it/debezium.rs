@@ -209,6 +209,10 @@ async fn topics_of_a_mysql_connector_arrive_with_and_without_schemas() {
     let synced = works[0].run(&["status", "--json"]).await;
     let status: serde_json::Value = serde_json::from_slice(&synced.stdout).unwrap();
     assert_eq!((&status["dead_letters"], &status["halted"]), (&json!(0), &serde_json::Value::Null));
+    // A connector's pipeline is led as every other: what happened is told.
+    let told = works[0].run(&["status", "--events", "--json"]).await;
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("phase_changed") && told.contains("\"to\":\"following\""), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

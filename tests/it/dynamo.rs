@@ -1,5 +1,5 @@
-//! DynamoDB as the source, on DynamoDB Local: copied while it changes, whatever its items hold, killed at any moment, equal
-//! in the end.
+//! DynamoDB as the source, on DynamoDB Local: copied while it changes, whatever its items hold, killed at any moment,
+//! equal in the end.
 
 use std::{
     sync::{
@@ -30,7 +30,8 @@ async fn synced(work: &Workspace) {
     assert!(ended.success(), "{}", worker.stderr());
 }
 
-/// Every item of a table with the text key `id`, by what the service says and by what the column `item` of the target holds.
+/// Every item of a table with the text key `id`, by what the service says and by what the column `item` of the target
+/// holds.
 async fn assert_equal(source: &Dynamo, target: &Postgres, table: &str) {
     let mut wanted: Vec<Value> = source.items(table).await.iter().map(plain_item).collect();
     wanted.sort_by_key(|item| item["id"].to_string());
@@ -219,8 +220,9 @@ async fn several_tables_are_copied_and_followed_through_kills() {
     assert_eq!(target.value("SELECT count(*) FROM cutover.dead_letters").await.as_deref(), Some("0"));
 }
 
-/// The copy reads each page long before the next, while what it has read and what it has not are changed, removed and made
-/// again. DynamoDB Local rounds its records' times down to the minute, so that versions by time alone would be far below the copy's.
+/// The copy reads each page long before the next, while what it has read and what it has not are changed, removed and
+/// made again. DynamoDB Local rounds its records' times down to the minute, so that versions by time alone would be far
+/// below the copy's.
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_15_a_slow_copy_beside_the_stream_never_wins_over_a_later_change() {
     let (source, target) = (Dynamo::shared().await, Postgres::v18().await);

@@ -1,5 +1,5 @@
-//! What a migration tells other systems: each thing at least once, with an id that tells repeats apart, whatever happens
-//! to the worker.
+//! What a migration tells other systems: each thing at least once, with an id that tells repeats apart, whatever
+//! happens to the worker.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

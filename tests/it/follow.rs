@@ -227,7 +227,8 @@ impl Proxy {
         self.network.send_replace(network);
     }
 
-    /// Takes the server away from the connections that there are, without a word to their clients. New ones are not concerned.
+    /// Takes the server away from the connections that there are, without a word to their clients. New ones are not
+    /// concerned.
     pub fn desert(&self) {
         self.deserted.send_replace(());
     }

@@ -1,4 +1,5 @@
-//! The fuzz targets over their committed corpora: every input that ever failed, and a few of every kind, without the fuzzer.
+//! The fuzz targets over their committed corpora: every input that ever failed, and a few of every kind, without the
+//! fuzzer.
 
 use std::{
     collections::BTreeSet,

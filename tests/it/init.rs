@@ -88,7 +88,7 @@ async fn what_init_writes_runs_as_it_is(source: Mysql, target: Postgres) {
     let config = Config::parse(&config, out.clone(), &password).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
     let report = check::run(&config).await;
     let mut blocking = report.findings.iter().filter(|finding| finding.weight == check::Weight::Blocks);
-    assert!(blocking.all(|finding| finding.what.contains("does not log such changes")), "{report}");
+    assert!(blocking.all(|finding| finding.problem.what.contains("does not log such changes")), "{report}");
     assert_eq!(report.tables, 7);
 }
 

@@ -56,7 +56,8 @@ pub async fn copied(work: &Workspace, patience: Duration) {
     .await;
 }
 
-/// Runs the worker under such transactions, kills it `kills` times, and ends when all that the source had is at the target.
+/// Runs the worker under such transactions, kills it `kills` times, and ends when all that the source had is at the
+/// target.
 pub async fn run_through_kills(
     work: &Workspace,
     source: &Arc<impl Executes>,

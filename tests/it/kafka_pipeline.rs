@@ -1,5 +1,5 @@
-//! The whole pipeline with Kafka as its log: what others read there, brokers that go away and come back, and brokers that lose
-//! what they had acknowledged.
+//! The whole pipeline with Kafka as its log: what others read there, brokers that go away and come back, and brokers
+//! that lose what they had acknowledged.
 
 use std::{path::Path, time::Duration};
 

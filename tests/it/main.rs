@@ -5,7 +5,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "in a test, a panic with its message is the report, and figures are printed"
+    clippy::disallowed_methods,
+    reason = "in a test, a panic with its message is the report, figures are printed, and time is the machine's"
 )]
 
 mod apply_check;

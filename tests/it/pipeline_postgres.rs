@@ -9,8 +9,8 @@ use crate::{
     support::{Postgres, Workspace},
 };
 
-/// `carts` has a key of two columns and text; the long notes of `items` are stored out of line; `events` is in partitions, and the keys
-/// of `tokens` are in no order.
+/// `carts` has a key of two columns and text; the long notes of `items` are stored out of line; `events` is in
+/// partitions, and the keys of `tokens` are in no order.
 const TABLES: &str = "
     CREATE TABLE items (id bigint PRIMARY KEY, sku varchar(40) NOT NULL, qty int, price numeric(12,4), note text, changed timestamptz);
     ALTER TABLE items ALTER note SET STORAGE EXTERNAL;

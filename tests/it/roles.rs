@@ -1,5 +1,5 @@
-//! One process captures, others share the applying: over a real broker, with processes that are killed, paused, added and taken
-//! away under load.
+//! One process captures, others share the applying: over a real broker, with processes that are killed, paused, added
+//! and taken away under load.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -62,7 +62,8 @@ impl Roles {
         shares
     }
 
-    /// Every row is equal, nothing is set aside, and the offsets are those of the log's end, which nobody's doubled batch is past.
+    /// Every row is equal, nothing is set aside, and the offsets are those of the log's end, which nobody's doubled
+    /// batch is past.
     async fn sound(&self, workers: &[&Worker]) {
         self.pipe.in_step().await;
         for zero in [

@@ -1,4 +1,4 @@
-//! CORRECTNESS.md rules 20, 23 (the fence), 24, 26, 27 and 28: what large, late, failing or hostile input must not do.
+//! Rules 20, 23 (the fence), 24, 26, 27 and 28: what large, late, failing or hostile input must not do.
 
 use std::{
     collections::BTreeSet,

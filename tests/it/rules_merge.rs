@@ -1,6 +1,7 @@
-//! The merge of snapshot and stream, end to end: rules 1, 2, 4 to 7 and 10 of CORRECTNESS.md through the real binary.
+//! The merge of snapshot and stream, end to end: rules 1, 2, 4 to 7 and 10 of docs/rules.md through the real binary.
 //!
-//! What the sink alone proves is in `apply_rules`; here stand the same promises with capture, log and copier in the path.
+//! What the sink alone proves is in `apply_rules`; here stand the same promises with capture, log and copier in the
+//! path.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! CORRECTNESS.md rules 13 and 16 to 19, for one source, one worker and the embedded log: what a chunk is labelled with,
-//! where capture goes on, and who may write.
+//! Rules 13 and 16 to 19, for one source, one worker and the embedded log: what a chunk is labelled
+//! with, where capture goes on, and who may write.
 
 use std::time::{Duration, Instant};
 

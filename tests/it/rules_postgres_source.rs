@@ -1,5 +1,6 @@
-//! CORRECTNESS.md's rules of a PostgreSQL source, against real servers: what a chunk is labelled with (14), which positions are
-//! refused (16, 17), values that are not in the log, truncation, changed keys, partitions, and a slot that never holds the server's log back.
+//! The rules of a PostgreSQL source, against real servers: what a chunk is labelled with (14), which
+//! positions are refused (16, 17), values that are not in the log, truncation, changed keys, partitions, and a slot
+//! that never holds the server's log back.
 
 use std::time::Duration;
 

@@ -112,7 +112,8 @@ impl Rig {
         .unwrap_or_else(|()| panic!("{query}: {found:?} instead of {wanted:?}"));
     }
 
-    /// Holds the writers of copied rows still until this is dropped: their sessions are stopped, between two transactions.
+    /// Holds the writers of copied rows still until this is dropped: their sessions are stopped, between two
+    /// transactions.
     pub async fn hold_copied_rows(&self) -> HeldWriters {
         let sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
             AND application_name LIKE 'cutover % snapshot %'";

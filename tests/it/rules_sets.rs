@@ -1,4 +1,4 @@
-//! One row into many, and none, on a real server (CORRECTNESS rule 9).
+//! One row into many, and none, on a real server (rule 9).
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use cutover::{
     log::Topic,
     model::{ColumnType, TableSchema},
     target::{
-        Event,
+        BatchEvent,
         postgres::{collect_tombstones, sweep},
     },
 };
@@ -170,7 +170,7 @@ async fn rule_9_truncate_and_sweep_take_whole_sets() {
     }
     assert_eq!(rig.rows(ROW, "order_items").await, ["(1,a,1)"]);
     assert_eq!(rig.rows("ROW(id)", "orders").await, ["(1)", "(2)"]);
-    changes.apply(vec![Event::Truncate { schema: orders(), version: 60 }]).await;
+    changes.apply(vec![BatchEvent::Truncate { schema: orders(), version: 60 }]).await;
     snapshot.apply(vec![read(&orders(), 55, &order(1, "new", &["a"]))]).await;
     assert_eq!((rig.count("order_items").await, rig.count("orders").await), (0, 0));
     changes.apply(vec![insert(&orders(), 61, &order(1, "new", &["z"]))]).await;

@@ -1,4 +1,4 @@
-//! Rows that several source tables share, on a real server (CORRECTNESS rule 8).
+//! Rows that several source tables share, on a real server (rule 8).
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use cutover::{
     log::Topic,
     model::{ColumnType, TableSchema},
     target::{
-        Event, Pass, Sink,
+        BatchEvent, Pass, Sink,
         postgres::{collect_tombstones, sweep},
     },
 };
@@ -221,7 +221,7 @@ async fn rule_8_on_delete_keep_follows_no_deletes() {
     let rig = rig_of(&deleting("keep")).await;
     let mut lane = rig.lane(Topic::Changes).await;
     lane.apply(vec![insert(&admins(), 1, &admin(1, "a")), insert(&oauth(), 2, &token(1, "t"))]).await;
-    lane.apply(vec![delete(&oauth(), 3, &token(1, "t")), Event::Truncate { schema: plans(), version: 4 }]).await;
+    lane.apply(vec![delete(&oauth(), 3, &token(1, "t")), BatchEvent::Truncate { schema: plans(), version: 4 }]).await;
     assert_eq!(rig.rows(ROW, "accounts").await, ["(1,a,t,free)"]);
     // An older row that comes later is as good as one that came before.
     rig.lane(Topic::Snapshot).await.apply(vec![read(&plans(), 2, &plan(1, "pro"))]).await;
@@ -241,13 +241,13 @@ async fn rule_8_truncate_of_a_contributor_is_a_fence_for_it_alone() {
             insert(&plans(), 5, &plan(1, "pro")),
         ])
         .await;
-        lane.apply(vec![Event::Truncate { schema: oauth(), version: 10 }]).await;
+        lane.apply(vec![BatchEvent::Truncate { schema: oauth(), version: 10 }]).await;
         assert_eq!(rig.rows(ROW, "accounts").await, left, "{on_delete}");
         lane.apply(vec![read(&oauth(), 9, &token(2, "late")), insert(&admins(), 11, &admin(4, "d"))]).await;
         lane.apply(vec![insert(&oauth(), 12, &token(1, "new")), insert(&oauth(), 13, &token(4, "x"))]).await;
         assert_eq!(rig.rows(ROW, "accounts").await, ["(1,a,new,pro)", "(2,b,,free)", "(4,d,x,free)"], "{on_delete}");
         // The owner's takes every row; what contributors have waits.
-        lane.apply(vec![Event::Truncate { schema: admins(), version: 20 }]).await;
+        lane.apply(vec![BatchEvent::Truncate { schema: admins(), version: 20 }]).await;
         assert_eq!(rig.count("accounts").await, 0);
         lane.apply(vec![insert(&admins(), 21, &admin(1, "z"))]).await;
         assert_eq!(rig.rows(ROW, "accounts").await, ["(1,z,new,pro)"], "{on_delete}");
@@ -349,9 +349,9 @@ async fn rule_8_racing_lanes_of_different_partitions_lose_no_part() {
         let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
         let mut elsewhere = rig.lane_in(Topic::Snapshot, 1).await;
         let ids = || base..base + 40;
-        let owners: Vec<Event> = ids().map(|id| read(&admins(), base + 1, &admin(id, "a"))).collect();
-        let tokens: Vec<Event> = ids().rev().map(|id| read(&oauth(), base + 1, &token(id, "t"))).collect();
-        let tiers: Vec<Event> = ids().map(|id| insert(&plans(), base + 2, &plan(id, "pro"))).collect();
+        let owners: Vec<BatchEvent> = ids().map(|id| read(&admins(), base + 1, &admin(id, "a"))).collect();
+        let tokens: Vec<BatchEvent> = ids().rev().map(|id| read(&oauth(), base + 1, &token(id, "t"))).collect();
+        let tiers: Vec<BatchEvent> = ids().map(|id| insert(&plans(), base + 2, &plan(id, "pro"))).collect();
         tokio::join!(snapshot.apply(owners), elsewhere.apply(tokens), changes.apply(tiers));
     }
     assert_eq!(rig.count("accounts WHERE token = 't' AND plan = 'pro'").await, 400);

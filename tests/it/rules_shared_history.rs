@@ -1,12 +1,12 @@
-//! Random histories of several source tables that fill one target, and of sets, against the plain SQL over the final source:
-//! whatever comes in which order, how often, and in which batches, the target ends as the join.
+//! Random histories of several source tables that fill one target, and of sets, against the plain SQL over the final
+//! source: whatever comes in which order, how often, and in which batches, the target ends as the join.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use cutover::{
     log::Topic,
     model::{ColumnType, TableSchema, Version},
-    target::{Event, postgres::collect_tombstones},
+    target::{BatchEvent, postgres::collect_tombstones},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ impl Source {
     }
 
     /// A random change of a row.
-    fn step(&mut self, random: &mut StdRng, version: Version) -> Event {
+    fn step(&mut self, random: &mut StdRng, version: Version) -> BatchEvent {
         let id = random.random_range(0..KEYS);
         let row = self.row(random, id);
         let before = self.rows.get(&id).cloned();
@@ -118,10 +118,10 @@ impl Source {
     }
 
     /// Empties the table.
-    fn truncate(&mut self, version: Version) -> Event {
+    fn truncate(&mut self, version: Version) -> BatchEvent {
         self.rows.clear();
         self.gone.extend((0..KEYS).map(|id| (id, version)));
-        Event::Truncate { schema: self.schema.clone(), version }
+        BatchEvent::Truncate { schema: self.schema.clone(), version }
     }
 
     fn shows(&self, id: i64) -> bool {
@@ -173,12 +173,14 @@ async fn history(seed: u64, batch_rows: usize, shuffled: bool) {
     let merged = transform(b, c);
     let rig = Rig::new(DDL, &schemas, &[("merged.sql", &merged), ("tags.sql", TAGS)]).await;
 
-    // As if the keys of the three tables went to partitions of their own: the order of one table's changes holds, no other.
+    // As if the keys of the three tables went to partitions of their own: the order of one table's changes holds, no
+    // other.
     let removes = [false, b == Follower::Removes, c == Follower::Removes];
-    let (mut changes, mut copies): ([Vec<Event>; 3], Vec<Event>) = (Default::default(), Vec::new());
+    let (mut changes, mut copies): ([Vec<BatchEvent>; 3], Vec<BatchEvent>) = (Default::default(), Vec::new());
     for version in 1_000..1_150 {
         let which = random.random_range(0..3);
-        // Of a follower whose deletes hide the row, what comes late from before a TRUNCATE hides nothing: no function of the source.
+        // Of a follower whose deletes hide the row, what comes late from before a TRUNCATE hides nothing: no function
+        // of the source.
         let event = if !removes[which] && random.random_bool(0.02) {
             sources[which].truncate(version)
         } else {
@@ -193,7 +195,7 @@ async fn history(seed: u64, batch_rows: usize, shuffled: bool) {
     copies.shuffle(&mut random);
     if shuffled {
         for changes in &mut changes {
-            let again: Vec<Event> = changes.iter().filter(|_| random.random_bool(0.3)).cloned().collect();
+            let again: Vec<BatchEvent> = changes.iter().filter(|_| random.random_bool(0.3)).cloned().collect();
             changes.extend(again);
             changes.shuffle(&mut random);
         }
@@ -209,7 +211,7 @@ async fn history(seed: u64, batch_rows: usize, shuffled: bool) {
     while queues.iter().any(|queue| !queue.is_empty()) {
         let which = random.random_range(0..queues.len());
         let size = batch_rows.min(queues[which].len());
-        let events: Vec<Event> = queues[which].drain(..size).collect();
+        let events: Vec<BatchEvent> = queues[which].drain(..size).collect();
         if !events.is_empty() {
             let applied = lanes[which].apply(events).await;
             assert_eq!((applied.dead_letters, applied.waiting), (0, 0), "seed {seed}");

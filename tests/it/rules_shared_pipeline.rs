@@ -1,5 +1,5 @@
-//! Merged rows and sets in the running pipeline: copied while the sources change, killed at any moment, copied and replayed
-//! again, and equal to the sources' own join in the end (CORRECTNESS rules 8 and 9).
+//! Merged rows and sets in the running pipeline: copied while the sources change, killed at any moment, copied and
+//! replayed again, and equal to the sources' own join in the end (rules 8 and 9).
 
 use std::{
     sync::{
@@ -152,7 +152,8 @@ fn transaction(random: &mut StdRng, rows: u32) -> String {
     statements.join("; ")
 }
 
-/// Copies and follows under load while the worker is killed again and again, then tries every way to go over it once more.
+/// Copies and follows under load while the worker is killed again and again, then tries every way to go over it once
+/// more.
 async fn through_kills(pipe: Pipe, rows: u32, kills: u32) {
     pipe.work.configure_also("[snapshot]\nchunk_rows = 200\n");
     let stop = Arc::new(AtomicBool::new(false));

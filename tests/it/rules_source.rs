@@ -1,4 +1,5 @@
-//! What the source may do to a running pipeline, end to end: rules 3, 11 and 12 of CORRECTNESS.md through the real binary.
+//! What the source may do to a running pipeline, end to end: rules 3, 11 and 12 of docs/rules.md through the real
+//! binary.
 //!
 //! Clocks that jump, DDL, cascades, and events that hold less than the rows that they change. What a server writes for
 //! one table alone is tried on shared servers; what halts everybody who follows a server has one of its own.
@@ -66,7 +67,8 @@ async fn reading_children_again_is_refused_as_long_as_it_is_not_there() {
     }
 }
 
-/// Rule 11. What `check` says of every server and remedy: `a_cascade_that_the_binlog_does_not_show_blocks_until_something_is_done`.
+/// Rule 11. What `check` says of every server and remedy:
+/// `a_cascade_that_the_binlog_does_not_show_blocks_until_something_is_done`.
 #[tokio::test(flavor = "multi_thread")]
 async fn children_follow_the_cascades_of_a_server_that_logs_them() {
     let at_source = "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, a int, b int,
@@ -160,8 +162,8 @@ async fn ddl_that_rewrites_a_used_column_has_the_table_copied_again_on_mariadb()
     rewritten_rows_are_copied_again(Mysql::mariadb().await, Postgres::v15().await).await;
 }
 
-/// Each change with what the target then has. A column that came and went before capture has read of it has no known type:
-/// such a log halts on 5.7 (`a_column_that_came_and_went_unseen_halts_and_the_table_can_be_copied_anew`).
+/// Each change with what the target then has. A column that came and went before capture has read of it has no known
+/// type: such a log halts on 5.7 (`a_column_that_came_and_went_unseen_halts_and_the_table_can_be_copied_anew`).
 const UNUSED: [(&str, &str); 4] = [
     ("ALTER TABLE t ADD COLUMN z int NOT NULL DEFAULT 5 FIRST; INSERT INTO t VALUES (3, 3, 'c')", "1 a, 2 b, 3 c"),
     ("ALTER TABLE t MODIFY z varchar(9), ADD INDEX (z); UPDATE t SET a = 'B' WHERE id = 2", "1 a, 2 B, 3 c"),

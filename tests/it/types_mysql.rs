@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cutover::database::mysql::connect::Connector;
 use cutover::database::mysql::scan::{Scanner, Watermark};
 use cutover::model::{Images, TableName, TableSchema, Value, ZeroDates};
-use cutover::source::{Captured, Source, SourceConfig, mysql::MysqlSource};
+use cutover::source::{CaptureEvent, ChangeStream, SourceConfig, mysql::MysqlStream};
 
 use crate::support::Mysql;
 
@@ -167,7 +167,7 @@ impl Both {
         let names: Vec<TableName> = self.tables.iter().map(|(name, _)| name.clone()).collect();
         let config: SourceConfig = toml::from_str(&format!("url = '{}'", self.server.url())).unwrap();
         let settings = config.resolve(self.server.database(), now_us).unwrap();
-        let mut source = MysqlSource::open(&settings, None, &[], &names).await.unwrap();
+        let mut source = MysqlStream::open(&settings, None, &[], &names).await.unwrap();
         for (_, insert) in &self.tables {
             self.server.exec(insert).await;
         }
@@ -202,17 +202,17 @@ impl Both {
 }
 
 /// The images of the next transaction, which is of this table.
-async fn next_images(source: &mut MysqlSource, name: &TableName) -> (TableSchema, Vec<Images>) {
+async fn next_images(source: &mut MysqlStream, name: &TableName) -> (TableSchema, Vec<Images>) {
     let (mut images, mut schema) = (Vec::new(), None);
     loop {
         match tokio::time::timeout(Duration::from_secs(20), source.next()).await.unwrap().unwrap() {
-            Captured::Change(change) => {
+            CaptureEvent::Change(change) => {
                 assert_eq!(&change.schema.table, name);
                 schema = Some(change.schema.as_ref().clone());
                 images.push(change.images);
             }
-            Captured::Commit { .. } => return (schema.unwrap(), images),
-            Captured::Schema(_) | Captured::Heartbeat { .. } => {}
+            CaptureEvent::Commit { .. } => return (schema.unwrap(), images),
+            CaptureEvent::Schema(_) | CaptureEvent::Heartbeat { .. } => {}
             other => panic!("{other:?}"),
         }
     }

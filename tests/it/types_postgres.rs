@@ -1,20 +1,20 @@
-//! Every type of a PostgreSQL source: `init` writes the target's tables, and what the snapshot copies and what the stream brings is
-//! what the source has, byte for byte.
+//! Every type of a PostgreSQL source: `init` writes the target's tables, and what the snapshot copies and what the
+//! stream brings is what the source has, byte for byte.
 
 use std::{fs, sync::Arc, time::Duration};
 
 use cutover::{
     cli::init::{self, InitArgs},
     database::postgres::{
-        Session, Target,
+        Address, Session,
         scan::{Scanner, Watermark},
         tables,
     },
     model::{Lsn, Value},
     observe::now_us,
     source::{
-        Captured, Source as _,
-        postgres::{PostgresSource, PostgresSourceConfig, options},
+        CaptureEvent, ChangeStream as _,
+        postgres::{PostgresSourceConfig, PostgresStream, options},
     },
 };
 
@@ -210,7 +210,7 @@ async fn every_type_arrives_from_18_at_15() {
 async fn snapshot_and_stream_give_the_same_bytes() {
     let source = Postgres::v15().await;
     create(&source).await;
-    let address = Target::parse(&source.url()).unwrap();
+    let address = Address::parse(&source.url()).unwrap();
     let settings = options("bytes", None);
     let config = PostgresSourceConfig::new(source.database(), address.clone(), settings.clone(), now_us);
     let session = Session::open(&address, &settings).await.unwrap();
@@ -218,21 +218,21 @@ async fn snapshot_and_stream_give_the_same_bytes() {
     assert_eq!(table.generated, ["twice"]);
     let schema = Arc::new(table.schema);
     let watched = [schema.table.clone()];
-    let mut stream = PostgresSource::open(&config, None, &[], &watched).await.unwrap();
+    let mut stream = PostgresStream::open(&config, None, &[], &watched).await.unwrap();
     fill(&source, SNAPSHOT).await;
 
     let mut streamed: Vec<Vec<Value>> = Vec::new();
     while streamed.len() < rows() {
         match tokio::time::timeout(Duration::from_secs(30), stream.next()).await.unwrap().unwrap() {
-            Captured::Change(change) => {
+            CaptureEvent::Change(change) => {
                 assert_eq!(change.schema, schema, "the stream describes the table as the catalog does");
                 streamed.push(change.images.after.unwrap());
             }
-            Captured::Schema(_) | Captured::Commit { .. } | Captured::Heartbeat { .. } => {}
+            CaptureEvent::Schema(_) | CaptureEvent::Commit { .. } | CaptureEvent::Heartbeat { .. } => {}
             other => panic!("{other:?}"),
         }
     }
-    let mut scanner = Scanner::connect(&address, &settings, Arc::clone(&config.unseen)).await.unwrap();
+    let mut scanner = Scanner::connect(&address, &settings, Arc::clone(&config.in_flight)).await.unwrap();
     let watermark = Watermark { lsn: Lsn(u64::MAX), version: 1, floor: 0 };
     let mut scanned = scanner.read_chunk(&schema, None, None, watermark).await.unwrap();
     let mut scanned = scanned.next_batch(usize::MAX).await.unwrap();

@@ -1,13 +1,13 @@
-//! Foreign keys whose cascades the binlog does not show (CORRECTNESS rule 11).
+//! Foreign keys whose cascades the binlog does not show (rule 11).
 //!
 //! InnoDB runs them below the level at which rows are logged. A captured child then changes without an event, unless
 //! the server logs cascades (MySQL 9.6 and later), or the target does the same by itself.
 
-use super::{Part, Report, source::Source, target::Target};
+use super::{Part, Report, source::ExaminedSource, target::ExaminedTarget};
 use crate::{database::mysql::details::ForeignKey, model::TableName};
 
 /// Judges every foreign key of a captured table.
-pub(super) fn judge(source: &Source, target: Option<&Target>, report: &mut Report) {
+pub(super) fn judge(source: &ExaminedSource, target: Option<&ExaminedTarget>, report: &mut Report) {
     if source.facts.logs_cascades() {
         return;
     }

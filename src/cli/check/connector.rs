@@ -1,23 +1,19 @@
 //! Topics of a connector of Debezium, in place of a source: what is in them, and whether it can be applied.
 
-use super::{Part, Report, in_two, target::add};
-use crate::{config::Config, control::foresight, log::DebeziumConfig};
+use super::{Part, Report, target::add};
+use crate::{config::Config, control::preview, log::DebeziumConfig};
 
 /// Examines the topics, and the transforms against what they show.
 pub(super) async fn examine(config: &Config, debezium: &DebeziumConfig, report: &mut Report) {
-    let found = match foresight::look(config, debezium).await {
+    let found = match preview::look(config, debezium).await {
         Ok(found) => found,
-        Err(message) => {
-            let (what, fix) = in_two(&message);
-            report.blocks_on(Part::Source, what, fix);
+        Err(problem) => {
+            report.blocked_by(Part::Source, problem);
             return;
         }
     };
     report.tables = found.tables;
-    for message in &found.refused {
-        let (what, fix) = in_two(message);
-        report.blocks_on(Part::Source, what, fix);
-    }
+    found.refused.iter().for_each(|problem| report.blocked_by(Part::Source, problem.clone()));
     for table in &found.silent {
         let what = format!("topic {} is not there or holds no change yet", debezium.topic(table));
         let fix = "start the connector with this table, or correct [log.debezium] topics and [source] tables";

@@ -1,35 +1,29 @@
 //! A source on DynamoDB: credentials, tables, streams, and what cutover may do.
 
-use super::{Part, Report, in_two};
+use super::{Part, Report};
 use crate::{
     config::Config,
-    control::source::dynamodb::judge,
-    database::{
-        Problem,
-        dynamodb::{
-            Connector, DynamoError, Service,
-            catalog::{self, TableFacts},
-            scan::{self, Place},
-        },
+    database::dynamodb::{
+        Connector, DynamoError, Service,
+        catalog::{self, TableFacts},
+        scan::{self, ScanPosition},
     },
-    model::TableSchema,
+    model::{Problem, TableSchema},
     observe::now_us,
     source::dynamodb::Streams,
+    source::dynamodb::judge,
 };
 
 /// Examines the source; the tables that the pipeline follows, or none if there is too little to go on with.
 pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<TableSchema>> {
-    let mut blocked = |message: String| {
-        let (what, fix) = in_two(&message);
-        report.blocks_on(Part::Source, what, fix);
-    };
-    let connector = Connector::new(&config.source.url).map_err(|error| blocked(error.to_string())).ok()?;
-    let service = connector.connect().await.map_err(|error| blocked(error.to_string())).ok()?;
+    let mut blocked = |problem: Problem| report.blocked_by(Part::Source, problem);
+    let connector = Connector::new(&config.source.url).map_err(|error| blocked(error.problem())).ok()?;
+    let service = connector.connect().await.map_err(|error| blocked(error.problem())).ok()?;
     let only = config.source.tables.as_deref();
     let loaded = catalog::load_tables(&service, only).await;
     let tables = loaded.map_err(|error| blocked(told(error))).ok()?;
-    for Problem { what, fix } in judge(&tables, only.unwrap_or_default(), connector.region()) {
-        report.blocks_on(Part::Source, what, fix);
+    for problem in judge(&tables, only.unwrap_or_default(), connector.region()) {
+        report.blocked_by(Part::Source, problem);
     }
     judge_clock(config, &service, report).await;
     for facts in &tables {
@@ -38,7 +32,7 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<
     Some(tables.into_iter().map(|facts| facts.schema).collect())
 }
 
-/// A commit time from the future would beat every later change (CORRECTNESS rule 3).
+/// A commit time from the future would beat every later change (rule 3).
 async fn judge_clock(config: &Config, service: &Service, report: &mut Report) {
     let Ok(date_us) = service.now_us().await else { return };
     let ahead_seconds = date_us.saturating_sub(now_us()) / 1_000_000;
@@ -54,7 +48,7 @@ async fn judge_clock(config: &Config, service: &Service, report: &mut Report) {
 /// Reads one item and the stream's beginning, as the copy and capture will.
 async fn judge_reads(service: &Service, facts: &TableFacts, report: &mut Report) {
     let table = &facts.schema.table.table;
-    if let Err(error) = scan::page(service, table, &Place::start_of(0, 1), 1).await {
+    if let Err(error) = scan::page(service, table, &ScanPosition::start_of(0, 1), 1).await {
         report.blocks_on(Part::Source, format!("table `{table}`: {error}"), "allow dynamodb:Scan on it");
     }
     let Some(stream) = &facts.stream else { return };
@@ -74,17 +68,17 @@ async fn read_stream(service: &Service, arn: &str) -> Result<(), DynamoError> {
     service.records(&iterator).await.map(|_| ())
 }
 
-fn told(error: DynamoError) -> String {
+fn told(error: DynamoError) -> Problem {
     match error {
         DynamoError::Unreachable(why) => {
-            format!("the source is unreachable: {why}; correct region or endpoint in [source] url")
+            Problem::new(format!("the source is unreachable: {why}"), "correct region or endpoint in [source] url")
         }
-        DynamoError::Throttled(why) => format!("{why}; check again later"),
+        DynamoError::Throttled(why) => Problem::new(why, "check again later"),
         error @ (DynamoError::Url(_)
         | DynamoError::Denied(_)
         | DynamoError::Missing(_)
         | DynamoError::Trimmed(_)
         | DynamoError::IteratorExpired(_)
-        | DynamoError::Refused(_)) => error.to_string(),
+        | DynamoError::Refused(_)) => error.problem(),
     }
 }

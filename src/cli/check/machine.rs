@@ -1,5 +1,5 @@
-//! Where the worker is to run: the port for metrics and health, and the log: the disk of the embedded one, or Kafka's brokers
-//! and topics.
+//! Where the worker is to run: the port for metrics and health, and the log: the disk of the embedded one, or Kafka's
+//! brokers and topics.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 use super::{Part, Report};
 use crate::{
     config::Config,
-    control::worker,
+    control::parts,
     log::{LogError, kafka},
 };
 
@@ -48,21 +48,15 @@ async fn examine_kafka(config: &Config, report: &mut Report) {
     };
     match examined {
         Ok(problems) => {
-            for problem in problems {
-                report.blocks_on(Part::Worker, problem.what, &problem.fix);
-            }
+            problems.into_iter().for_each(|problem| report.blocked_by(Part::Worker, problem));
         }
-        Err(error) => {
-            let text = error.to_string();
-            let (what, fix) = text.split_once("; ").unwrap_or((&text, "correct [log] in the configuration"));
-            report.blocks_on(Part::Worker, what.to_owned(), fix);
-        }
+        Err(error) => report.blocked_by(Part::Worker, error.problem().or("correct [log] in the configuration")),
     }
 }
 
 /// Whether the port is held by a worker of this very pipeline, as far as the target knows.
 async fn is_running(config: &Config) -> bool {
-    let Ok(store) = worker::store(config) else { return false };
+    let Ok(store) = parts::store(config) else { return false };
     store.status().await.is_ok_and(|status| status.worker_running)
 }
 

@@ -14,7 +14,11 @@ mod target;
 
 use std::fmt;
 
-use crate::{config::Config, observe::now_us, source::SourceKind};
+use crate::{
+    config::Config,
+    model::{Problem, SourceKind},
+    observe::now_us,
+};
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,8 +42,7 @@ pub enum Weight {
 pub struct Finding {
     pub weight: Weight,
     pub part: Part,
-    pub what: String,
-    pub fix: String,
+    pub problem: Problem,
 }
 
 /// All that is wrong.
@@ -61,11 +64,20 @@ impl Report {
     }
 
     fn blocks_on(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
-        self.findings.push(Finding { weight: Weight::Blocks, part, what: what.into(), fix: fix.into() });
+        self.add(Weight::Blocks, part, Problem::new(what, fix));
     }
 
     fn warns_of(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
-        self.findings.push(Finding { weight: Weight::Warns, part, what: what.into(), fix: fix.into() });
+        self.add(Weight::Warns, part, Problem::new(what, fix));
+    }
+
+    /// A problem that keeps the pipeline from running.
+    fn blocked_by(&mut self, part: Part, problem: Problem) {
+        self.add(Weight::Blocks, part, problem.or("correct that and check again"));
+    }
+
+    fn add(&mut self, weight: Weight, part: Part, problem: Problem) {
+        self.findings.push(Finding { weight, part, problem });
     }
 }
 
@@ -104,7 +116,7 @@ pub async fn run(config: &Config) -> Report {
     report
 }
 
-/// A commit time from the future would beat every later change (CORRECTNESS rule 3).
+/// A commit time from the future would beat every later change (rule 3).
 fn judge_clock(source_now_us: i64, ahead_max_seconds: u32, report: &mut Report) {
     let ahead_seconds = source_now_us.saturating_sub(now_us()) / 1_000_000;
     if ahead_seconds > i64::from(ahead_max_seconds) {
@@ -113,14 +125,6 @@ fn judge_clock(source_now_us: i64, ahead_max_seconds: u32, report: &mut Report) 
             format!("the source's clock is {ahead_seconds} s ahead of this machine's"),
             format!("set both clocks right, or raise [source] clock_ahead_max_seconds above {ahead_seconds}"),
         );
-    }
-}
-
-/// An error and what to do about it, which our messages hold in one sentence after a semicolon.
-fn in_two(message: &str) -> (String, String) {
-    match message.split_once("; ") {
-        Some((what, fix)) => (what.to_owned(), fix.to_owned()),
-        None => (message.to_owned(), "correct that and check again".to_owned()),
     }
 }
 
@@ -143,8 +147,8 @@ impl fmt::Display for Report {
                     Weight::Blocks => "blocks ",
                     Weight::Warns => "warning",
                 };
-                writeln!(f, "{word}  {}: {}", finding.part, finding.what)?;
-                writeln!(f, "         fix: {}", finding.fix)?;
+                writeln!(f, "{word}  {}: {}", finding.part, finding.problem.what)?;
+                writeln!(f, "         fix: {}", finding.problem.fix)?;
             }
         }
         let (blocks, warnings) = (self.count(Weight::Blocks), self.count(Weight::Warns));

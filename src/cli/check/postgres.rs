@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, in_two, judge_clock, target::Target};
+use super::{Part, Report, judge_clock, target::ExaminedTarget};
 use crate::{
     config::Config,
     database::postgres::{
@@ -12,6 +12,7 @@ use crate::{
         slot, sql,
         tables::{self, SourceTable},
     },
+    model::Problem,
     source,
 };
 
@@ -28,11 +29,10 @@ struct Standing {
 
 /// Examines the source; none if there is too little to go on with.
 pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<SourceTable>> {
-    let address = match postgres::Target::parse(&config.source.url) {
+    let address = match postgres::Address::parse(&config.source.url) {
         Ok(address) => address,
         Err(error) => {
-            let (what, fix) = in_two(&error.to_string());
-            report.blocks_on(Part::Source, what, fix);
+            report.blocked_by(Part::Source, error.problem());
             return None;
         }
     };
@@ -40,28 +40,26 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
         Err(error) => {
-            let message = error.to_string();
-            let (what, fix) = match error {
-                PgError::Unreachable(_) => {
-                    (message, "start the server, or correct host and port in [source] url".to_owned())
+            let problem = match error {
+                PgError::Unreachable(what) => {
+                    Problem::new(what, "start the server, or correct host and port in [source] url")
                 }
-                PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => in_two(&message),
+                PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => error.problem(),
             };
-            report.blocks_on(Part::Source, what, fix);
+            report.blocked_by(Part::Source, problem);
             return None;
         }
     };
-    match look(config, &session.client, report).await {
+    match examine_source(config, &session.client, report).await {
         Ok(tables) => Some(tables),
         Err(error) => {
-            let (what, fix) = in_two(&error.to_string());
-            report.blocks_on(Part::Source, what, fix);
+            report.blocked_by(Part::Source, error.problem());
             None
         }
     }
 }
 
-async fn look(config: &Config, client: &Client, report: &mut Report) -> Result<Vec<SourceTable>, PgError> {
+async fn examine_source(config: &Config, client: &Client, report: &mut Report) -> Result<Vec<SourceTable>, PgError> {
     let facts = ServerFacts::load(client).await?;
     for problem in facts.problems() {
         report.blocks_on(Part::Source, problem.what, problem.fix);
@@ -211,8 +209,8 @@ fn judge_publication(
 }
 
 /// A transform that filters, or makes sets or keys out of other columns, has to know the row before a change.
-pub(super) fn judge_images(tables: &[SourceTable], target: &Target, report: &mut Report) {
-    for name in target.whole_rows() {
+pub(super) fn judge_images(tables: &[SourceTable], target: &ExaminedTarget, report: &mut Report) {
+    for name in target.full_row_images() {
         if tables.iter().any(|table| table.schema.table == *name && table.identity != 'f') {
             report.blocks_on(
                 Part::Source,

@@ -2,25 +2,22 @@
 
 use mysql_async::Conn;
 
-use super::{Part, Report, in_two, judge_clock};
+use super::{Part, Report, judge_clock};
 use crate::{
-    cli::movable::obstacle,
+    cli::eligible::obstacle,
     config::Config,
-    database::{
-        Problem,
-        mysql::{
-            catalog::{CatalogError, load_tables},
-            connect::{ConnectError, Connector},
-            details::{TableDetails, load_details},
-            server::{self, Grants, ServerFacts},
-        },
+    database::mysql::{
+        catalog::{CatalogError, load_tables},
+        connect::{ConnectError, Connector},
+        details::{TableDetails, load_details},
+        server::{self, Grants, ServerFacts},
     },
-    model::TableSchema,
+    model::{Problem, TableSchema},
 };
 
 /// What is known of the source.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ExaminedSource {
     pub facts: ServerFacts,
     /// The tables that the pipeline follows.
     pub tables: Vec<TableSchema>,
@@ -28,20 +25,17 @@ pub(super) struct Source {
 }
 
 /// Examines the source; none if there is too little to go on with.
-pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Source> {
-    let mut blocked = |message: String| {
-        let (what, fix) = in_two(&message);
-        report.blocks_on(Part::Source, what, fix);
-    };
-    let connector = Connector::new(&config.source.url).map_err(|error| blocked(error.to_string())).ok()?;
+pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<ExaminedSource> {
+    let mut blocked = |problem: Problem| report.blocked_by(Part::Source, problem);
+    let connector = Connector::new(&config.source.url).map_err(|error| blocked(error.problem())).ok()?;
     let Some(database) = connector.database().map(str::to_owned) else {
-        blocked("the source URL names no database; end it with /database".into());
+        blocked(Problem::new("the source URL names no database", "end it with /database"));
         return None;
     };
     let mut conn = match connector.connect().await {
         Ok(conn) => conn,
         Err(error @ ConnectError::Unreachable { .. }) => {
-            blocked(format!("{error}; start the server, or correct host and port in [source] url"));
+            blocked(error.problem().or("start the server, or correct host and port in [source] url"));
             return None;
         }
         Err(
@@ -52,26 +46,27 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Sour
             | ConnectError::NoTls { .. }
             | ConnectError::AuthPlugin { .. }),
         ) => {
-            blocked(error.to_string());
+            blocked(error.problem());
             return None;
         }
     };
-    let source = look(config, &mut conn, &database, report).await;
+    let source = examine_source(config, &mut conn, &database, report).await;
     if let Err(error) = conn.disconnect().await {
         tracing::debug!(%error, "the connection to the source ended badly");
     }
     source
 }
 
-async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Report) -> Option<Source> {
-    let unreadable = |report: &mut Report, message: String| {
-        let (what, fix) = in_two(&message);
-        report.blocks_on(Part::Source, what, fix);
-    };
+async fn examine_source(
+    config: &Config,
+    conn: &mut Conn,
+    database: &str,
+    report: &mut Report,
+) -> Option<ExaminedSource> {
     let grants = match Grants::load(conn).await {
         Ok(grants) => Some(grants),
         Err(error) => {
-            unreadable(report, error.to_string());
+            report.blocked_by(Part::Source, error.problem());
             None
         }
     };
@@ -84,7 +79,7 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
             // Without the grant the server refuses to tell its position, which has been said already.
             let said = grants.as_ref().is_some_and(|grants| !grants.everywhere("REPLICATION CLIENT") && !grants.roles);
             if !said {
-                unreadable(report, error.to_string());
+                report.blocked_by(Part::Source, error.problem());
             }
             return None;
         }
@@ -101,11 +96,11 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
     let (tables, details) = match loaded {
         Ok(loaded) => loaded,
         Err(error @ (CatalogError::Database(_) | CatalogError::Unreadable { .. })) => {
-            unreadable(report, error.to_string());
+            report.blocked_by(Part::Source, error.problem());
             return None;
         }
         Err(error @ (CatalogError::UnknownType { .. } | CatalogError::Changed { .. })) => {
-            unreadable(report, error.to_string());
+            report.blocked_by(Part::Source, error.problem());
             return None;
         }
     };
@@ -113,8 +108,8 @@ async fn look(config: &Config, conn: &mut Conn, database: &str, report: &mut Rep
     if let Some(grants) = &grants {
         judge_grants(grants, grants.missing_on(&tables, &facts), report);
     }
-    judge_movable(&tables, report);
-    Some(Source { facts, tables, details })
+    judge_eligibility(&tables, report);
+    Some(ExaminedSource { facts, tables, details })
 }
 
 /// Missing privileges block; they only warn where a role, whose own grants are not listed, may give them.
@@ -146,11 +141,10 @@ fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str, facts
     }
 }
 
-fn judge_movable(tables: &[TableSchema], report: &mut Report) {
+fn judge_eligibility(tables: &[TableSchema], report: &mut Report) {
     for schema in tables {
         let table = &schema.table.table;
-        if let Some(reason) = obstacle(schema) {
-            let (what, fix) = in_two(&reason);
+        if let Some(Problem { what, fix }) = obstacle(schema) {
             let fix = format!("{fix}, or leave `{table}` out of [source] tables");
             report.blocks_on(Part::Source, format!("table `{table}` {what}"), fix);
         }
@@ -174,8 +168,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::check::Weight,
-        database::mysql::server::Flavor,
-        model::{Column, ColumnType, TableName},
+        model::{Column, ColumnType, Flavor, TableName},
         observe::now_us,
     };
 
@@ -195,7 +188,7 @@ mod tests {
     #[test]
     fn a_table_without_a_key_blocks_and_a_folding_key_warns() {
         let mut report = Report::default();
-        judge_movable(
+        judge_eligibility(
             &[
                 table("none", None, &[]),
                 table("folding", Some("utf8mb4_0900_ai_ci"), &[0]),
@@ -204,10 +197,12 @@ mod tests {
             &mut report,
         );
         let found: Vec<(Weight, bool)> =
-            report.findings.iter().map(|finding| (finding.weight, finding.what.contains("folding"))).collect();
+            report.findings.iter().map(|finding| (finding.weight, finding.problem.what.contains("folding"))).collect();
         assert_eq!(found.len(), 2, "{report}");
         assert_eq!(report.findings[0].weight, Weight::Blocks);
-        assert!(report.findings[0].what.contains("`none`") && report.findings[1].what.contains("`folding`"));
+        assert!(
+            report.findings[0].problem.what.contains("`none`") && report.findings[1].problem.what.contains("`folding`")
+        );
     }
 
     #[test]

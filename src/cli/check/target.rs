@@ -4,20 +4,18 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, Weight, cascades::Rule, in_two};
+use super::{Part, Report, Weight, cascades::Rule};
 use crate::{
     config::Config,
-    database::{
-        Problem,
-        postgres::{self, PgError, Session, catalog, privileges, state},
-    },
-    model::{Plan, TableName, TableSchema},
+    database::postgres::{self, PgError, Session, catalog, privileges},
+    model::{Plan, Problem, TableName, TableSchema},
+    state::format::{self, FORMAT},
     transform::{self, Severity},
 };
 
 /// What is known of the target.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct ExaminedTarget {
     plans: Vec<Plan>,
     /// Foreign keys that act by themselves: child, parent, event, action.
     rules: Vec<(TableName, TableName, String, String)>,
@@ -25,7 +23,7 @@ pub(super) struct Target {
     replica: bool,
 }
 
-impl Target {
+impl ExaminedTarget {
     /// Whether a change of a parent has the same effect on its children here, by itself.
     pub(super) fn has_rule(&self, child: &TableName, parent: &TableName, rule: Rule<'_>) -> bool {
         let target_of = |source: &TableName| {
@@ -39,13 +37,17 @@ impl Target {
     }
 
     /// Source tables whose rows before a change a transform needs whole, to tell which rows it had made of them.
-    pub(super) fn whole_rows(&self) -> impl Iterator<Item = &TableName> {
-        self.plans.iter().filter(|plan| plan.needs_whole_rows()).map(|plan| &plan.source.table)
+    pub(super) fn full_row_images(&self) -> impl Iterator<Item = &TableName> {
+        self.plans.iter().filter(|plan| plan.needs_full_row_images()).map(|plan| &plan.source.table)
     }
 }
 
 /// Examines the target; none if there is too little to go on with.
-pub(super) async fn examine(config: &Config, sources: Option<&[TableSchema]>, report: &mut Report) -> Option<Target> {
+pub(super) async fn examine(
+    config: &Config,
+    sources: Option<&[TableSchema]>,
+    report: &mut Report,
+) -> Option<ExaminedTarget> {
     judge_after_copy(config, report);
     let files = match transform::load(&config.path(&config.transform.folder), &config.target.schema) {
         Ok(files) => Some(files),
@@ -54,14 +56,11 @@ pub(super) async fn examine(config: &Config, sources: Option<&[TableSchema]>, re
             None
         }
     };
-    let blocked = |report: &mut Report, message: String| {
-        let (what, fix) = in_two(&message);
-        report.blocks_on(Part::Target, what, fix);
-    };
-    let address = match postgres::Target::parse(&config.target.url) {
+    let blocked = |report: &mut Report, problem: Problem| report.blocked_by(Part::Target, problem);
+    let address = match postgres::Address::parse(&config.target.url) {
         Ok(address) => address,
         Err(error) => {
-            blocked(report, error.to_string());
+            blocked(report, error.problem());
             return None;
         }
     };
@@ -73,25 +72,23 @@ pub(super) async fn examine(config: &Config, sources: Option<&[TableSchema]>, re
     };
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
-        Err(PgError::Login(reason)) => {
-            let (what, fix) =
-                reason.split_once("; ").unwrap_or((&reason, "correct user, password or database in [target] url"));
-            report.blocks_on(Part::Target, what, fix);
+        Err(PgError::Login(problem)) => {
+            blocked(report, problem.or("correct user, password or database in [target] url"));
             return None;
         }
         Err(PgError::Unreachable(reason)) => {
-            blocked(report, format!("{reason}; start the server, or correct host and port in [target] url"));
+            blocked(report, Problem::new(reason, "start the server, or correct host and port in [target] url"));
             return None;
         }
         Err(error @ (PgError::Refused(_) | PgError::Protocol(_))) => {
-            blocked(report, error.to_string());
+            blocked(report, error.problem());
             return None;
         }
     };
-    match look(config, sources, files, &session, report).await {
+    match examine_tables(config, sources, files, &session, report).await {
         Ok(target) => target,
         Err(error) => {
-            blocked(report, error.to_string());
+            blocked(report, error.problem());
             None
         }
     }
@@ -109,13 +106,13 @@ fn judge_after_copy(config: &Config, report: &mut Report) {
     }
 }
 
-async fn look(
+async fn examine_tables(
     config: &Config,
     sources: Option<&[TableSchema]>,
     files: Option<Vec<transform::TransformFile>>,
     session: &Session,
     report: &mut Report,
-) -> Result<Option<Target>, PgError> {
+) -> Result<Option<ExaminedTarget>, PgError> {
     let client = &session.client;
     judge_database(client, &config.target.schema, report).await?;
     let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
@@ -133,7 +130,7 @@ async fn look(
     }
     // Several plans of one target miss the same.
     missing.dedup();
-    missing.into_iter().for_each(|Problem { what, fix }| report.blocks_on(Part::Target, what, fix));
+    missing.into_iter().for_each(|problem| report.blocked_by(Part::Target, problem));
     for table in &targets {
         judge_triggers(client, table, session.replica, report).await?;
     }
@@ -141,20 +138,21 @@ async fn look(
         judge_foreign_keys(&checked.plans, report);
     }
     let rules = acting_rules(client).await?;
-    Ok(Some(Target { plans: checked.plans, rules, replica: session.replica }))
+    Ok(Some(ExaminedTarget { plans: checked.plans, rules, replica: session.replica }))
 }
 
 /// A problem of the transforms, as a finding.
-pub(super) fn add(problem: &transform::Problem, report: &mut Report) {
-    let place = problem.place.as_ref();
-    let at = place.map(|place| format!("{}:{}:{}: ", shown(&place.file), place.line, place.column)).unwrap_or_default();
-    let what = format!("{at}{}", problem.message);
-    let fix = problem.hint.clone().unwrap_or_else(|| "correct the SELECT".to_owned());
-    let weight = match problem.severity {
+pub(super) fn add(found: &transform::Diagnostic, report: &mut Report) {
+    let problem = found.problem.clone().or("correct the SELECT");
+    let problem = match &found.location {
+        Some(location) => problem.at(format_args!("{}:{}:{}", shown(&location.file), location.line, location.column)),
+        None => problem,
+    };
+    let weight = match found.severity {
         Severity::Error => Weight::Blocks,
         Severity::Warning => Weight::Warns,
     };
-    report.findings.push(super::Finding { weight, part: Part::Transforms, what, fix });
+    report.add(weight, Part::Transforms, problem);
 }
 
 fn shown(file: &Path) -> String {
@@ -179,17 +177,17 @@ async fn judge_database(client: &Client, schema: &str, report: &mut Report) -> R
     let missing = privileges::on_database(client, schema).await?;
     if missing.is_empty()
         && row.try_get::<_, bool>(2)?
-        && let Some(found) = state::format(client).await?
-        && found > state::FORMAT
+        && let Some(found) = format::format(client).await?
+        && found > FORMAT
     {
         report.blocks_on(
             Part::Target,
-            format!("the schema `cutover` has format {found}, and this program knows up to {}", state::FORMAT),
+            format!("the schema `cutover` has format {found}, and this program knows up to {}", FORMAT),
             "run the newer cutover that wrote it",
         );
     }
-    for Problem { what, fix } in missing {
-        report.blocks_on(Part::Target, what, fix);
+    for problem in missing {
+        report.blocked_by(Part::Target, problem);
     }
     Ok(())
 }
@@ -219,7 +217,7 @@ async fn judge_triggers(client: &Client, table: &TableName, replica: bool, repor
     Ok(())
 }
 
-/// Without the replica role foreign keys are obeyed while rows arrive in any order (CORRECTNESS rule 26).
+/// Without the replica role foreign keys are obeyed while rows arrive in any order (rule 26).
 fn judge_foreign_keys(plans: &[Plan], report: &mut Report) {
     let with_keys: BTreeSet<String> = plans
         .iter()

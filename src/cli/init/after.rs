@@ -2,7 +2,7 @@
 
 use super::{
     names::{Names, identifier, identifiers, literal, one_line},
-    plan::TargetTable,
+    plan::PlannedTable,
     schema::folding_collation,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The text of `schema_after.sql`.
-pub(super) fn render(database: &str, tables: &[TargetTable]) -> String {
+pub(super) fn render(database: &str, tables: &[PlannedTable]) -> String {
     let mut names = Names::default();
     for table in tables {
         names.take(&table.name);
@@ -52,7 +52,7 @@ fn section(text: &mut String, lines: Vec<String>) {
     }
 }
 
-fn indexes(table: &TargetTable, names: &mut Names) -> Vec<String> {
+fn indexes(table: &PlannedTable, names: &mut Names) -> Vec<String> {
     let mut lines = Vec::new();
     for index in table.details.indexes.iter().filter(|index| !is_the_key(table, index)) {
         let skipped =
@@ -82,7 +82,7 @@ fn indexes(table: &TargetTable, names: &mut Names) -> Vec<String> {
 }
 
 /// Whether the index is what `schema.sql` made the primary key of.
-fn is_the_key(table: &TargetTable, index: &Index) -> bool {
+fn is_the_key(table: &PlannedTable, index: &Index) -> bool {
     let key: Vec<&str> = table.schema.key_columns().map(|column| column.name.as_str()).collect();
     index.name == "PRIMARY" || (!table.primary && index.unique && index.whole_columns().is_some_and(|own| own == key))
 }
@@ -104,7 +104,7 @@ fn unsupported(index: &Index) -> Option<&'static str> {
     expression.then_some("on an expression in MySQL's SQL")
 }
 
-fn part_sql(table: &TargetTable, part: &IndexPart) -> Option<String> {
+fn part_sql(table: &PlannedTable, part: &IndexPart) -> Option<String> {
     let key = match &part.key {
         IndexKey::Column(name) => identifier(&table.column(name)?.name),
         IndexKey::Prefix(name, length) => {
@@ -133,7 +133,7 @@ fn part_sql(table: &TargetTable, part: &IndexPart) -> Option<String> {
 }
 
 /// A unique index that is stricter at the source than here.
-fn folding_note(table: &TargetTable, index: &Index) -> Option<String> {
+fn folding_note(table: &PlannedTable, index: &Index) -> Option<String> {
     if !index.unique {
         return None;
     }
@@ -155,12 +155,12 @@ fn folding_note(table: &TargetTable, index: &Index) -> Option<String> {
 }
 
 /// MySQL's index names are unique per table, PostgreSQL's per schema.
-fn index_name(table: &TargetTable, index: &Index) -> String {
+fn index_name(table: &PlannedTable, index: &Index) -> String {
     let (own, name) = (&table.name, &index.name);
     if name.starts_with(own.as_str()) { name.clone() } else { format!("{own}_{name}") }
 }
 
-fn foreign_keys(table: &TargetTable, tables: &[TargetTable], names: &mut Names) -> Vec<String> {
+fn foreign_keys(table: &PlannedTable, tables: &[PlannedTable], names: &mut Names) -> Vec<String> {
     let statement = |key: &ForeignKey| {
         let skipped =
             |reason: &str| format!("-- Left out: foreign key {} of {}: {reason}", one_line(&key.name), table.name);
@@ -170,7 +170,7 @@ fn foreign_keys(table: &TargetTable, tables: &[TargetTable], names: &mut Names) 
         if !is_unique(parent, &key.parent_columns) {
             return Err(skipped("the columns that it refers to are not unique, which PostgreSQL requires"));
         }
-        let column = |table: &TargetTable, name: &String| table.column(name).map(|column| column.name.clone());
+        let column = |table: &PlannedTable, name: &String| table.column(name).map(|column| column.name.clone());
         let columns: Option<Vec<String>> = key.columns.iter().map(|name| column(table, name)).collect();
         let parents: Option<Vec<String>> = key.parent_columns.iter().map(|name| column(parent, name)).collect();
         let (Some(columns), Some(parents)) = (columns, parents) else {
@@ -195,7 +195,7 @@ fn foreign_keys(table: &TargetTable, tables: &[TargetTable], names: &mut Names) 
 }
 
 /// Whether the target will have a key or unique constraint of exactly these columns.
-fn is_unique(table: &TargetTable, columns: &[String]) -> bool {
+fn is_unique(table: &PlannedTable, columns: &[String]) -> bool {
     let same = |mut own: Vec<&str>| {
         let mut wanted: Vec<&str> = columns.iter().map(String::as_str).collect();
         own.sort_unstable();
@@ -216,7 +216,7 @@ fn rule(event: &str, action: &str) -> String {
     }
 }
 
-fn label_checks(table: &TargetTable, names: &mut Names) -> Vec<String> {
+fn label_checks(table: &PlannedTable, names: &mut Names) -> Vec<String> {
     let mut lines = Vec::new();
     for (column, target) in table.schema.columns.iter().zip(&table.columns) {
         if !column.source_type.starts_with("enum(") {

@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::movable::obstacle;
+use super::eligible::obstacle;
 use crate::{
     database::{
         dynamodb::DynamoError,
@@ -34,8 +34,7 @@ use crate::{
         },
         postgres::PgError,
     },
-    model::TableSchema,
-    source::SourceKind,
+    model::{SourceKind, TableSchema},
 };
 
 /// What `cutover init` is given.
@@ -221,7 +220,7 @@ fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchem
     let mut left_out = Vec::new();
     let mut usable = Vec::new();
     for schema in schemas {
-        match obstacle(&schema).or_else(|| file_obstacle(&schema)) {
+        match obstacle(&schema).map(|problem| problem.to_string()).or_else(|| file_obstacle(&schema)) {
             None => usable.push(schema),
             Some(reason) if asked.is_empty() => left_out.push((schema.table.table, reason)),
             Some(reason) => return Err(InitError::Unusable { table: schema.table.table, reason }),

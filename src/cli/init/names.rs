@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
 
-use crate::cli::movable::IDENTIFIER_BYTES_MAX;
+use crate::{cli::eligible::IDENTIFIER_BYTES_MAX, database::postgres::sql};
 
-/// The keywords of PostgreSQL 15 to 18 that cannot stand everywhere as a name (`pg_get_keywords()`, all but unreserved).
+/// The keywords of PostgreSQL 15 to 18 that cannot stand everywhere as a name (`pg_get_keywords()`, all but
+/// unreserved).
 const KEYWORDS: &str = "all analyse analyze and any array as asc asymmetric authorization between bigint binary bit \
     boolean both case cast char character check coalesce collate collation column concurrently constraint create cross \
     current_catalog current_date current_role current_schema current_time current_timestamp current_user dec decimal \
@@ -27,7 +28,7 @@ pub(super) fn identifier(name: &str) -> String {
     if first && name.chars().all(plain) && !KEYWORDS.split_ascii_whitespace().any(|keyword| keyword == name) {
         name.to_owned()
     } else {
-        format!("\"{}\"", name.replace('"', "\"\""))
+        sql::ident(name)
     }
 }
 
@@ -36,7 +37,7 @@ pub(super) fn identifiers<'a>(names: impl IntoIterator<Item = &'a str>) -> Strin
     names.into_iter().map(identifier).collect::<Vec<_>>().join(", ")
 }
 
-/// A string constant of SQL.
+/// A string constant of SQL in a file that people read: a backslash is one under `standard_conforming_strings`.
 pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -1,6 +1,6 @@
 //! From the source's catalog to what the target's tables will be.
 //!
-//! What enters: schemas, details and the columns that hold zero dates. What leaves: one [`TargetTable`] per source
+//! What enters: schemas, details and the columns that hold zero dates. What leaves: one [`PlannedTable`] per source
 //! table with a key, in which every decision about a column is made once; schema, transforms and indexes are
 //! written from it. Everything that is not as at the source has a note that says so.
 
@@ -14,18 +14,18 @@ use crate::{
 
 /// A table of the target.
 #[derive(Debug)]
-pub(super) struct TargetTable {
+pub(super) struct PlannedTable {
     pub name: String,
     pub schema: TableSchema,
     pub details: TableDetails,
-    pub columns: Vec<TargetColumn>,
+    pub columns: Vec<PlannedColumn>,
     /// Whether the key is the source's primary key, and not a unique index that stands in for it.
     pub primary: bool,
 }
 
 /// A column of the target, at the place of its source column.
 #[derive(Debug)]
-pub(super) struct TargetColumn {
+pub(super) struct PlannedColumn {
     pub name: String,
     pub column_type: ColumnType,
     pub not_null: bool,
@@ -41,7 +41,7 @@ pub(super) struct TargetColumn {
 
 /// What is known about zero dates in a date column that is NOT NULL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ZeroDates {
+pub(super) enum ZeroDatesFound {
     /// Some row has one.
     Found,
     /// The rows could not all be looked at in the time that there was.
@@ -49,11 +49,11 @@ pub(super) enum ZeroDates {
 }
 
 /// Columns with zero dates, by table and column.
-pub(super) type ZeroDateColumns = HashMap<(String, String), ZeroDates>;
+pub(super) type ZeroDateColumns = HashMap<(String, String), ZeroDatesFound>;
 
-impl TargetTable {
+impl PlannedTable {
     /// The target's column for a source column.
-    pub(super) fn column(&self, source: &str) -> Option<&TargetColumn> {
+    pub(super) fn column(&self, source: &str) -> Option<&PlannedColumn> {
         let position = self.schema.columns.iter().position(|column| column.name == source)?;
         self.columns.get(position)
     }
@@ -65,7 +65,7 @@ impl TargetTable {
 }
 
 /// The target's tables for the source's, in the same order.
-pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDateColumns) -> Vec<TargetTable> {
+pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDateColumns) -> Vec<PlannedTable> {
     let narrowed = narrowed(&tables);
     let planned = tables.into_iter().map(|(schema, details)| {
         let columns = schema.columns.iter().zip(&details.columns).enumerate().map(|(index, (column, details))| {
@@ -79,7 +79,7 @@ pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDa
             }
             .plan()
         });
-        TargetTable {
+        PlannedTable {
             name: schema.table.table.clone(),
             columns: columns.collect(),
             primary: details.indexes.iter().any(|index| index.name == "PRIMARY"),
@@ -138,11 +138,11 @@ struct Facts<'a> {
     details: &'a ColumnDetails,
     key: bool,
     narrowed: bool,
-    zero_dates: Option<ZeroDates>,
+    zero_dates: Option<ZeroDatesFound>,
 }
 
 impl Facts<'_> {
-    fn plan(&self) -> TargetColumn {
+    fn plan(&self) -> PlannedColumn {
         let column = self.column;
         let column_type = if self.narrowed { ColumnType::BigInt } else { column.column_type.clone() };
         let mut notes = vec![column.source_type.clone()];
@@ -156,7 +156,7 @@ impl Facts<'_> {
         if let Some(expression) = &self.details.generation {
             notes.push(format!("generated at the source as {expression}; here it takes the source's value"));
         }
-        TargetColumn {
+        PlannedColumn {
             name: column.name.clone(),
             column_type,
             not_null,
@@ -186,13 +186,13 @@ impl Facts<'_> {
         let dates = is_date(&self.column.column_type);
         let zero_default = dates && self.details.default.as_ref().is_some_and(defaults::is_zero_date);
         let reason = match (self.zero_dates, zero_default) {
-            (Some(ZeroDates::Found), _) => {
+            (Some(ZeroDatesFound::Found), _) => {
                 "NOT NULL at the source, where some rows hold a zero date, which becomes null"
             }
-            (None | Some(ZeroDates::Unknown), true) => {
+            (None | Some(ZeroDatesFound::Unknown), true) => {
                 "NOT NULL at the source, where the default is a zero date, which becomes null"
             }
-            (Some(ZeroDates::Unknown), false) => {
+            (Some(ZeroDatesFound::Unknown), false) => {
                 "NOT NULL at the source; whether some rows hold a zero date, which becomes null, took too long to find out"
             }
             (None, false) => return !self.column.nullable,

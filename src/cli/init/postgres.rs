@@ -1,8 +1,8 @@
 //! A PostgreSQL source: the target's tables are the source's own, types and all.
 //!
-//! The server spells its types, defaults, indexes and constraints itself, under a search path in which the tables' own schema
-//! comes last, so that what is in it is named without it. Partitioned tables become plain ones. Absent on purpose: views,
-//! triggers, functions, rules and policies.
+//! The server spells its types, defaults, indexes and constraints itself, under a search path in which the tables' own
+//! schema comes last, so that what is in it is named without it. Partitioned tables become plain ones. Absent on
+//! purpose: views, triggers, functions, rules and policies.
 
 use tokio_postgres::{Client, Row};
 
@@ -11,9 +11,9 @@ use super::{
     names::{identifier, identifiers, one_line},
 };
 use crate::{
-    cli::movable::obstacle,
+    cli::eligible::obstacle,
     database::postgres::{
-        Options, PgError, Session, Target,
+        Address, Options, PgError, Session,
         tables::{self, SourceTable},
     },
     model::TableSchema,
@@ -78,7 +78,7 @@ ORDER BY k.contype = 'f', k.contype <> 'c', k.conname";
 
 /// Reads the source's tables and writes what moves them.
 pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
-    let address = Target::parse(&args.source).map_err(|error| InitError::SourceUrl(error.to_string()))?;
+    let address = Address::parse(&args.source).map_err(|error| InitError::SourceUrl(error.to_string()))?;
     let database = address.database().to_owned();
     let options = Options {
         application_name: "cutover init".into(),
@@ -112,7 +112,10 @@ fn usable(found: Vec<SourceTable>, asked: &[String]) -> Result<(Vec<SourceTable>
         let nothing = (table.identity == 'n').then(|| {
             "logs nothing of a change (REPLICA IDENTITY NOTHING); ALTER TABLE … REPLICA IDENTITY DEFAULT".to_owned()
         });
-        match nothing.or_else(|| obstacle(&table.schema)).or_else(|| super::file_obstacle(&table.schema)) {
+        match nothing
+            .or_else(|| obstacle(&table.schema).map(|problem| problem.to_string()))
+            .or_else(|| super::file_obstacle(&table.schema))
+        {
             None => usable.push(table),
             Some(reason) if asked.is_empty() => left_out.push((table.schema.table.table, reason)),
             Some(reason) => return Err(InitError::Unusable { table: table.schema.table.table, reason }),

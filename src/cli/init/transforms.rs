@@ -2,11 +2,11 @@
 
 use super::{
     names::{identifier, one_line},
-    plan::TargetTable,
+    plan::PlannedTable,
 };
 
 /// The text of a table's transform.
-pub(super) fn render(table: &TargetTable) -> String {
+pub(super) fn render(table: &PlannedTable) -> String {
     let source = &table.schema.table.table;
     let mut lines = Vec::new();
     let last = table.columns.len().saturating_sub(1);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mysql_async::{Conn, Error, Row, prelude::Queryable};
 
-use super::plan::{ZeroDateColumns, ZeroDates, is_date};
+use super::plan::{ZeroDateColumns, ZeroDatesFound, is_date};
 use crate::{
     database::mysql::connect::{QueryError, quoted},
     model::TableSchema,
@@ -33,7 +33,7 @@ pub(super) async fn find(
         if columns.is_empty() {
             continue;
         }
-        for (column, zero) in columns.iter().zip(look(conn, mariadb, schema, &columns).await?) {
+        for (column, zero) in columns.iter().zip(read_zero_dates(conn, mariadb, schema, &columns).await?) {
             if let Some(zero) = zero {
                 found.insert((schema.table.table.clone(), (*column).to_owned()), zero);
             }
@@ -42,12 +42,12 @@ pub(super) async fn find(
     Ok(found)
 }
 
-async fn look(
+async fn read_zero_dates(
     conn: &mut Conn,
     mariadb: bool,
     schema: &TableSchema,
     columns: &[&str],
-) -> Result<Vec<Option<ZeroDates>>, QueryError> {
+) -> Result<Vec<Option<ZeroDatesFound>>, QueryError> {
     let tests = columns.iter().map(|column| {
         let column = quoted(column);
         format!("COALESCE(MAX(YEAR({column}) = 0 OR MONTH({column}) = 0 OR DAYOFMONTH({column}) = 0), 0)")
@@ -62,13 +62,13 @@ async fn look(
     let row: Option<Row> = match conn.query_first(sql).await {
         Ok(row) => row,
         Err(Error::Server(error)) if TIMED_OUT.contains(&error.code) => {
-            return Ok(vec![Some(ZeroDates::Unknown); columns.len()]);
+            return Ok(vec![Some(ZeroDatesFound::Unknown); columns.len()]);
         }
         Err(error) => return Err(QueryError::new(format!("looking for zero dates in {}", schema.table), error)),
     };
     let found = (0..columns.len()).map(|index| {
         let zero = row.as_ref().and_then(|row| row.get_opt::<u8, _>(index)).and_then(Result::ok);
-        zero.is_none_or(|zero| zero != 0).then_some(ZeroDates::Found)
+        zero.is_none_or(|zero| zero != 0).then_some(ZeroDatesFound::Found)
     });
     Ok(found.collect())
 }

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use super::{Replayer, Stopped, survey::Survey};
 use crate::{
-    control::checkpoints::{InForce, Offsets, PlanNote, plan_notes},
     model::{Plan, TableName, TableSchema, Version},
+    state::{
+        lanes::Offsets,
+        transforms::{InForce, PlanNote, plan_notes},
+    },
 };
 
 /// What brings the tables up instead.
@@ -26,8 +29,8 @@ impl Replayer {
         fences: &HashMap<String, Version>,
         tables: &[String],
     ) -> Result<Option<String>, Stopped> {
-        let plans = self.target.plans();
-        let history = self.store.transforms(self.log.epoch()).await?;
+        let plans = self.apply.target.plans();
+        let history = self.store.transforms(self.apply.log.epoch()).await?;
         if let Some(lowest) = survey.watermark_min.filter(|lowest| *lowest < survey.changes_reach) {
             return Ok(Some(format!(
                 "the changes topic no longer reaches back to the oldest of the copied rows (version {lowest}), so that what was \
@@ -42,7 +45,7 @@ impl Replayer {
     }
 }
 
-/// A transform that, somewhere in the range, made other rows of a table than today's would (CORRECTNESS rule 21): what it
+/// A transform that, somewhere in the range, made other rows of a table than today's would (rule 21): what it
 /// wrote and today's does not would stay.
 fn other_rows(
     history: &[InForce],

@@ -4,15 +4,14 @@
 //! from ──► survey of the range ──► judgement ──► deletes ──► snapshot ──► changes ──► rows that failed, read again
 //! ```
 //!
-//! What is stored in the target says everything: a worker that is killed leaves it to the next, which goes on from the passes'
-//! own offsets. A replay ends by itself at the offsets that the live stream had when it began; from there on
+//! What is stored in the target says everything: a worker that is killed leaves it to the next, which goes on from the
+//! passes' own offsets. A replay ends by itself at the offsets that the live stream had when it began; from there on
 //! everything has gone through today's transforms already.
 //!
-//! An old image that today's transforms refuse is no dead letter: its row may be another by now. Such rows are noted, and
-//! at the end read again from the source, each at a fresh watermark; what fails then is a dead letter (CORRECTNESS rule 23).
+//! An old image that today's transforms refuse is no dead letter: its row may be another by now. Such rows are noted,
+//! and at the end read again from the source, each at a fresh watermark; what fails then is a dead letter (rule 23).
 
 mod judge;
-mod progress;
 mod survey;
 
 use std::sync::Arc;
@@ -20,26 +19,26 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-pub use progress::{Replay, ReplayStatus};
 pub use survey::{Span, TableRows};
 
 use self::survey::Survey;
-use super::{checkpoints::Offsets, store::Store, target::PgTarget};
 use crate::{
-    config::Config,
-    database::postgres::PgError,
-    log::{Log, LogError, Offset},
+    log::{LogError, Offset},
     pipeline::{
-        batches::Bounds,
+        flow::ApplyHalf,
+        refetch::{Refetch, Wanted},
         replay::{ReplayError, ReplayLoop},
     },
-    snapshot::{SnapshotError, refetch::Refetch},
-    target::{ApplyError, Pass},
+    snapshot::SnapshotError,
+    state::{
+        StateError, Store,
+        dead_letters::{DeadLetterState, DeadRow},
+        lanes::{Offsets, Pass},
+        replays::{Details, From, Range, Replay, ReplayState},
+    },
+    target::ApplyError,
     transform::transforms_hash,
 };
-
-/// Rows written in one transaction: the stream waits for at most one such transaction.
-const BATCH_ROWS_MAX: usize = 2_000;
 
 /// What a command asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,53 +51,6 @@ pub struct Ask {
     pub tables: Vec<String>,
     #[serde(default)]
     pub dry_run: bool,
-}
-
-/// Where a replay begins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum From {
-    Beginning,
-    Checkpoint(String),
-    /// The first record that was committed then, µs since the Unix epoch.
-    TimeUs(i64),
-    /// Of the changes topic, in a log of one partition.
-    Offset(Offset),
-}
-
-/// Part of a partition: after `from`, before `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Range {
-    pub from: Offset,
-    pub to: Offset,
-}
-
-/// What a replay does, as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Details {
-    pub from: From,
-    /// Where that is, as it was written.
-    pub label: String,
-    pub tables: Vec<String>,
-    pub log_epoch: String,
-    /// Of the transforms that it goes through.
-    pub transforms: String,
-    /// By partition.
-    pub deletes: Vec<Range>,
-    pub snapshot: Vec<Range>,
-    pub changes: Vec<Range>,
-    /// Row records of both topics.
-    pub rows: u64,
-}
-
-impl Details {
-    pub(super) fn ranges(&self, pass: Pass) -> &[Range] {
-        match pass {
-            Pass::Deletes => &self.deletes,
-            Pass::Snapshot => &self.snapshot,
-            Pass::Changes => &self.changes,
-        }
-    }
 }
 
 /// What a replay would do.
@@ -127,8 +79,8 @@ pub(super) enum Stopped {
     Refused(String),
 }
 
-impl std::convert::From<PgError> for Stopped {
-    fn from(error: PgError) -> Self {
+impl std::convert::From<StateError> for Stopped {
+    fn from(error: StateError) -> Self {
         Stopped::Later(error.to_string())
     }
 }
@@ -155,7 +107,7 @@ impl std::convert::From<SnapshotError> for Stopped {
         match error {
             SnapshotError::Source(_) | SnapshotError::Target(_) => Stopped::Later(error.to_string()),
             SnapshotError::Log(error) => error.into(),
-            error @ SnapshotError::Halt { .. } => Stopped::Refused(error.to_string()),
+            error @ SnapshotError::Halt(_) => Stopped::Refused(error.to_string()),
         }
     }
 }
@@ -163,10 +115,8 @@ impl std::convert::From<SnapshotError> for Stopped {
 /// What replays work with.
 #[derive(Clone)]
 pub(super) struct Replayer {
-    pub config: Arc<Config>,
     pub store: Arc<Store>,
-    pub log: Arc<dyn Log>,
-    pub target: Arc<PgTarget>,
+    pub apply: ApplyHalf,
     pub refetch: Refetch,
 }
 
@@ -179,9 +129,9 @@ impl Replayer {
                 format!("replay {id} from {from} is under way; `cutover status` shows how far it is, wait for its end");
             return Ok(Plan { refused: Some(reason), tables: Vec::new(), records: 0, rows: 0, span: None });
         }
-        let epoch = self.log.epoch();
-        let ends = self.store.applied_offsets(epoch, self.log.partitions()).await?;
-        let starts = match survey::starts(&*self.log, &self.store, ask, &ends).await? {
+        let epoch = self.apply.log.epoch();
+        let ends = self.store.applied_offsets(epoch, self.apply.log.partitions()).await?;
+        let starts = match survey::starts(&*self.apply.log, &self.store, ask, &ends).await? {
             Ok(starts) => starts,
             Err(reason) => {
                 let refused = Some(format!("{reason}; {}", judge::instead(&ask.tables)));
@@ -189,7 +139,7 @@ impl Replayer {
             }
         };
         let fences = self.store.fences().await?;
-        let survey = Survey::of(&*self.log, &self.store, &starts, &ends, &ask.tables, &fences).await?;
+        let survey = Survey::of(&*self.apply.log, &self.store, &starts, &ends, &ask.tables, &fences).await?;
         let refused = self.judge(&starts, &survey, &fences, &ask.tables).await?;
         let details = self.details(ask, starts, ends, &survey).await?;
         let records: u64 = [Pass::Deletes, Pass::Snapshot, Pass::Changes]
@@ -210,8 +160,8 @@ impl Replayer {
         // A copied row may be older than the first change that is replayed: what deleted it is further back.
         let deletes = if survey.watermark_min.is_some() {
             let mut first = Vec::new();
-            for partition in 0..self.log.partitions() {
-                first.push(self.log.bounds(crate::log::Topic::Changes, partition).await?.0);
+            for partition in 0..self.apply.log.partitions() {
+                first.push(self.apply.log.bounds(crate::log::Topic::Changes, partition).await?.0);
             }
             first
         } else {
@@ -221,8 +171,8 @@ impl Replayer {
             from: ask.from.clone(),
             label: ask.label.clone(),
             tables: ask.tables.clone(),
-            log_epoch: self.log.epoch().to_owned(),
-            transforms: transforms_hash(&self.target.plans()),
+            log_epoch: self.apply.log.epoch().to_owned(),
+            transforms: transforms_hash(&self.apply.target.plans()),
             deletes: ranges(&deletes, &ends.changes),
             snapshot: ranges(&starts.snapshot, &ends.snapshot),
             changes: ranges(&starts.changes, &ends.changes),
@@ -235,21 +185,9 @@ impl Replayer {
         let details = self.current(replay).await?;
         self.store.resume_replay(replay.id).await?;
         for pass in [Pass::Deletes, Pass::Snapshot, Pass::Changes] {
-            let loops = (0u32..).zip(details.ranges(pass)).map(|(partition, range)| ReplayLoop {
-                target: Arc::clone(&self.target) as _,
-                log: Arc::clone(&self.log),
-                frontier: Arc::clone(&self.refetch.frontier),
-                ambient: Arc::clone(&self.refetch.ambient),
-                pass,
-                partition,
-                to: range.to,
-                tables: details.tables.clone(),
-                bounds: Bounds {
-                    rows_max: self.config.apply.batch_rows_max.min(BATCH_ROWS_MAX),
-                    bytes_max: self.config.apply.batch_bytes_max,
-                },
-                lag_max_seconds: self.config.snapshot.lag_max_seconds,
-            });
+            let loops = (0u32..).zip(details.ranges(pass));
+            let loops =
+                loops.map(|(partition, range)| self.apply.replay_loop(pass, partition, range.to, &details.tables));
             let loops: Vec<ReplayLoop> = loops.collect();
             futures::future::try_join_all(loops.iter().map(|replay| replay.run(stop))).await?;
             if stop.is_cancelled() {
@@ -264,17 +202,17 @@ impl Replayer {
         };
         let outcome = format!("replayed {} rows from {}{read_again}", details.rows, details.label);
         tracing::info!(id = replay.id, "{outcome}");
-        Ok(self.store.end_replay(replay.id, "done", &outcome).await?)
+        Ok(self.store.end_replay(replay.id, ReplayState::Done, &outcome).await?)
     }
 
     /// The replay as it is to go on. Other transforms than those that it began with begin it anew.
     async fn current(&self, replay: &Replay) -> Result<Details, Stopped> {
         let details = replay.details.clone();
-        if details.log_epoch != self.log.epoch() {
+        if details.log_epoch != self.apply.log.epoch() {
             let reason = "the log that was replayed is gone, and another one is there";
             return Err(Stopped::Refused(format!("{reason}; {}", judge::instead(&details.tables))));
         }
-        if details.transforms == transforms_hash(&self.target.plans()) {
+        if details.transforms == transforms_hash(&self.apply.target.plans()) {
             return Ok(details);
         }
         tracing::info!(id = replay.id, "the transforms have changed: the replay begins anew");
@@ -290,9 +228,15 @@ impl Replayer {
     /// Reads the rows again that could not be replayed; how many they were. What deleted one of them is in the stream.
     async fn read_again(&self) -> Result<u64, Stopped> {
         let mut rows = 0;
-        for (table, wanted) in self.store.wanted("replay", None, false).await? {
-            rows += wanted.len() as u64;
-            let strange = self.refetch.send(&table, wanted).await?;
+        for (table, dead) in self.store.dead_rows(DeadLetterState::Replay, None).await? {
+            rows += dead.len() as u64;
+            let wanted = dead.into_iter().map(|DeadRow { schema, key, version, record: _ }| Wanted {
+                schema,
+                key: key.into(),
+                version,
+                shown: None,
+            });
+            let strange = self.refetch.send(&table, wanted.collect()).await?;
             if !strange.is_empty() {
                 return Err(Stopped::Refused(format!(
                     "the key of {table} has changed since, so that {} rows cannot be looked for; {}",

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, From, Stopped};
+use super::{Ask, Stopped};
 use crate::{
-    control::{checkpoints::Offsets, store::Store},
     log::{Control, Kind, Log, LogError, Offset, Stored, Topic},
     model::{TableSchema, Version},
     pipeline::replay::chosen,
+    state::{Store, lanes::Offsets, replays::From},
 };
 
 const READ_BYTES_MAX: usize = 2 << 20;
@@ -210,7 +210,8 @@ pub(super) async fn starts(
     Ok(Ok(wanted))
 }
 
-/// The first records that were committed at that time or later; of the changes topic from `offset` on, where that is given.
+/// The first records that were committed at that time or later; of the changes topic from `offset` on, where that is
+/// given.
 async fn since(log: &dyn Log, at_us: i64, ends: &Offsets, offset: Option<Offset>) -> Result<Offsets, Stopped> {
     let mut found = Offsets::default();
     for (topic, ends) in [(Topic::Changes, &ends.changes), (Topic::Snapshot, &ends.snapshot)] {

@@ -1,15 +1,12 @@
 //! What tables there are, what their keys and their streams are.
 
-use aws_sdk_dynamodb::types::{KeyType as Role, ScalarAttributeType, StreamViewType, TableDescription};
+use aws_sdk_dynamodb::types::{KeyType as KeyRole, ScalarAttributeType, StreamViewType, TableDescription};
 
 use super::{
     attribute::{ITEM_COLUMN, KeyType, table_schema},
     connect::{DynamoError, Service},
 };
-use crate::{
-    database::Problem,
-    model::{TTL_COLUMN, TableSchema},
-};
+use crate::model::{Problem, TTL_COLUMN, TableSchema};
 
 /// A table, as the service describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +68,7 @@ async fn table_names(service: &Service) -> Result<Vec<String>, DynamoError> {
 fn facts(region: &str, table: &str, description: &TableDescription) -> Result<TableFacts, DynamoError> {
     let strange = |what: &str| DynamoError::Refused(format!("DescribeTable of `{table}` shows {what}"));
     let mut elements = description.key_schema().to_vec();
-    elements.sort_by_key(|element| element.key_type != Role::Hash);
+    elements.sort_by_key(|element| element.key_type != KeyRole::Hash);
     let mut key = Vec::new();
     for element in elements {
         let definition =

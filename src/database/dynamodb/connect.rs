@@ -1,8 +1,9 @@
 //! Connecting to DynamoDB.
 //!
-//! What enters: a URL, `dynamodb://region?endpoint=http://host:port`; credentials come from AWS's usual chain (environment, profile
-//! files, web identity, the container's or the machine's role), never from the URL. What leaves: the two clients, and
-//! errors sorted by what can be done about them. A request that is throttled is tried again by whoever sent it.
+//! What enters: a URL, `dynamodb://region?endpoint=http://host:port`; credentials come from AWS's usual chain
+//! (environment, profile files, web identity, the container's or the machine's role), never from the URL. What leaves:
+//! the two clients, and errors sorted by what can be done about them. A request that is throttled is tried again by
+//! whoever sent it.
 
 use std::{
     error::Error,
@@ -25,7 +26,7 @@ use aws_sdk_dynamodb::{
 use aws_smithy_http_client::tls;
 use url::Url;
 
-use crate::model::Disposition;
+use crate::model::{Disposition, Problem};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request that has no answer by then is sent again.
@@ -33,33 +34,43 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the service did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum DynamoError {
-    #[error(
-        "the source URL {0}; write dynamodb://REGION, with ?endpoint=http://HOST:PORT for another than AWS's own endpoint"
-    )]
     Url(String),
-    #[error("{0}")]
     Unreachable(String),
     /// More was asked than the table's capacity allows, or than the service lets one reader ask.
-    #[error("{0}")]
     Throttled(String),
-    #[error(
-        "{0}; give cutover credentials with the policy in docs/dynamodb.md (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role)"
-    )]
     Denied(String),
     /// There is no such table, stream or shard.
-    #[error("{0}")]
     Missing(String),
     /// The stream no longer has what was asked for.
-    #[error("{0}")]
     Trimmed(String),
-    #[error("{0}")]
     IteratorExpired(String),
-    #[error("{0}; run `cutover check`, or correct [source]")]
     Refused(String),
 }
 
 impl DynamoError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            DynamoError::Url(told) => Problem::new(
+                format!("the source URL {told}"),
+                "write dynamodb://REGION, with ?endpoint=http://HOST:PORT for another than AWS's own endpoint",
+            ),
+            DynamoError::Unreachable(told) => Problem::bare(told),
+            DynamoError::Throttled(told) => Problem::bare(told),
+            DynamoError::Denied(told) => Problem::new(
+                told,
+                "give cutover credentials with the policy in the README (AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY, a profile, or a role)",
+            ),
+            DynamoError::Missing(told) => Problem::bare(told),
+            DynamoError::Trimmed(told) => Problem::bare(told),
+            DynamoError::IteratorExpired(told) => Problem::bare(told),
+            DynamoError::Refused(told) => Problem::new(told, "run `cutover check`, or correct [source]"),
+        }
+    }
+
     /// Whether trying again can help.
     pub fn disposition(&self) -> Disposition {
         match self {

@@ -17,11 +17,11 @@ use super::{
 /// Keys in one request.
 const KEYS_MAX: usize = 100;
 
-/// A place in a scan of a table by segments: where a segment begins, or the key of the last item read of it.
+/// A position in a scan of a table by segments: where a segment begins, or the key of the last item read of it.
 ///
 /// As text it is JSON: `{"segment":2,"of":8,"after":{"isbn":{"S":"978"}}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ScanPosition {
     pub segment: u32,
     pub of: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,13 +37,13 @@ enum KeyPart {
     B(String),
 }
 
-impl Place {
+impl ScanPosition {
     pub fn start_of(segment: u32, of: u32) -> Self {
-        Place { segment, of, after: None }
+        ScanPosition { segment, of, after: None }
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok().filter(|place: &Place| place.segment < place.of)
+        serde_json::from_str(text).ok().filter(|position: &ScanPosition| position.segment < position.of)
     }
 
     pub fn text(&self) -> String {
@@ -69,7 +69,7 @@ impl Place {
             };
             Ok((name, part))
         };
-        Ok(Place { after: Some(key.into_iter().map(part).collect::<Result<_, _>>()?), ..self.clone() })
+        Ok(ScanPosition { after: Some(key.into_iter().map(part).collect::<Result<_, _>>()?), ..self.clone() })
     }
 }
 
@@ -78,13 +78,13 @@ impl Place {
 pub struct Page {
     pub items: Vec<Item>,
     /// Where the segment goes on; none at its end.
-    pub next: Option<Place>,
+    pub next: Option<ScanPosition>,
     /// Read units that it took.
     pub units: f64,
 }
 
 /// Reads on from a place in a table, at most `items_max` items; the service ends a page at 1 MB.
-pub async fn page(service: &Service, table: &str, from: &Place, items_max: u64) -> Result<Page, DynamoError> {
+pub async fn page(service: &Service, table: &str, from: &ScanPosition, items_max: u64) -> Result<Page, DynamoError> {
     let answer = service
         .tables
         .scan()
@@ -160,17 +160,17 @@ mod tests {
 
     #[test]
     fn a_place_reads_back_from_its_text_with_every_type_of_key() {
-        let start = Place::start_of(3, 8);
+        let start = ScanPosition::start_of(3, 8);
         assert_eq!(start.text(), r#"{"segment":3,"of":8}"#);
         let key = HashMap::from([
             ("a".to_owned(), AttributeValue::S("x".into())),
             ("b".to_owned(), AttributeValue::N("1.5".into())),
             ("c".to_owned(), AttributeValue::B(Blob::new([0, 255]))),
         ]);
-        let place = start.after(key.clone()).expect("a key");
-        let read = Place::parse(&place.text()).expect("a place");
-        assert_eq!(read, place);
+        let position = start.after(key.clone()).expect("a key");
+        let read = ScanPosition::parse(&position.text()).expect("a place");
+        assert_eq!(read, position);
         assert_eq!(read.key(), Some(key));
-        assert_eq!(Place::parse(r#"{"segment":8,"of":8}"#), None);
+        assert_eq!(ScanPosition::parse(r#"{"segment":8,"of":8}"#), None);
     }
 }

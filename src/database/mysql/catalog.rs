@@ -13,27 +13,41 @@ use mysql_async::{
     prelude::{FromRow, Queryable},
 };
 
-use crate::model::{Column, ColumnType, Disposition, TableName, TableSchema};
+use crate::model::{Column, ColumnType, Disposition, Problem, TableName, TableSchema};
 
 /// Why a catalog could not be read.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum CatalogError {
-    #[error("the catalog could not be read: {0}")]
+    /// The server refused the query, or was not reached.
     Database(#[from] mysql_async::Error),
     /// The server answered with something that is not what its documentation says.
-    #[error("the catalog of `{database}` has a row that cannot be read ({what}); report it with the server's version")]
     Unreadable { database: String, what: &'static str },
-    #[error(
-        "column `{table}.{column}` has the type `{source_type}`, which cutover does not know; leave the table out of \
-         [source] tables, or change the column's type"
-    )]
+    /// A column type that has no place in the model.
     UnknownType { table: String, column: String, source_type: String },
     /// Columns and indexes come from two queries, and a DDL statement fell between them.
-    #[error("table `{table}` was changed while its catalog was read; try again")]
     Changed { table: String },
 }
 
 impl CatalogError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            CatalogError::Database(told) => Problem::bare(format!("the catalog could not be read: {told}")),
+            CatalogError::Unreadable { database, what } => Problem::new(
+                format!("the catalog of `{database}` has a row that cannot be read ({what})"),
+                "report it with the server's version",
+            ),
+            CatalogError::UnknownType { table, column, source_type } => Problem::new(
+                format!("column `{table}.{column}` has the type `{source_type}`, which cutover does not know"),
+                "leave the table out of [source] tables, or change the column's type",
+            ),
+            CatalogError::Changed { table } => {
+                Problem::new(format!("table `{table}` was changed while its catalog was read"), "try again")
+            }
+        }
+    }
+
     /// Whether trying again can help.
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -44,8 +58,8 @@ impl CatalogError {
     }
 }
 
-// One table of the catalog in each query: in a join, MariaDB and MySQL 5.7 open every table and view of every database on the
-// server for the second one, which takes long on a large server and has made MariaDB 10.11 crash.
+// One table of the catalog in each query: in a join, MariaDB and MySQL 5.7 open every table and view of every database
+// on the server for the second one, which takes long on a large server and has made MariaDB 10.11 crash.
 const BASE_TABLES: &str = "SELECT c.TABLE_NAME FROM information_schema.TABLES c \
      WHERE c.TABLE_SCHEMA = ? AND c.TABLE_TYPE = 'BASE TABLE'{tables}";
 
@@ -297,7 +311,7 @@ pub fn members(source_type: &str) -> Option<Vec<String>> {
     }
 }
 
-/// Lower case, but for what stands in single quotes: the labels of an enum or set.
+/// Lower case, except what stands in single quotes: the labels of an enum or set.
 fn lower_case_outside_quotes(source_type: &str) -> String {
     let mut quoted = false;
     let lowered = source_type.chars().map(|character| {

@@ -1,9 +1,9 @@
 //! Connecting to MySQL and MariaDB.
 //!
-//! What enters: a URL, `mysql://user:password@host:port/database?tls=verify|require|disable&ca=FILE`. What leaves: connections
-//! whose session is pinned, so that no server or user default can change what a value looks like: UTC, utf8mb4, an empty
-//! `sql_mode`, REPEATABLE READ. A connection that fails says whether trying again can help. Absent on purpose: a pool
-//! (every stage owns its connections), and the password in any message or log.
+//! What enters: a URL, `mysql://user:password@host:port/database?tls=verify|require|disable&ca=FILE`. What leaves:
+//! connections whose session is pinned, so that no server or user default can change what a value looks like: UTC,
+//! utf8mb4, an empty `sql_mode`, REPEATABLE READ. A connection that fails says whether trying again can help. Absent on
+//! purpose: a pool (every stage owns its connections), and the password in any message or log.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use std::{
 use mysql_async::{Conn, DriverError, IoError, Opts, OptsBuilder, ServerError, SslOpts};
 use url::Url;
 
-use crate::model::Disposition;
+use crate::model::{Disposition, Problem};
 
 /// How long a connection may take to be established, log-in included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,33 +36,56 @@ const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum ConnectError {
-    #[error("the source URL {problem}; write mysql://user:password@host:3306/database")]
+    /// The URL is no address of a server.
     Url { problem: String },
-    #[error("the CA file {path} cannot be read: {source}; correct `ca=` in the source URL")]
+    /// The file with the certificate authority cannot be used.
     CaFile { path: String, source: std::io::Error },
     /// Wrong password, no such user, no such database, no right to it.
-    #[error(
-        "{server} refuses the login: {message} (error {code}); correct user, password or database in [source] url, or grant what is missing"
-    )]
     Denied { server: String, code: u16, message: String },
-    #[error("{server} is unreachable: {reason}")]
+    /// Nobody answers there.
     Unreachable { server: String, reason: String },
-    #[error(
-        "TLS with {server} failed: {reason}; cutover speaks TLS 1.2 (ECDHE) and 1.3 and verifies the certificate: give the server \
-         such a configuration, name its CA with `&ca=FILE`, or choose `tls=require` (no verification) or `tls=disable`"
-    )]
+    /// The server cannot be talked to under TLS as it is asked for.
     Tls { server: String, reason: String },
-    #[error("{server} offers no TLS; turn it on there, or add `?tls=disable` to the URL if the network is trusted")]
+    /// TLS is wanted, and the server has none.
     NoTls { server: String },
-    #[error(
-        "{server} wants the authentication plugin `{plugin}`, which cutover does not speak; give the user \
-         caching_sha2_password or mysql_native_password (ALTER USER … IDENTIFIED WITH …)"
-    )]
+    /// A way of logging in that is not known here.
     AuthPlugin { server: String, plugin: String },
 }
 
 impl ConnectError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            ConnectError::Url { problem } => {
+                Problem::new(format!("the source URL {problem}"), "write mysql://user:password@host:3306/database")
+            }
+            ConnectError::CaFile { path, source } => {
+                Problem::new(format!("the CA file {path} cannot be read: {source}"), "correct `ca=` in the source URL")
+            }
+            ConnectError::Denied { server, code, message } => Problem::new(
+                format!("{server} refuses the login: {message} (error {code})"),
+                "correct user, password or database in [source] url, or grant what is missing",
+            ),
+            ConnectError::Unreachable { server, reason } => Problem::bare(format!("{server} is unreachable: {reason}")),
+            ConnectError::Tls { server, reason } => Problem::new(
+                format!("TLS with {server} failed: {reason}"),
+                "cutover speaks TLS 1.2 (ECDHE) and 1.3 and verifies the certificate: give the server such a \
+                 configuration, name its CA with `&ca=FILE`, or choose `tls=require` (no verification) or \
+                 `tls=disable`",
+            ),
+            ConnectError::NoTls { server } => Problem::new(
+                format!("{server} offers no TLS"),
+                "turn it on there, or add `?tls=disable` to the URL if the network is trusted",
+            ),
+            ConnectError::AuthPlugin { server, plugin } => Problem::new(
+                format!("{server} wants the authentication plugin `{plugin}`, which cutover does not speak"),
+                "give the user caching_sha2_password or mysql_native_password (ALTER USER … IDENTIFIED WITH …)",
+            ),
+        }
+    }
+
     /// Whether trying again can help.
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -327,6 +350,11 @@ pub struct QueryError {
 impl QueryError {
     pub fn new(what: impl Into<String>, source: mysql_async::Error) -> Self {
         QueryError { what: what.into(), source: Arc::new(source) }
+    }
+
+    /// What is wrong; what to do depends on what was asked.
+    pub fn problem(&self) -> Problem {
+        Problem::bare(self.to_string())
     }
 
     /// Whether trying again can help.

@@ -125,7 +125,8 @@ fn converted_literal(column: &Column, text: &str) -> String {
     }
 }
 
-fn quoted_literal(text: &str) -> String {
+/// A text in quotes, as the pinned `sql_mode` reads it.
+pub(super) fn quoted_literal(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 

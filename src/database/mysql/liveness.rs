@@ -1,4 +1,4 @@
-//! Sessions that the server has no more.
+//! Sessions that the server no longer has.
 //!
 //! A scan waits for rows for as long as the server takes. Where something in between keeps the connection up though the
 //! server's side of it is gone, that is for ever: so the session is looked for at the server, over another connection.
@@ -13,7 +13,7 @@ use super::connect::Connector;
 const LOOK_EVERY: Duration = Duration::from_secs(45);
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// Awaits what the session `id` is asked for; none if the server has the session no more.
+/// Awaits what the session `id` is asked for; none if the server no longer has the session.
 pub async fn answered<T>(connector: &Connector, id: u32, work: impl Future<Output = T>) -> Option<T> {
     let gone = async {
         loop {

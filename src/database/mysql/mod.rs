@@ -2,9 +2,9 @@
 
 pub mod catalog;
 pub mod connect;
-pub mod details;
+pub(crate) mod details;
 mod literal;
-pub mod liveness;
+pub(crate) mod liveness;
 pub mod scan;
 pub mod server;
-pub mod spelling;
+pub(crate) mod spelling;

@@ -1,22 +1,25 @@
 //! Reading tables in chunks, and rows by key, at a known point of the log.
 //!
-//! What enters: a table's schema, the bounds of a chunk, and a [`Watermark`], the position that capture has reached with
-//! the version it had there. What leaves: rows that hold everything up to that watermark and are labelled with its version. The
-//! invariant (CORRECTNESS rule 13): no row is read before everything up to the watermark is visible to the read. Rows may
-//! be newer than their label; the stream brings those changes again, at higher versions. Absent on purpose: locks for
-//! longer than the opening of a snapshot, and any knowledge of which chunks there are.
+//! What enters: a table's schema, the bounds of a chunk, and a [`Watermark`], the position that capture has reached
+//! with the version it had there. What leaves: rows that hold everything up to that watermark and are labelled with its
+//! version. The invariant (rule 13): no row is read before everything up to the watermark is visible to the read. Rows
+//! may be newer than their label; the stream brings those changes again, at higher versions. Absent on purpose: locks
+//! for longer than the opening of a snapshot, and any knowledge of which chunks there are.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mysql_async::{BinaryProtocol, Conn, QueryResult, Row, prelude::Queryable};
+use tokio::time::Instant;
 
 use super::{
     connect::{ConnectError, Connector, QueryError, quoted},
     literal::{self, Side},
-    server::{Flavor, ServerFacts, table_sql},
+    server::{ServerFacts, table_sql},
     spelling::{RowSpeller, SpellingError},
 };
-use crate::model::{Disposition, GtidSet, MysqlPosition, TableName, TableSchema, Value, Version, ZeroDates};
+use crate::model::{
+    Disposition, Flavor, GtidSet, MariadbGtids, MysqlPosition, TableName, TableSchema, Value, Version, ZeroDates,
+};
 
 /// How long a chunk waits until the watermark is visible before it gives up for now.
 const VISIBLE_WAIT: Duration = Duration::from_secs(10);
@@ -101,11 +104,6 @@ impl Scanner {
     /// The session's number at the server.
     pub fn id(&self) -> u32 {
         self.conn.id()
-    }
-
-    /// What the server was when this connection was made.
-    pub fn facts(&self) -> &ServerFacts {
-        &self.facts
     }
 
     /// The key of the row that is `rows` after `lower` (exclusive; none for the start), as a bound to store; none if
@@ -264,17 +262,15 @@ impl Scanner {
 
     /// After a failover the files have other names: what counts is how far each domain has come.
     async fn domains_reach(&mut self, snapshot: &MysqlPosition, captured: &MysqlPosition) -> Result<bool, ScanError> {
-        let sql = format!("SELECT BINLOG_GTID_POS('{}', {})", snapshot.file.replace('\'', "''"), snapshot.offset);
+        let sql = format!("SELECT BINLOG_GTID_POS({}, {})", literal::quoted_literal(&snapshot.file), snapshot.offset);
         let reached: Option<Option<String>> = self
             .conn
             .query_first(sql)
             .await
             .map_err(|error| QueryError::new("asking for the snapshot's GTIDs", error))?;
-        let reached = domain_sequences(&reached.flatten().unwrap_or_default());
-        let wanted = domain_sequences(captured.gtids.as_deref().unwrap_or_default());
-        Ok(wanted
-            .iter()
-            .all(|(domain, sequence)| reached.iter().any(|(other, newest)| other == domain && newest >= sequence)))
+        let reached: Result<MariadbGtids, _> = reached.flatten().unwrap_or_default().parse();
+        let wanted: Result<MariadbGtids, _> = captured.gtids.as_deref().unwrap_or_default().parse();
+        Ok(reached.is_ok_and(|reached| wanted.is_ok_and(|wanted| reached.contains(&wanted))))
     }
 
     /// MySQL without GTIDs: whoever has written the table keeps its metadata lock until the commit is visible, so
@@ -395,16 +391,6 @@ fn fetch_condition(schema: &TableSchema, columns: &[usize], values: &[Vec<Value>
     (!rows.is_empty()).then(|| rows.join(" OR "))
 }
 
-/// `domain-server-sequence,…` as (domain, sequence).
-fn domain_sequences(position: &str) -> Vec<(u32, u64)> {
-    let parse = |gtid: &str| {
-        let mut fields = gtid.trim().split('-');
-        let domain = fields.next()?.parse().ok()?;
-        Some((domain, fields.nth(1)?.parse().ok()?))
-    };
-    position.split(',').filter_map(parse).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,11 +441,5 @@ mod tests {
         let condition = fetch_condition(&schema(&[0]), &[0, 1], &values);
         assert_eq!(condition.as_deref(), Some("(t.`id` = 1 AND t.`day` = '2024-01-02')"));
         assert_eq!(fetch_condition(&schema(&[0]), &[0], &[]), None);
-    }
-
-    #[test]
-    fn mariadb_positions_are_taken_apart_by_domain() {
-        assert_eq!(domain_sequences("0-1-57, 3-2-9"), vec![(0, 57), (3, 9)]);
-        assert_eq!(domain_sequences(""), vec![]);
     }
 }

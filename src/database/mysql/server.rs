@@ -1,24 +1,18 @@
 //! What a MySQL or MariaDB server is and how it is set.
 //!
 //! What enters: a connection. What leaves: [`ServerFacts`], data that capture, the snapshot and `check` judge by
-//! themselves, and [`problems`], the settings that make a correct capture impossible. Absent on purpose: any change of a setting.
+//! themselves, and [`problems`], the settings that make a correct capture impossible. Absent on purpose: any change of
+//! a setting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mysql_async::{Conn, Row, prelude::Queryable};
 
-use super::connect::{QueryError, quoted};
-use crate::{
-    database::Problem,
-    model::{MysqlPosition, TableSchema},
+use super::{
+    connect::{QueryError, quoted},
+    literal::quoted_literal,
 };
-
-/// Whose dialect of replication the server speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flavor {
-    Mysql,
-    Mariadb,
-}
+use crate::model::{Flavor, MysqlPosition, Problem, TableSchema};
 
 /// A server, as seen at one moment.
 #[derive(Debug, Clone)]
@@ -118,7 +112,7 @@ pub async fn current_position(conn: &mut Conn, facts: &ServerFacts) -> Result<My
         Flavor::Mysql if facts.gtids => Some(row.as_ref().map(|row| text(row, 4)).unwrap_or_default()),
         Flavor::Mysql => None,
         Flavor::Mariadb => {
-            let sql = format!("SELECT BINLOG_GTID_POS('{}', {offset})", file.replace('\'', "''"));
+            let sql = format!("SELECT BINLOG_GTID_POS({}, {offset})", quoted_literal(&file));
             let gtids: Option<Option<String>> =
                 conn.query_first(sql).await.map_err(|error| QueryError::new("asking for the GTID position", error))?;
             match gtids.flatten() {
@@ -178,7 +172,8 @@ async fn variables(conn: &mut Conn) -> Result<BTreeMap<String, String>, QueryErr
     Ok(rows.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.unwrap_or_default())).collect())
 }
 
-/// A global variable by SELECT: SHOW VARIABLES cuts long values off. White space goes (GTID sets come with line breaks).
+/// A global variable by SELECT: SHOW VARIABLES cuts long values off. White space goes (GTID sets come with line
+/// breaks).
 async fn global(conn: &mut Conn, name: &str) -> Result<String, QueryError> {
     let value: Option<Option<String>> = conn
         .query_first(format!("SELECT @@GLOBAL.{name}"))
@@ -298,7 +293,7 @@ impl Grants {
 
     /// What the copy needs on these tables and the user lacks.
     pub fn missing_on(&self, tables: &[TableSchema], facts: &ServerFacts) -> Vec<Problem> {
-        // Without GTIDs a chunk's place in the log is found under a short read lock (CORRECTNESS rule 13).
+        // Without GTIDs a chunk's place in the log is found under a short read lock (rule 13).
         let locks = facts.flavor == Flavor::Mysql && !facts.gtids;
         let mut problems = Vec::new();
         for (privilege, _) in [("SELECT", true), ("LOCK TABLES", locks)].into_iter().filter(|(_, needed)| *needed) {

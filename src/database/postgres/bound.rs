@@ -1,8 +1,8 @@
 //! Bounds of chunks, and the conditions that they make.
 //!
-//! A chunk is a range of keys, or, where keys say nothing of where rows lie (uuid, bytea: a range of them is all over the
-//! table), a range of places. Rows that move from place to place were changed, so that the stream has them; only a table that is
-//! written anew moves rows in silence, which is why a place is one in a file.
+//! A chunk is a range of keys, or, where keys say nothing of where rows lie (uuid, bytea: a range of them is all over
+//! the table), a range of places. Rows that move from place to place were changed, so that the stream has them; only a
+//! table that is rewritten moves rows in silence, which is why a place is one in a file.
 
 use super::{spelling::Spelling, sql};
 use crate::model::{Column, ColumnType, TableSchema, Value};
@@ -49,7 +49,8 @@ pub(super) fn prefers_places(schema: &TableSchema) -> bool {
     schema.key_columns().next().is_some_and(|column| matches!(column.source_type.as_str(), "uuid" | "bytea"))
 }
 
-/// The key of the row of `table` that is `rows` after `lower`; none for a table without a key, or a bound of another kind.
+/// The key of the row of `table` that is `rows` after `lower`; none for a table without a key, or a bound of another
+/// kind.
 pub(super) fn next_key_sql(table: &str, schema: &TableSchema, lower: Option<&Bound>, rows: u64) -> Option<String> {
     let columns: Vec<String> = schema.key_columns().map(|column| format!("t.{}", sql::ident(&column.name))).collect();
     if columns.is_empty() {

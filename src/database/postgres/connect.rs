@@ -13,9 +13,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     PgError,
-    liveness::{self, Identity},
+    liveness::{self, SessionIdentity},
     sql, tls,
 };
+use crate::model::Problem;
 
 /// How long a connection may take to open.
 pub(super) const CONNECT_SECONDS_MAX: u64 = 10;
@@ -26,7 +27,7 @@ const SILENCE_SECONDS_MAX: u64 = 60;
 
 /// A PostgreSQL address: `postgresql://user:password@host:port/database?tls=verify|require|disable`.
 #[derive(Clone)]
-pub struct Target {
+pub struct Address {
     pub(super) config: Config,
     pub(super) mode: tls::Mode,
     pub(super) host: String,
@@ -48,16 +49,26 @@ pub trait Dial: Send + Sync {
 
 /// A URL that is no PostgreSQL address. The URL itself is not quoted: it holds a password.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the PostgreSQL URL {0}; it reads postgresql://user:password@host:port/database?tls=verify|require|disable")]
+#[error("{}", self.problem())]
 pub struct UrlError(String);
 
-impl std::fmt::Debug for Target {
+impl UrlError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        Problem::new(
+            format!("the PostgreSQL URL {}", self.0),
+            "it reads postgresql://user:password@host:port/database?tls=verify|require|disable",
+        )
+    }
+}
+
+impl std::fmt::Debug for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "postgresql://{}:{}/{}", self.host, self.port, self.database)
     }
 }
 
-impl Target {
+impl Address {
     /// Reads a URL. Loopback hosts default to `tls=disable`, all others to `tls=verify`.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
         let error = |reason: &str| UrlError(reason.to_owned());
@@ -101,7 +112,7 @@ impl Target {
             tls::Mode::Verify | tls::Mode::Require => tokio_postgres::config::SslMode::Require,
             tls::Mode::Disable => tokio_postgres::config::SslMode::Disable,
         });
-        Ok(Target { config, mode, host, port, database, dial: None })
+        Ok(Address { config, mode, host, port, database, dial: None })
     }
 
     /// The same address, reached by `dial` and without TLS.
@@ -167,7 +178,7 @@ impl Drop for Session {
 
 impl Session {
     /// Connects and pins the session's settings.
-    pub async fn open(target: &Target, options: &Options) -> Result<Self, PgError> {
+    pub async fn open(target: &Address, options: &Options) -> Result<Self, PgError> {
         let (client, connection) = timely(connect(target, options)).await?;
         let (watched, watch) = oneshot::channel();
         let connection = tokio::spawn(drive(connection, target.clone(), options.clone(), watch));
@@ -202,7 +213,7 @@ impl Session {
 pub(super) type Connection = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Connects and logs in.
-pub(super) async fn connect(target: &Target, options: &Options) -> Result<(Client, Connection), PgError> {
+pub(super) async fn connect(target: &Address, options: &Options) -> Result<(Client, Connection), PgError> {
     let mut config = target.config.clone();
     config.application_name(&options.application_name);
     Ok(match (&target.dial, target.mode) {
@@ -217,7 +228,8 @@ pub(super) async fn connect(target: &Target, options: &Options) -> Result<(Clien
             (client, Box::pin(run(connection)) as Connection)
         }
         (None, tls::Mode::Verify | tls::Mode::Require) => {
-            let settings = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
+            let settings = tls::config(target.mode, options.ca_file.as_deref())
+                .map_err(|text| PgError::Login(Problem::bare(text)))?;
             let connector = MakeRustlsConnect::new(settings);
             let (client, connection) = config.connect(connector).await.map_err(|error| named(target, error))?;
             (client, Box::pin(run(connection)) as Connection)
@@ -231,19 +243,20 @@ pub(super) async fn timely<T>(work: impl Future<Output = Result<T, PgError>>) ->
     tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS_MAX), work).await.map_err(nobody)?
 }
 
+/// What may make TLS work.
+pub(super) const TLS_WAYS: &str = "give the server's CA as ca_file, or set ?tls=require or ?tls=disable";
+
 /// Adds the address and, where TLS is the likely cause, the way out.
-fn named(target: &Target, error: tokio_postgres::Error) -> PgError {
+fn named(target: &Address, error: tokio_postgres::Error) -> PgError {
     let at = format!("{}:{}", target.host, target.port);
     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
     let text = format!("{error}{cause}");
     if text.contains("certificate") || text.contains("TLS") {
-        return PgError::Login(format!(
-            "PostgreSQL at {at}: {text}; give the server's CA as ca_file, or set ?tls=require or ?tls=disable"
-        ));
+        return PgError::Login(Problem::new(format!("PostgreSQL at {at}: {text}"), TLS_WAYS));
     }
     match PgError::from(error) {
         PgError::Unreachable(reason) => PgError::Unreachable(format!("PostgreSQL at {at}: {reason}")),
-        PgError::Login(reason) => PgError::Login(format!("PostgreSQL at {at}: {reason}")),
+        PgError::Login(problem) => PgError::Login(problem.at(format_args!("PostgreSQL at {at}"))),
         PgError::Protocol(reason) => PgError::Unreachable(format!("PostgreSQL at {at}: {reason}")),
         PgError::Refused(refusal) => PgError::Refused(refusal),
     }
@@ -260,8 +273,9 @@ where
     }
 }
 
-/// Runs a connection until it ends, or until the server has the session no more; whoever waits for an answer then gets an error.
-async fn drive(connection: Connection, target: Target, options: Options, watch: oneshot::Receiver<Identity>) {
+/// Runs a connection until it ends, or until the server no longer has the session; whoever waits for an answer then
+/// gets an error.
+async fn drive(connection: Connection, target: Address, options: Options, watch: oneshot::Receiver<SessionIdentity>) {
     let lost = async {
         match watch.await {
             Ok(identity) => liveness::gone(&target, &options, &identity).await,
@@ -272,12 +286,12 @@ async fn drive(connection: Connection, target: Target, options: Options, watch: 
         () = connection => {}
         () = lost => tracing::warn!(
             session = options.application_name,
-            "the server has this session no more, though the connection stands; it is opened again"
+            "the server no longer has this session, though the connection stands; it is opened again"
         ),
     }
 }
 
-/// Everything that a transform, or the text form of a value, could depend on (CORRECTNESS rule 28).
+/// Everything that a transform, or the text form of a value, could depend on (rule 28).
 /// Absent is `lc_messages`, which only a superuser may set and no value depends on.
 /// `force_custom_plan`: a generic plan made while a tombstone table was empty is ruinous later.
 pub(super) fn settings(schemas: &[String]) -> String {
@@ -306,7 +320,7 @@ mod tests {
 
     #[test]
     fn loopback_needs_no_tls_and_other_hosts_are_verified() {
-        let mode = |url: &str| Target::parse(url).expect("valid").mode;
+        let mode = |url: &str| Address::parse(url).expect("valid").mode;
         assert_eq!(mode("postgresql://a@127.0.0.1/b"), tls::Mode::Disable);
         assert_eq!(mode("postgres://a@[::1]:5433/b"), tls::Mode::Disable);
         assert_eq!(mode("postgresql://a@db.example/b"), tls::Mode::Verify);
@@ -323,14 +337,14 @@ mod tests {
             ("postgresql://a:hunter2@h/b?sslmode=disable", "other than tls"),
             ("postgresql://a:p@1?hunter2@h/b", "other than tls"),
         ] {
-            let message = Target::parse(url).expect_err(url).to_string();
+            let message = Address::parse(url).expect_err(url).to_string();
             assert!(message.contains(part) && !message.contains("hunter2"), "{message}");
         }
     }
 
     #[test]
     fn escaped_passwords_are_decoded_and_debug_shows_none() {
-        let target = Target::parse("postgresql://u:p%40ss%2F@localhost/db").expect("valid");
+        let target = Address::parse("postgresql://u:p%40ss%2F@localhost/db").expect("valid");
         assert_eq!(target.config.get_password(), Some("p@ss/".as_bytes()));
         assert_eq!(format!("{target:?}"), "postgresql://localhost:5432/db");
     }

@@ -1,6 +1,9 @@
 //! What an error of PostgreSQL means for us.
 
+use crate::model::Disposition;
 use tokio_postgres::error::{DbError, ErrorPosition};
+
+use crate::model::Problem;
 
 /// An error, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -10,7 +13,7 @@ pub enum PgError {
     Unreachable(String),
     /// The server wants another user, password, database or TLS setting.
     #[error("{0}")]
-    Login(String),
+    Login(Problem),
     /// The server answered with an error.
     #[error("{0}")]
     Refused(Box<Refusal>),
@@ -21,7 +24,7 @@ pub enum PgError {
 
 /// An error report of the server. Its detail is kept out: it may quote row values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message} (SQLSTATE {sqlstate}){}", .hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default())]
+#[error("{}", self.problem())]
 pub struct Refusal {
     pub sqlstate: String,
     pub message: String,
@@ -33,6 +36,13 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// What the server says, and its hint as what to do.
+    pub fn problem(&self) -> Problem {
+        let Refusal { message, sqlstate, hint, .. } = self;
+        let fix = hint.as_ref().map(|hint| format!("hint: {hint}")).unwrap_or_default();
+        Problem::new(format!("{message} (SQLSTATE {sqlstate})"), fix)
+    }
+
     /// Whether the same statement may work later: locks, serialization, resources, an operator's doing.
     pub fn passes(&self) -> bool {
         matches!(self.sqlstate.get(..2), Some("40" | "53" | "57" | "08"))
@@ -41,6 +51,24 @@ impl Refusal {
 }
 
 impl PgError {
+    /// What its caller does next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            PgError::Unreachable(_) => Disposition::Retry,
+            PgError::Refused(refusal) if refusal.passes() => Disposition::Retry,
+            PgError::Login(_) | PgError::Refused(_) | PgError::Protocol(_) => Disposition::Halt,
+        }
+    }
+
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            PgError::Unreachable(what) | PgError::Protocol(what) => Problem::bare(what),
+            PgError::Login(problem) => problem.clone(),
+            PgError::Refused(refusal) => refusal.problem(),
+        }
+    }
+
     /// The server's report, if it made one.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
@@ -54,7 +82,7 @@ impl PgError {
         match report.sqlstate.as_str() {
             // The server starts, stops, recovers, or was told to end this session.
             "57P01" | "57P02" | "57P03" | "57P05" => PgError::Unreachable(report.message),
-            "28000" | "28P01" | "3D000" => PgError::Login(report.message),
+            "28000" | "28P01" | "3D000" => PgError::Login(Problem::bare(report.message)),
             code if code.starts_with("08") => PgError::Unreachable(report.message),
             _ => PgError::Refused(Box::new(report)),
         }

@@ -6,10 +6,7 @@
 use tokio_postgres::Client;
 
 use super::{PgError, catalog::VERSION_COLUMN, sql};
-use crate::{
-    database::Problem,
-    model::{Plan, Role},
-};
+use crate::model::{Plan, PlanRole, Problem};
 
 /// What is missing on the database and on the schema of the target tables.
 pub async fn on_database(client: &Client, schema: &str) -> Result<Vec<Problem>, PgError> {
@@ -61,7 +58,7 @@ pub async fn on_database(client: &Client, schema: &str) -> Result<Vec<Problem>, 
 /// What is missing on a plan's target table.
 pub async fn on_table(client: &Client, plan: &Plan) -> Result<Vec<Problem>, PgError> {
     let (table, mut versions) = (&plan.target.name, vec![VERSION_COLUMN]);
-    if let Role::Share(share) = &plan.role {
+    if let PlanRole::Share(share) = &plan.role {
         versions.push(&share.own.version);
     }
     let row = client

@@ -1,14 +1,14 @@
 //! The publication: which tables' changes the server sends.
 //!
-//! It is made or completed where the user may do so; else the statement that its owner has to run is the answer. What was
-//! made by somebody else is used as it is, if it sends everything that capture needs.
+//! It is made or completed where the user may do so; else the statement that its owner has to run is the answer. What
+//! was made by somebody else is used as it is, if it sends everything that capture needs.
 
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
 
 use super::{PgError, sql, tables::SourceTable};
-use crate::database::Problem;
+use crate::model::Problem;
 
 /// `publish_via_partition_root`: a partition's change is its root's, which is the table that is copied.
 const OPTIONS: &str = "WITH (publish_via_partition_root = true)";
@@ -47,7 +47,8 @@ pub async fn load(client: &Client, name: &str) -> Result<Option<Publication>, Pg
     for row in client.query(sql, &[&name]).await? {
         tables.insert(row.try_get(0)?);
     }
-    // Row filters and column lists came with PostgreSQL 15: of a release without them there is nothing to find in the JSON.
+    // Row filters and column lists came with PostgreSQL 15: of a release without them there is nothing to find in the
+    // JSON.
     let sql = "SELECT r.prrelid::regclass::text FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
                WHERE p.pubname = $1 AND (to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL)";
     let mut partial = Vec::new();

@@ -2,8 +2,8 @@
 //!
 //! What enters: the same address and settings as for any session. What leaves: the payloads of the copy that a slot is
 //! read with, in order, and the server's errors as everywhere else. Invariants: a payload is handed out whole or not at
-//! all, waiting for one may be given up at any moment, and nothing is acknowledged but what the caller says. Deliberately
-//! absent: what the payloads mean.
+//! all, waiting for one may be given up at any moment, and nothing is acknowledged but what the caller says.
+//! Deliberately absent: what the payloads mean.
 //!
 //! <https://www.postgresql.org/docs/current/protocol-replication.html>
 
@@ -25,11 +25,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    Options, PgError, Refusal, Target,
-    connect::{self, CONNECT_SECONDS_MAX, Wire, timely},
+    Address, Options, PgError, Refusal,
+    connect::{self, CONNECT_SECONDS_MAX, TLS_WAYS, Wire, timely},
     tls,
 };
-use crate::model::Lsn;
+use crate::model::{Lsn, Problem};
 
 /// Room for what is read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -89,7 +89,7 @@ impl Message {
 
 impl Replication {
     /// Connects, logs in, and pins the settings that decide how values are spelled.
-    pub async fn open(target: &Target, options: &Options) -> Result<Self, PgError> {
+    pub async fn open(target: &Address, options: &Options) -> Result<Self, PgError> {
         let connecting = async {
             let wire = dial(target, options).await?;
             let mut connection = Replication { wire, incoming: BytesMut::with_capacity(READ_BYTES) };
@@ -103,7 +103,7 @@ impl Replication {
         timely(connecting).await
     }
 
-    async fn log_in(&mut self, target: &Target, options: &Options) -> Result<(), PgError> {
+    async fn log_in(&mut self, target: &Address, options: &Options) -> Result<(), PgError> {
         let user = target.config.get_user().unwrap_or_default().to_owned();
         let parameters = [
             ("user", user.as_str()),
@@ -128,11 +128,10 @@ impl Replication {
                 backend::Message::AuthenticationSasl(_) => self.scram(password(target)?).await?,
                 backend::Message::NoticeResponse(_) => {}
                 _ => {
-                    return Err(PgError::Login(
-                        "the server asks for a way of logging in that is not supported; give the user a password and \
-                         the method scram-sha-256 in pg_hba.conf"
-                            .into(),
-                    ));
+                    return Err(PgError::Login(Problem::new(
+                        "the server asks for a way of logging in that is not supported",
+                        "give the user a password and the method scram-sha-256 in pg_hba.conf",
+                    )));
                 }
             }
         }
@@ -248,8 +247,8 @@ impl WalStream {
         }
     }
 
-    /// Tells the server what has arrived, and what need not be sent again: everything before `durable`, which 0 leaves open.
-    /// With `ask` it answers with how far it is.
+    /// Tells the server what has arrived, and what need not be sent again: everything before `durable`, which 0 leaves
+    /// open. With `ask` it answers with how far it is.
     pub async fn acknowledge(&mut self, arrived: Lsn, durable: Lsn, now_us: i64, ask: bool) -> Result<(), PgError> {
         let mut body = BytesMut::with_capacity(34);
         body.put_u8(b'r');
@@ -265,7 +264,7 @@ impl WalStream {
 }
 
 /// Opens the bytes' way, with TLS where the address asks for it.
-async fn dial(target: &Target, options: &Options) -> Result<Box<dyn Wire>, PgError> {
+async fn dial(target: &Address, options: &Options) -> Result<Box<dyn Wire>, PgError> {
     let at = format!("{}:{}", target.host, target.port);
     let unreachable = |reason: String| PgError::Unreachable(format!("PostgreSQL at {at}: {reason}"));
     if let Some(dial) = &target.dial {
@@ -284,22 +283,21 @@ async fn dial(target: &Target, options: &Options) -> Result<Box<dyn Wire>, PgErr
     frontend::ssl_request(&mut request);
     stream.write_all(&request).await.map_err(gone)?;
     if stream.read_u8().await.map_err(gone)? != b'S' {
-        return Err(PgError::Login(format!(
-            "PostgreSQL at {at} has no TLS; turn it on (ssl = on), or set ?tls=disable"
+        return Err(PgError::Login(Problem::new(
+            format!("PostgreSQL at {at} has no TLS"),
+            "turn it on (ssl = on), or set ?tls=disable",
         )));
     }
-    let refused = |error: String| {
-        let ways = "give the server's CA as ca_file, or set ?tls=require or ?tls=disable";
-        PgError::Login(format!("PostgreSQL at {at}: {error}; {ways}"))
-    };
-    let config = tls::config(target.mode, options.ca_file.as_deref()).map_err(PgError::Login)?;
+    let refused = |error: String| PgError::Login(Problem::new(format!("PostgreSQL at {at}: {error}"), TLS_WAYS));
+    let config =
+        tls::config(target.mode, options.ca_file.as_deref()).map_err(|text| PgError::Login(Problem::bare(text)))?;
     let name = ServerName::try_from(target.host.clone()).map_err(|error| refused(error.to_string()))?;
     let secured = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     Ok(Box::new(secured.map_err(|error| refused(error.to_string()))?))
 }
 
-fn password(target: &Target) -> Result<&[u8], PgError> {
-    let missing = || PgError::Login("the server asks for a password; write it into the URL".into());
+fn password(target: &Address) -> Result<&[u8], PgError> {
+    let missing = || PgError::Login(Problem::new("the server asks for a password", "write it into the URL"));
     target.config.get_password().ok_or_else(missing)
 }
 

@@ -1,27 +1,25 @@
 //! Reading tables of a source in chunks, and rows by key, at a known point of its log.
 //!
-//! What enters: a table's schema, the bounds of a chunk, and what capture has reached. What leaves: rows, and the version that
-//! they may be labelled with. Invariant (CORRECTNESS rule 14): the label is below the version of every change that the read
-//! does not see. Rows may be newer than their label; the stream brings those changes again, at higher versions. Keys are compared by
-//! the server, in the column's own type and collation. Absent on purpose: locks, and any knowledge of which chunks there are.
+//! What enters: a table's schema, the bounds of a chunk, and what capture has reached. What leaves: rows, and the
+//! version that they may be labelled with. Invariant (rule 14): the label is below the version of every change that the
+//! read does not see. Rows may be newer than their label; the stream brings those changes again, at higher versions.
+//! Keys are compared by the server, in the column's own type and collation. Absent on purpose: locks, and any knowledge
+//! of which chunks there are.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::TryStreamExt;
+use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryStream};
 
 use super::{
-    Options, PgError, Session, Target,
+    Address, Options, PgError, Session,
     bound::{self, Bound},
+    in_flight::{InFlight, PgSnapshot, Visibility},
     spelling::{Spelling, SpellingError},
     sql,
-    unseen::{PgSnapshot, Seen, Unseen},
 };
-use crate::model::{Disposition, Lsn, TableName, TableSchema, Value, Version};
+use crate::model::{Disposition, Lsn, Problem, TableName, TableSchema, Value, Version};
 
 /// How long a read waits for transactions that capture knows before it takes an older label, where it may.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -32,25 +30,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// Why a scan could not go on.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum ScanError {
+    /// What the server answered.
     #[error(transparent)]
     Postgres(#[from] PgError),
-    #[error("table {table}, column `{column}`: {source}")]
+    /// A value that is not what its type says.
     Value { table: TableName, column: String, source: SpellingError },
-    #[error(
-        "transaction {xid} had begun before capture and may have been captured; reads wait until it has ended (if it waits for \
-         a synchronous standby, bring that back)"
-    )]
+    /// What the transaction writes may or may not be in a read.
     Running { xid: u64 },
-    #[error(
-        "captured changes are not visible at the source yet; if their commits wait for a synchronous standby, bring that back"
-    )]
+    /// A read would not see what was captured.
     NotVisible,
-    #[error(
-        "a stored chunk bound of {table} does not fit the table any more; start its copy again with `cutover resnapshot`"
-    )]
+    /// The table was changed since its copy began.
     Bound { table: TableName },
-    #[error("{table} has no key; add a primary key at the source, or leave the table out of [source] tables")]
+    /// Chunks are ranges of a key.
     NoKey { table: TableName },
 }
 
@@ -58,6 +51,32 @@ pub enum ScanError {
 const ALTERED: [&str; 2] = ["42703", "42P01"];
 
 impl ScanError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            ScanError::Postgres(error) => error.problem(),
+            ScanError::Value { table, column, source } => {
+                source.problem().at(format_args!("table {table}, column `{column}`"))
+            }
+            ScanError::Running { xid } => Problem::new(
+                format!("transaction {xid} had begun before capture and may have been captured"),
+                "reads wait until it has ended (if it waits for a synchronous standby, bring that back)",
+            ),
+            ScanError::NotVisible => Problem::new(
+                "captured changes are not visible at the source yet",
+                "if their commits wait for a synchronous standby, bring that back",
+            ),
+            ScanError::Bound { table } => Problem::new(
+                format!("a stored chunk bound of {table} does not fit the table any more"),
+                "start its copy again with `cutover resnapshot`",
+            ),
+            ScanError::NoKey { table } => Problem::new(
+                format!("{table} has no key"),
+                "add a primary key at the source, or leave the table out of [source] tables",
+            ),
+        }
+    }
+
     /// Whether trying again can help.
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -90,18 +109,18 @@ pub struct Watermark {
 #[derive(Debug)]
 pub struct Scanner {
     session: Session,
-    unseen: Arc<Unseen>,
+    in_flight: Arc<InFlight>,
     in_snapshot: bool,
     /// What a table is read by.
     names: HashMap<TableName, String>,
 }
 
 impl Scanner {
-    pub async fn connect(target: &Target, options: &Options, unseen: Arc<Unseen>) -> Result<Self, ScanError> {
+    pub async fn connect(target: &Address, options: &Options, in_flight: Arc<InFlight>) -> Result<Self, ScanError> {
         let session = Session::open(target, options).await?;
         // A chunk is read as slowly as the target takes it.
         session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
-        Ok(Scanner { session, unseen, in_snapshot: false, names: HashMap::new() })
+        Ok(Scanner { session, in_flight, in_snapshot: false, names: HashMap::new() })
     }
 
     /// The session, with no snapshot open, for the catalog.
@@ -164,8 +183,8 @@ impl Scanner {
         Ok(Some(Bound::Key(key).encode()))
     }
 
-    /// Whether the table has places of rows to go by, which partitioned ones have not, and ranges of them are not read without an
-    /// index before PostgreSQL 14.
+    /// Whether the table has places of rows to go by, which partitioned ones have not, and ranges of them are not read
+    /// without an index before PostgreSQL 14.
     async fn has_places(&self, schema: &TableSchema) -> Result<bool, ScanError> {
         let sql = "SELECT relkind = 'r' AND current_setting('server_version_num')::int >= 140000 FROM pg_class \
                    WHERE oid = to_regclass($1::text)";
@@ -230,7 +249,8 @@ impl Scanner {
         self.rows(schema, &condition, version).await
     }
 
-    /// Rows keep their places until the table is written anew (VACUUM FULL, CLUSTER): then what was read by place is worth nothing.
+    /// Rows keep their places until the table is rewritten (VACUUM FULL, CLUSTER): then what was read by place is
+    /// worth nothing.
     async fn same_file(&self, schema: &TableSchema, file: u64) -> Result<(), ScanError> {
         let sql = "SELECT pg_relation_filenode(to_regclass($1::text))::bigint";
         let row = self.session.client.query_one(sql, &[&sql::table(&schema.table)]).await.map_err(PgError::from)?;
@@ -250,7 +270,8 @@ impl Scanner {
         self.rows(schema, &condition, version).await
     }
 
-    /// A table without those that inherit from it, which are tables of their own; a root has nothing but its partitions.
+    /// A table without those that inherit from it, which are tables of their own; a root has nothing but its
+    /// partitions.
     async fn name(&mut self, table: &TableName) -> Result<String, ScanError> {
         if let Some(name) = self.names.get(table) {
             return Ok(name.clone());
@@ -288,7 +309,7 @@ impl Scanner {
         let started = Instant::now();
         loop {
             self.end_snapshot().await?;
-            let ticket = self.unseen.ticket(watermark.lsn);
+            let ticket = self.in_flight.ticket(watermark.lsn);
             self.in_snapshot = true;
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
             self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
@@ -296,16 +317,16 @@ impl Scanner {
             let text: String = row.and_then(|row| row.try_get(0)).map_err(PgError::from)?;
             let snapshot = parsed(&text)?;
             let error = match ticket.judge(&snapshot) {
-                Seen::Everything => {
-                    self.unseen.forget(&ticket, &snapshot);
+                Visibility::Everything => {
+                    self.in_flight.forget(&ticket, &snapshot);
                     return Ok(watermark.version);
                 }
-                Seen::UpTo(version) if version >= watermark.floor && started.elapsed() >= PATIENCE => {
-                    self.unseen.forget(&ticket, &snapshot);
+                Visibility::UpTo(version) if version >= watermark.floor && started.elapsed() >= PATIENCE => {
+                    self.in_flight.forget(&ticket, &snapshot);
                     return Ok(version.min(watermark.version));
                 }
-                Seen::UpTo(_) => ScanError::NotVisible,
-                Seen::NotYet(xid) => ScanError::Running { xid },
+                Visibility::UpTo(_) => ScanError::NotVisible,
+                Visibility::NotYet(xid) => ScanError::Running { xid },
             };
             self.end_snapshot().await?;
             if started.elapsed() >= VISIBLE_WAIT {

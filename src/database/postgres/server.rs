@@ -3,10 +3,7 @@
 use tokio_postgres::Client;
 
 use super::PgError;
-use crate::{
-    database::Problem,
-    model::{Lsn, PostgresPosition},
-};
+use crate::model::{Lsn, PostgresPosition, Problem};
 
 /// The oldest release whose publications can send partitions as their root.
 const VERSION_MIN: i32 = 130_000;
@@ -103,7 +100,8 @@ impl ServerFacts {
     }
 }
 
-/// The next record's place is behind a page's header where the log ends at a page: nothing is sent from there until there is a record.
+/// The next record's place is behind a page's header where the log ends at a page: nothing is sent from there until
+/// there is a record.
 fn before_page_header(lsn: Lsn, page_bytes: u64) -> Lsn {
     let within = lsn.0.checked_rem(page_bytes).unwrap_or_default();
     if within <= PAGE_HEADER_BYTES { Lsn(lsn.0 - within) } else { lsn }

@@ -21,7 +21,8 @@ pub struct Slot {
     pub invalidated: Option<String>,
 }
 
-/// The slot of a pipeline, and its publication too: what a name has that theirs may not is replaced, and told apart by a digest.
+/// The slot of a pipeline, and its publication too: what a name has that theirs may not is replaced, and told apart by
+/// a digest.
 pub fn name_of(pipeline: &str) -> String {
     let plain = pipeline.replace('-', "_");
     if plain == pipeline {
@@ -49,7 +50,8 @@ pub async fn load(client: &Client, name: &str) -> Result<Option<Slot>, PgError> 
     }))
 }
 
-/// Makes the slot, which begins at the first transaction that begins after those that run now have ended; from where on.
+/// Makes the slot, which begins at the first transaction that begins after those that run now have ended; from where
+/// on.
 pub async fn create(client: &Client, name: &str) -> Result<Lsn, PgError> {
     let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text, $2::text)";
     let row = client.query_one(sql, &[&name, &PLUGIN]).await?;

@@ -1,10 +1,11 @@
 //! From PostgreSQL's text of a value to the form that the log stores.
 //!
 //! Snapshot and stream both come here with what the type's own output function wrote under the same settings
-//! (`connect::settings`), so that the same value is the same bytes whichever way it came. What has no form of its own stays the
-//! server's text. Absent: any change of a value; only dates and times change their spelling, to ISO 8601 with six digits.
+//! (`connect::settings`), so that the same value is the same bytes whichever way it came. What has no form of its own
+//! stays the server's text. Absent: any change of a value; only dates and times change their spelling, to ISO 8601 with
+//! six digits.
 
-use crate::model::{Column, ColumnType, Value};
+use crate::model::{Column, ColumnType, Problem, Value};
 
 /// How the values of a column are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,15 +25,27 @@ pub enum Spelling {
 
 /// A text that is none of its type. Small, because it is returned once for every value, and without the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum SpellingError {
-    #[error(
-        "it is no {0}, though its type says so; the session's settings were changed, or this is a defect of cutover"
-    )]
     Unexpected(&'static str),
-    #[error(
-        "its bytes are no UTF-8 text; a database with the encoding SQL_ASCII keeps whatever it is given: correct the row at the source"
-    )]
     NotUtf8,
+}
+
+impl SpellingError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            SpellingError::Unexpected(told) => Problem::new(
+                format!("it is no {told}, though its type says so"),
+                "the session's settings were changed, or this is a defect of cutover",
+            ),
+            SpellingError::NotUtf8 => Problem::new(
+                "its bytes are no UTF-8 text",
+                "a database with the encoding SQL_ASCII keeps whatever it is given: correct the row at the \
+                 source",
+            ),
+        }
+    }
 }
 
 impl Spelling {

@@ -1,18 +1,15 @@
 //! The tables of a source: columns, types, keys, and what of a row the server writes to its log.
 //!
-//! Types are as the transforms contract says: PostgreSQL's own as they are, a domain as what it is made of, and types of the
-//! user's (enums, composites, those of extensions) as text, which the target's own type is made of. Generated columns are left
-//! out: the stream does not have them.
+//! Types are as the transforms contract says: PostgreSQL's own as they are, a domain as what it is made of, and types
+//! of the user's (enums, composites, those of extensions) as text, which the target's own type is made of. Generated
+//! columns are left out: the stream does not have them.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Row};
 
 use super::{PgError, sql};
-use crate::{
-    database::Problem,
-    model::{Column, ColumnType, TableName, TableSchema},
-};
+use crate::model::{Column, ColumnType, Problem, TableName, TableSchema};
 
 /// A table of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,8 +14,8 @@ pub struct DebeziumConfig {
     /// Where topics are begun that do not hold their first records any more.
     #[serde(default)]
     pub begin: Begin,
-    /// Types of source columns whose values come without a schema, by table and column, as PostgreSQL spells them. Without it a column has
-    /// the type of the target's column of the same name.
+    /// Types of source columns whose values come without a schema, by table and column, as PostgreSQL spells them.
+    /// Without it a column has the type of the target's column of the same name.
     #[serde(default)]
     pub columns: BTreeMap<String, BTreeMap<String, String>>,
 }

@@ -1,7 +1,7 @@
 //! What Kafka Connect's schemas say of columns: the types that transforms see, and how values are read.
 //!
-//! Debezium's names are in <https://debezium.io/documentation/reference/stable/connectors/mysql.html#mysql-data-types> and its
-//! sibling for PostgreSQL.
+//! Debezium's names are in <https://debezium.io/documentation/reference/stable/connectors/mysql.html#mysql-data-types>
+//! and its sibling for PostgreSQL.
 
 use serde::Deserialize;
 

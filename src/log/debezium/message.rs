@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::DebeziumError;
 use crate::{
     log::envelope::json::Scanner,
-    model::{Op, SourcePlace},
+    model::{DebeziumConnector, Op, SourceKind, SourcePlace},
 };
 
 /// A JSON value. Numbers and what is nested are as they are spelled.
@@ -23,20 +23,20 @@ pub type Object<'a> = Vec<(Cow<'a, str>, Cell<'a>)>;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Message<'a> {
+pub enum DebeziumMessage<'a> {
     /// A null that follows a delete, for compaction.
     Tombstone,
-    Change(Box<Change<'a>>),
+    Change(Box<DebeziumChange<'a>>),
 }
 
 /// A change event. Its schema, where it has one, is JSON text.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change<'a> {
+pub struct DebeziumChange<'a> {
     pub schema: Option<&'a str>,
     pub op: Op,
     pub before: Option<Object<'a>>,
     pub after: Option<Object<'a>>,
-    pub source: Source<'a>,
+    pub source: SourceBlock<'a>,
     pub key_schema: Option<&'a str>,
     /// Empty where the record has no key.
     pub key: Object<'a>,
@@ -44,7 +44,7 @@ pub struct Change<'a> {
 
 /// What the event says of where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source<'a> {
+pub struct SourceBlock<'a> {
     /// `topic.prefix`.
     pub name: Cow<'a, str>,
     pub is_postgres: bool,
@@ -65,9 +65,9 @@ pub struct Source<'a> {
 ///
 /// # Errors
 /// When it is no change event of a connector that is known.
-pub fn message<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> Result<Message<'a>, DebeziumError> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(Message::Tombstone) };
-    let Some((schema, fields)) = unwrapped(value)? else { return Ok(Message::Tombstone) };
+pub fn message<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> Result<DebeziumMessage<'a>, DebeziumError> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(DebeziumMessage::Tombstone) };
+    let Some((schema, fields)) = unwrapped(value)? else { return Ok(DebeziumMessage::Tombstone) };
     let (mut op, mut before, mut after, mut source) = (None, None, None, None);
     for (name, cell) in fields {
         match (name.as_ref(), cell) {
@@ -82,7 +82,7 @@ pub fn message<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> Result<Mes
     let source = source_of(source)?;
     let key = key.filter(|key| !key.is_empty()).map(unwrapped).transpose()?.flatten();
     let (key_schema, key) = key.unwrap_or_default();
-    Ok(Message::Change(Box::new(Change { schema, op, before, after, source, key_schema, key })))
+    Ok(DebeziumMessage::Change(Box::new(DebeziumChange { schema, op, before, after, source, key_schema, key })))
 }
 
 fn operation(letter: &str) -> Option<Op> {
@@ -182,7 +182,7 @@ struct Block<'a> {
 const TEXTS: [&str; 7] = ["connector", "name", "db", "schema", "table", "file", "gtid"];
 const NUMBERS: [&str; 5] = ["ts_us", "ts_ms", "pos", "row", "lsn"];
 
-fn source_of(fields: Object<'_>) -> Result<Source<'_>, DebeziumError> {
+fn source_of(fields: Object<'_>) -> Result<SourceBlock<'_>, DebeziumError> {
     let mut block = Block::default();
     for (name, cell) in fields {
         match cell {
@@ -210,17 +210,17 @@ fn source_of(fields: Object<'_>) -> Result<Source<'_>, DebeziumError> {
     let [ts_us, ts_ms, pos, row, lsn] = number;
     let needed = |field, value: Option<Cow<'_, str>>| value.map(|_| ()).ok_or(DebeziumError::NoSourceField { field });
     needed("connector", connector.clone())?;
-    let is_postgres = match connector.as_deref() {
-        Some("postgresql") => true,
-        Some("mysql" | "mariadb") => false,
-        Some(_) | None => {
+    let is_postgres = match connector.as_deref().and_then(DebeziumConnector::named).map(DebeziumConnector::kind) {
+        Some(SourceKind::Postgres) => true,
+        Some(SourceKind::Mysql) => false,
+        Some(SourceKind::Dynamo) | None => {
             return Err(DebeziumError::Connector { connector: connector.unwrap_or_default().into_owned() });
         }
     };
     let schema = if is_postgres { schema } else { db };
     let commit_us = ts_us.or_else(|| ts_ms.and_then(|ms| ms.checked_mul(1000)));
     let place = if is_postgres { postgres_place(lsn, sequence.as_deref()) } else { mysql_place(file, pos, row) };
-    Ok(Source {
+    Ok(SourceBlock {
         name: name.ok_or(DebeziumError::NoSourceField { field: "name" })?,
         is_postgres,
         schema: schema.ok_or(DebeziumError::NoSourceField { field: if is_postgres { "schema" } else { "db" } })?,

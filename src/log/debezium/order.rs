@@ -1,10 +1,11 @@
 //! The version of each change of a partition, in the order in which the connector sent them.
 //!
-//! A connector keeps all changes of a row in one partition and sends them in the order of the source's log, snapshot rows
-//! included; after it was killed it sends again what it had sent since it last noted its progress. So versions are counted along the partition,
-//! by the same hybrid clock as everywhere, and what was seen before has none: it is passed over (docs/adr/0011-debezium-versions.md).
+//! A connector keeps all changes of a row in one partition and sends them in the order of the source's log, snapshot
+//! rows included; after it was killed it sends again what it had sent since it last noted its progress. So versions are
+//! counted along the partition, by the same hybrid clock as everywhere, and what was seen before has none: it is passed
+//! over (docs/adr/0011-debezium-versions.md).
 
-use super::{DebeziumError, Source};
+use super::{DebeziumError, SourceBlock};
 use crate::model::{DebeziumPosition, Version};
 
 /// What becomes of a change.
@@ -24,8 +25,9 @@ pub struct Order {
 }
 
 impl Order {
-    /// Whether this is of a snapshot behind changes: what was deleted since the last one that the connector sent may be in neither.
-    pub fn is_second_snapshot(&self, source: &Source<'_>) -> bool {
+    /// Whether this is of a snapshot behind changes: what was deleted since the last one that the connector sent may be
+    /// in neither.
+    pub fn is_second_snapshot(&self, source: &SourceBlock<'_>) -> bool {
         source.is_snapshot && !source.is_incremental && self.seen.newest_us > 0
     }
 
@@ -33,7 +35,7 @@ impl Order {
     ///
     /// # Errors
     /// When another connector has written to the partition before.
-    pub fn admit(&mut self, source: &Source<'_>, now_us: i64) -> Result<Verdict, DebeziumError> {
+    pub fn admit(&mut self, source: &SourceBlock<'_>, now_us: i64) -> Result<Verdict, DebeziumError> {
         if self.seen.connector != source.name {
             if !self.seen.connector.is_empty() {
                 let (first, second) = (self.seen.connector.clone(), source.name.clone().into_owned());
@@ -41,8 +43,8 @@ impl Order {
             }
             self.seen.connector = source.name.clone().into_owned();
         }
-        // A snapshot's rows are read after all that stands before them, and are no change: what the connector sends again
-        // is not told by them.
+        // A snapshot's rows are read after all that stands before them, and are no change: what the connector sends
+        // again is not told by them.
         if !source.is_snapshot {
             let transaction = source.transaction.as_ref().map(|(server, number)| (server.as_ref(), *number));
             if self.seen.has_seen(source.place.as_ref(), source.commit_us, transaction) {

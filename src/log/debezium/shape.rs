@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     DebeziumError,
     connect::{self, Described},
-    message::{Cell, Change, Object},
+    message::{Cell, DebeziumChange, Object},
     values::{self, Rule},
 };
 use crate::{
@@ -30,7 +30,7 @@ pub struct Sample {
 
 /// What of a table is applied, and how.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Shape {
+pub struct RecordShape {
     pub schema: Arc<TableSchema>,
     rules: Vec<Rule>,
     needs_before: bool,
@@ -42,7 +42,7 @@ impl Sample {
     ///
     /// # Errors
     /// When it has no key, or a schema that cannot be read.
-    pub fn of(change: &Change<'_>) -> Result<Option<Self>, DebeziumError> {
+    pub fn of(change: &DebeziumChange<'_>) -> Result<Option<Self>, DebeziumError> {
         let Some(image) = change.after.as_ref().or(change.before.as_ref()) else { return Ok(None) };
         if change.key.is_empty() {
             return Err(DebeziumError::NoKey);
@@ -67,7 +67,7 @@ impl Sample {
     }
 
     /// The columns that are read, and the key.
-    pub fn shape(&self, known: &Known, reads: &[String], needs_before: bool) -> Shape {
+    pub fn shape(&self, known: &Known, reads: &[String], needs_before: bool) -> RecordShape {
         let schema = self.table_schema(known, |name| reads.iter().chain(&self.key).any(|read| read == name));
         let rule = |column: &Column| {
             let described = self.columns.iter().find(|described| described.name == column.name);
@@ -77,7 +77,7 @@ impl Sample {
             }
         };
         let rules = schema.columns.iter().map(rule).collect();
-        Shape { schema: Arc::new(schema), rules, needs_before, is_postgres: self.is_postgres }
+        RecordShape { schema: Arc::new(schema), rules, needs_before, is_postgres: self.is_postgres }
     }
 
     fn table_schema(&self, known: &Known, wanted: impl Fn(&str) -> bool) -> TableSchema {
@@ -151,12 +151,12 @@ fn rule_named(name: &str) -> Rule {
     }
 }
 
-impl Shape {
+impl RecordShape {
     /// A change's key and envelope, as our own records have them.
     ///
     /// # Errors
     /// When it does not fit the columns, or holds what cannot be known.
-    pub fn record(&self, change: &Change<'_>) -> Result<(Bytes, Bytes), DebeziumError> {
+    pub fn record(&self, change: &DebeziumChange<'_>) -> Result<(Bytes, Bytes), DebeziumError> {
         let (mut op, before, after) = (change.op, change.before.as_ref(), change.after.as_ref());
         let missing = |image| DebeziumError::NoImage { op: op.letter(), image };
         match op {

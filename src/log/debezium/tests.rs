@@ -23,19 +23,19 @@ fn row(v: &str) -> String {
     format!(r#"{{"a":2,"b":"y","v":{v}}}"#)
 }
 
-fn change<'a>(key: &'a str, value: &'a str) -> Change<'a> {
+fn change<'a>(key: &'a str, value: &'a str) -> DebeziumChange<'a> {
     changed(message(Some(key.as_bytes()), Some(value.as_bytes())))
 }
 
-fn changed(read: Result<Message<'_>, DebeziumError>) -> Change<'_> {
+fn changed(read: Result<DebeziumMessage<'_>, DebeziumError>) -> DebeziumChange<'_> {
     let change = match read.expect("sound") {
-        Message::Change(change) => Some(*change),
-        Message::Tombstone => None,
+        DebeziumMessage::Change(change) => Some(*change),
+        DebeziumMessage::Tombstone => None,
     };
     change.expect("a change")
 }
 
-fn shape_of(change: &Change<'_>, known: &[(&str, ColumnType)], needs_before: bool) -> Shape {
+fn shape_of(change: &DebeziumChange<'_>, known: &[(&str, ColumnType)], needs_before: bool) -> RecordShape {
     let sample = Sample::of(change).expect("sound").expect("shows the table");
     let known: Known = known.iter().map(|(name, column_type)| ((*name).to_owned(), column_type.clone())).collect();
     let reads: Vec<String> = sample.schema(&known).columns.into_iter().map(|column| column.name).collect();
@@ -45,8 +45,8 @@ fn shape_of(change: &Change<'_>, known: &[(&str, ColumnType)], needs_before: boo
 /// An image's cells.
 type Cells = Option<Vec<Option<String>>>;
 
-fn cells(shape: &Shape, value: &[u8]) -> (Cells, Cells, Op) {
-    let owned = |row: Row<'_>| row.into_iter().map(|cell| cell.map(std::borrow::Cow::into_owned)).collect();
+fn cells(shape: &RecordShape, value: &[u8]) -> (Cells, Cells, Op) {
+    let owned = |row: Row<'_>| row.into_iter().map(|cell| cell.map(Cow::into_owned)).collect();
     let (before, after, op) = envelope::cells(value, &shape.schema).expect("an envelope of ours");
     (before.map(owned), after.map(owned), op)
 }
@@ -73,7 +73,7 @@ fn a_change_without_schemas_becomes_a_record_of_ours() {
 #[test]
 fn a_tombstone_is_no_change_and_what_is_no_envelope_is_refused() {
     for value in [None, Some(&b""[..]), Some(&b"null"[..]), Some(&br#"{"schema":null,"payload":null}"#[..])] {
-        assert_eq!(message(Some(KEY.as_bytes()), value), Ok(Message::Tombstone));
+        assert_eq!(message(Some(KEY.as_bytes()), value), Ok(DebeziumMessage::Tombstone));
     }
     let unwrapped = message(Some(KEY.as_bytes()), Some(br#"{"a":2,"b":"y","v":1}"#)).expect_err("unwrapped");
     assert!(unwrapped.to_string().contains("ExtractNewRecordState"), "{unwrapped}");

@@ -132,7 +132,8 @@ fn span(text: &str) -> &str {
     if text.starts_with(['P', '-']) { text } else { text.strip_suffix('Z').unwrap_or(text) }
 }
 
-/// A date or time as text: PostgreSQL has other spellings for its infinities, and for years of five digits and before the first.
+/// A date or time as text: PostgreSQL has other spellings for its infinities, and for years of five digits and before
+/// the first.
 fn iso(text: &str) -> Cow<'_, str> {
     if let Some((_, name)) = ISO_INFINITIES.iter().find(|(infinite, _)| text.starts_with(infinite)) {
         return Cow::Borrowed(name);

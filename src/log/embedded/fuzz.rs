@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{
     frame::{self, Builder, Frame, Salt},
     segment::{FORMAT, Frames, Header, SegmentError, Start, recover},
-    stream::{Lane, restore},
+    stream::{PartitionState, restore},
 };
 use crate::{
     log::{Headers, Kind, Offset, Record, TransactionPart},
@@ -57,7 +57,7 @@ pub fn segment(bytes: &[u8]) {
 type Written = (u32, Offset, Record);
 
 /// A frame of the image.
-struct Place {
+struct WrittenFrame {
     bytes: Range<u64>,
     /// Which group it was written in.
     group: usize,
@@ -70,7 +70,7 @@ struct Model {
     image: Image,
     start: u64,
     partitions: usize,
-    frames: Vec<Place>,
+    frames: Vec<WrittenFrame>,
     records: Vec<Written>,
 }
 
@@ -80,17 +80,17 @@ fn damaged(input: &mut Input<'_>, salt: Salt) {
     let model = write(input, salt);
     let (image, damage) = damage.done_to(&model);
     let (found, recovered) = read_back(&image, salt, model.start, model.partitions);
-    let intact = |place: &Place| place.bytes.start >= damage.end && place.bytes.end <= image.len();
-    let hit = model.frames.iter().find(|place| place.bytes.end > damage.start);
+    let intact = |frame: &WrittenFrame| frame.bytes.start >= damage.end && frame.bytes.end <= image.len();
+    let hit = model.frames.iter().find(|frame| frame.bytes.end > damage.start);
     let is_known_durable =
-        hit.is_some_and(|hit| model.frames.iter().any(|place| place.group > hit.group && intact(place)));
+        hit.is_some_and(|hit| model.frames.iter().any(|frame| frame.group > hit.group && intact(frame)));
     match recovered {
         Ok(end) => {
             assert!(!is_known_durable, "what was durable is damaged, and was cut off in silence");
-            let whole = model.frames.iter().take_while(|place| place.bytes.end <= damage.start);
-            let last = whole.filter(|place| place.records.is_some()).last();
-            assert_eq!(end, last.map_or(model.start, |place| place.bytes.end), "every whole append stays, and no part");
-            let kept = last.and_then(|place| place.records).unwrap_or_default();
+            let whole = model.frames.iter().take_while(|frame| frame.bytes.end <= damage.start);
+            let last = whole.filter(|frame| frame.records.is_some()).last();
+            assert_eq!(end, last.map_or(model.start, |frame| frame.bytes.end), "every whole append stays, and no part");
+            let kept = last.and_then(|frame| frame.records).unwrap_or_default();
             assert!(found.iter().eq(model.records.iter().take(kept)), "what is read is what was written");
             let mut cut = image;
             cut.0.truncate(usize::try_from(end).unwrap_or(usize::MAX));
@@ -116,7 +116,7 @@ fn write(input: &mut Input<'_>, salt: Salt) -> Model {
     let read = Header::read(&image, start, SEQUENCE, salt).ok();
     assert_eq!(read, Some((header, start)), "a header reads back as it was written");
 
-    let (mut frames, mut records): (Vec<Place>, Vec<Written>) = (Vec::new(), Vec::new());
+    let (mut frames, mut records): (Vec<WrittenFrame>, Vec<Written>) = (Vec::new(), Vec::new());
     let mut next = vec![0; partitions];
     let (mut group, mut synced, mut open) = (0, start, false);
     while frames.len() < FRAMES_MAX && (open || !input.is_empty()) {
@@ -133,7 +133,7 @@ fn write(input: &mut Input<'_>, salt: Salt) -> Model {
         open = shape & 3 == 3 && !input.is_empty();
         let from = image.len();
         image.0.extend_from_slice(builder.finish(synced, if open { 0 } else { frame::FLAG_END }));
-        frames.push(Place { bytes: from..image.len(), group, records: (!open).then_some(records.len()) });
+        frames.push(WrittenFrame { bytes: from..image.len(), group, records: (!open).then_some(records.len()) });
         if !open && shape & 4 == 4 {
             (group, synced) = (group + 1, image.len());
         }
@@ -185,7 +185,7 @@ impl Damage<'_> {
 
 /// What recovery finds: the records, in order, and how much of the image is whole.
 fn read_back(image: &Image, salt: Salt, start: u64, partitions: usize) -> (Vec<Written>, Result<u64, SegmentError>) {
-    let mut lanes: Vec<Lane> = (0..partitions).map(|_| Lane::default()).collect();
+    let mut lanes: Vec<PartitionState> = (0..partitions).map(|_| PartitionState::default()).collect();
     let mut records = Vec::new();
     let recovered = recover(image, salt, start, image.len(), |frame| {
         restore(&mut lanes, &frame.payload)?;

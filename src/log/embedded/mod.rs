@@ -5,7 +5,8 @@
 //! wait for the tail without polling. Invariants:
 //!
 //! - `append` answers after the sync, and readers see nothing before it.
-//! - A torn write at the tail is cut off at open; anything else that does not read is [`LogError::Corrupt`], never skipped.
+//! - A torn write at the tail is cut off at open; anything else that does not read is [`LogError::Corrupt`], never
+//!   skipped.
 //! - Only what is applied is ever dropped.
 //! - Memory does not grow with the log: no cache and no index, only the places of the last readers.
 //!
@@ -31,14 +32,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use self::stream::{Shared, Stream};
+use self::stream::{Shared, TopicStream};
 use super::{Control, Log, LogConfig, LogError, Offset, Record, Stored, Topic};
+use crate::observe::{now_us, unique};
 
 /// The format of a log's folder written by this release.
 const FORMAT: u32 = 1;
@@ -53,7 +55,7 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// How an embedded log is kept. Time and randomness are handed in.
 #[derive(Clone)]
-pub struct Settings {
+pub struct EmbeddedSettings {
     pub partitions: u32,
     pub retention_ms: i64,
     pub bytes_max: u64,
@@ -64,9 +66,9 @@ pub struct Settings {
     pub now_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for EmbeddedSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
+        f.debug_struct("EmbeddedSettings")
             .field("partitions", &self.partitions)
             .field("retention_ms", &self.retention_ms)
             .field("bytes_max", &self.bytes_max)
@@ -75,19 +77,15 @@ impl fmt::Debug for Settings {
     }
 }
 
-impl From<&LogConfig> for Settings {
+impl From<&LogConfig> for EmbeddedSettings {
     fn from(config: &LogConfig) -> Self {
-        let now_ms = || {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        };
-        Settings {
+        EmbeddedSettings {
             partitions: config.partitions,
             retention_ms: i64::try_from(config.retention_hours).unwrap_or(i64::MAX).saturating_mul(3_600_000),
             bytes_max: config.bytes_max,
             segment_bytes: (config.bytes_max / SEGMENTS).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
-            epoch: format!("{:032x}", rand::random::<u128>()),
-            now_ms: Arc::new(now_ms),
+            epoch: format!("{:016x}{:016x}", unique(), unique()),
+            now_ms: Arc::new(|| now_us() / 1000),
         }
     }
 }
@@ -111,8 +109,8 @@ pub struct EmbeddedLog {
 #[derive(Debug)]
 struct Inner {
     epoch: String,
-    changes: Stream,
-    snapshot: Stream,
+    changes: TopicStream,
+    snapshot: TopicStream,
     shared: Arc<Shared>,
     /// Held as long as the log is open.
     _lock: File,
@@ -124,7 +122,7 @@ impl EmbeddedLog {
     /// # Errors
     /// When another process has it open, the folder cannot be used, the log is damaged or newer than this binary,
     /// or it has another number of partitions.
-    pub async fn open(folder: &Path, settings: Settings) -> Result<Self, LogError> {
+    pub async fn open(folder: &Path, settings: EmbeddedSettings) -> Result<Self, LogError> {
         let folder = folder.to_owned();
         blocking(move || {
             let unusable = |error: io::Error| match error.kind() {
@@ -143,8 +141,8 @@ impl EmbeddedLog {
             let salt = u64::from_str_radix(&identity.salt, 16)
                 .map_err(|_| invalid_identity("its salt is not hexadecimal".to_owned()))?;
             let shared = Arc::new(Shared { settings, salt: salt.to_le_bytes(), used: AtomicU64::new(0) });
-            let changes = Stream::open(&folder, Topic::Changes, Arc::clone(&shared))?;
-            let snapshot = Stream::open(&folder, Topic::Snapshot, Arc::clone(&shared))?;
+            let changes = TopicStream::open(&folder, Topic::Changes, Arc::clone(&shared))?;
+            let snapshot = TopicStream::open(&folder, Topic::Snapshot, Arc::clone(&shared))?;
             let inner = Inner { epoch: identity.epoch, changes, snapshot, shared, _lock: lock };
             Ok(EmbeddedLog { inner: Arc::new(inner) })
         })
@@ -161,7 +159,7 @@ impl EmbeddedLog {
 }
 
 impl Inner {
-    fn stream(&self, topic: Topic) -> &Stream {
+    fn stream(&self, topic: Topic) -> &TopicStream {
         match topic {
             Topic::Changes => &self.changes,
             Topic::Snapshot => &self.snapshot,
@@ -198,7 +196,7 @@ impl Inner {
 /// Reads who the log is, or says who it will be.
 fn identity(
     folder: &Path,
-    settings: &Settings,
+    settings: &EmbeddedSettings,
     unusable: impl Fn(io::Error) -> LogError,
 ) -> Result<Identity, LogError> {
     #[derive(Deserialize)]
@@ -212,7 +210,7 @@ fn identity(
             if [Topic::Changes, Topic::Snapshot].into_iter().any(|topic| folder.join(topic.suffix()).exists()) {
                 return Err(invalid_identity("it is missing".to_owned()));
             }
-            let salt = format!("{:016x}", rand::random::<u64>());
+            let salt = format!("{:016x}", unique());
             let (epoch, partitions) = (settings.epoch.clone(), settings.partitions);
             let identity = Identity { format: FORMAT, epoch, partitions, salt };
             let json = serde_json::to_vec(&identity).map_err(|error| invalid_identity(error.to_string()))?;

@@ -8,7 +8,7 @@ use std::io;
 use super::{
     frame::{self, Frame},
     segment::{Frames, Segment, SegmentError},
-    stream::{Stream, failure, lock},
+    stream::{TopicStream, failure, lock},
 };
 use crate::log::{LogError, Offset, Stored};
 
@@ -39,7 +39,7 @@ impl Found {
     }
 }
 
-impl Stream {
+impl TopicStream {
     /// Reads records of a partition from an offset that it has; none if it was dropped meanwhile. Blocks.
     pub(super) fn read(&self, partition: u32, from: Offset, bytes_max: usize) -> Result<Vec<Stored>, LogError> {
         let mut cursor = self.cursor(partition, from)?;
@@ -49,9 +49,9 @@ impl Stream {
             read = Err(SegmentError::Damaged("the record is not there".into()));
         }
         read.map_err(|error| self.read_failure(partition, cursor.expected, error))?;
-        if let Some(lane) = lock(&self.state).lanes.get_mut(partition as usize) {
-            lane.cursors.truncate(CURSORS_MAX - 1);
-            lane.cursors.push_front(cursor);
+        if let Some(partition_state) = lock(&self.state).partitions.get_mut(partition as usize) {
+            partition_state.cursors.truncate(CURSORS_MAX - 1);
+            partition_state.cursors.push_front(cursor);
         }
         Ok(found.records)
     }
@@ -72,16 +72,16 @@ impl Stream {
 
     fn cursor(&self, partition: u32, from: Offset) -> Result<Cursor, LogError> {
         let mut state = lock(&self.state);
-        let lane_index = partition as usize;
+        let partition_index = partition as usize;
         let oldest = state.segments.front().map_or(0, |(segment, _)| segment.header.sequence);
-        if let Some(lane) = state.lanes.get_mut(lane_index)
-            && let Some(index) = lane.cursors.iter().position(|cursor| cursor.serves == from)
-            && let Some(cursor) = lane.cursors.remove(index)
+        if let Some(partition_state) = state.partitions.get_mut(partition_index)
+            && let Some(index) = partition_state.cursors.iter().position(|cursor| cursor.serves == from)
+            && let Some(cursor) = partition_state.cursors.remove(index)
             && cursor.sequence >= oldest
         {
             return Ok(cursor);
         }
-        let first = |segment: &Segment| segment.header.partitions.get(lane_index).map(|start| start.first);
+        let first = |segment: &Segment| segment.header.partitions.get(partition_index).map(|start| start.first);
         let holds = |segment: &Segment| first(segment).filter(|first| *first <= from);
         let holder = state.segments.iter().rev().find_map(|(segment, _)| Some((segment, holds(segment)?)));
         match holder {

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    Settings,
+    EmbeddedSettings,
     frame::{self, Builder, Salt},
     reader::Cursor,
     segment::{self, Header, Segment, SegmentError, Start},
@@ -30,14 +30,14 @@ use crate::log::{Control, LogError, Offset, Record, Topic};
 /// What the streams of a log share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) settings: Settings,
+    pub(super) settings: EmbeddedSettings,
     pub(super) salt: Salt,
     /// The bytes of all segments of all topics.
     pub(super) used: AtomicU64,
 }
 
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct TopicStream {
     pub(super) topic: Topic,
     pub(super) folder: PathBuf,
     pub(super) shared: Arc<Shared>,
@@ -71,12 +71,12 @@ struct Writer {
 pub(super) struct State {
     /// Never empty; each with its length. The last one is written to.
     pub(super) segments: VecDeque<(Arc<Segment>, u64)>,
-    pub(super) lanes: Vec<Lane>,
+    pub(super) partitions: Vec<PartitionState>,
 }
 
 /// One partition.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct PartitionState {
     pub(super) next: Offset,
     applied: Offset,
     /// The value of the last control record, with its offset.
@@ -90,7 +90,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Stream {
+impl TopicStream {
     /// Opens the topic's folder, or makes it.
     pub(super) fn open(root: &Path, topic: Topic, shared: Arc<Shared>) -> Result<Self, LogError> {
         let folder = root.join(topic.suffix());
@@ -98,7 +98,7 @@ impl Stream {
         let (state, writer) = Self::load(&folder, topic, &shared).map_err(fail)?;
         let bytes = state.segments.iter().map(|(_, len)| len).sum();
         shared.used.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Stream {
+        Ok(TopicStream {
             topic,
             folder,
             shared,
@@ -122,26 +122,27 @@ impl Stream {
             }
             segments.push_back((Arc::new(segment), len));
         }
-        let mut lanes: Vec<Lane> = (0..shared.settings.partitions).map(|_| Lane::default()).collect();
+        let mut partitions: Vec<PartitionState> =
+            (0..shared.settings.partitions).map(|_| PartitionState::default()).collect();
         let Some((last, len)) = segments.back_mut() else {
-            let segment = Segment::create(folder, header(topic, 0, &shared.settings, &lanes), shared.salt)?;
+            let segment = Segment::create(folder, header(topic, 0, &shared.settings, &partitions), shared.salt)?;
             let writer = Writer::new(&segment.path, shared.salt)?;
             let len = segment.start;
-            return Ok((State { segments: [(Arc::new(segment), len)].into(), lanes }, writer));
+            return Ok((State { segments: [(Arc::new(segment), len)].into(), partitions }, writer));
         };
-        for (lane, start) in lanes.iter_mut().zip(&last.header.partitions) {
-            lane.next = start.first;
-            lane.control = start.control.clone().map(|(offset, value)| (offset, value.into()));
+        for (partition, start) in partitions.iter_mut().zip(&last.header.partitions) {
+            partition.next = start.first;
+            partition.control = start.control.clone().map(|(offset, value)| (offset, value.into()));
         }
         let found = *len;
-        *len = last.recover(shared.salt, |frame| restore(&mut lanes, &frame.payload))?;
+        *len = last.recover(shared.salt, |frame| restore(&mut partitions, &frame.payload))?;
         if *len < found {
             let torn_bytes = found - *len;
             tracing::warn!(topic = topic.suffix(), torn_bytes, "cut off an append that had not become durable");
             cut(&last.path, *len)?;
         }
         let writer = Writer::new(&last.path, shared.salt)?;
-        Ok((State { segments, lanes }, writer))
+        Ok((State { segments, partitions }, writer))
     }
 
     /// Appends records and waits until they are durable. Blocks.
@@ -175,8 +176,8 @@ impl Stream {
         let is_long = synced >= self.shared.settings.segment_bytes;
         let synced = if is_long || writer.must_roll { self.roll(writer)? } else { synced };
 
-        let mut lanes: Vec<(Offset, Option<(Offset, Bytes)>)> =
-            lock(&self.state).lanes.iter().map(|lane| (lane.next, None)).collect();
+        let mut partitions: Vec<(Offset, Option<(Offset, Bytes)>)> =
+            lock(&self.state).partitions.iter().map(|partition| (partition.next, None)).collect();
         writer.is_torn = true;
         let mut at = synced;
         for pending in group {
@@ -185,7 +186,7 @@ impl Stream {
             let mut records = pending.records.iter().peekable();
             while let Some((partition, record)) = records.next() {
                 let unknown = || SegmentError::Damaged(format!("there is no partition {partition}"));
-                let (next, control) = lanes.get_mut(*partition as usize).ok_or_else(unknown)?;
+                let (next, control) = partitions.get_mut(*partition as usize).ok_or_else(unknown)?;
                 builder.push(*partition, *next, record);
                 if record.headers.kind.is_resumable() {
                     *control = Some((*next, record.value.clone()));
@@ -208,9 +209,9 @@ impl Stream {
         if let Some((_, len)) = state.segments.back_mut() {
             *len = at;
         }
-        for (lane, (next, control)) in state.lanes.iter_mut().zip(lanes) {
-            lane.next = next;
-            lane.control = control.or_else(|| lane.control.take());
+        for (partition, (next, control)) in state.partitions.iter_mut().zip(partitions) {
+            partition.next = next;
+            partition.control = control.or_else(|| partition.control.take());
         }
         drop(state);
         self.tail.send_replace(());
@@ -229,7 +230,7 @@ impl Stream {
     fn roll(&self, writer: &mut Writer) -> Result<u64, SegmentError> {
         let header = {
             let (active, _) = self.active();
-            header(self.topic, active.header.sequence + 1, &self.shared.settings, &lock(&self.state).lanes)
+            header(self.topic, active.header.sequence + 1, &self.shared.settings, &lock(&self.state).partitions)
         };
         writer.must_roll = true;
         let segment = Segment::create(&self.folder, header, self.shared.salt)?;
@@ -252,12 +253,13 @@ impl Stream {
     pub(super) fn bounds(&self, partition: u32) -> (Offset, Offset) {
         let state = lock(&self.state);
         let first = state.segments.front().and_then(|(s, _)| s.header.partitions.get(partition as usize));
-        let next = state.lanes.get(partition as usize);
-        (first.map_or(0, |start| start.first), next.map_or(0, |lane| lane.next))
+        let next = state.partitions.get(partition as usize);
+        (first.map_or(0, |start| start.first), next.map_or(0, |partition| partition.next))
     }
 
     pub(super) fn last_control(&self, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
-        let stored = lock(&self.state).lanes.get(partition as usize).and_then(|lane| lane.control.clone());
+        let stored =
+            lock(&self.state).partitions.get(partition as usize).and_then(|partition| partition.control.clone());
         let Some((offset, value)) = stored else { return Ok(None) };
         let control = serde_json::from_slice(&value).map_err(|error| LogError::Corrupt {
             topic: self.topic.suffix(),
@@ -276,8 +278,8 @@ impl Stream {
     /// Notes what is applied; whether a segment may be dropped now.
     pub(super) fn applied(&self, partition: u32, offset: Offset) -> bool {
         let mut state = lock(&self.state);
-        if let Some(lane) = state.lanes.get_mut(partition as usize) {
-            lane.applied = lane.applied.max(offset).min(lane.next);
+        if let Some(partition) = state.partitions.get_mut(partition as usize) {
+            partition.applied = partition.applied.max(offset).min(partition.next);
         }
         self.droppable(&state, 0)
     }
@@ -285,8 +287,11 @@ impl Stream {
     /// Whether the oldest segment is applied, and is too old or in the way of `wanted` bytes more.
     fn droppable(&self, state: &State, wanted: u64) -> bool {
         let Some((next, _)) = state.segments.get(1) else { return false };
-        let is_applied =
-            state.lanes.iter().zip(&next.header.partitions).all(|(lane, start)| lane.applied >= start.first);
+        let is_applied = state
+            .partitions
+            .iter()
+            .zip(&next.header.partitions)
+            .all(|(partition, start)| partition.applied >= start.first);
         let settings = &self.shared.settings;
         let age_ms = (settings.now_ms)().saturating_sub(next.header.created_ms);
         let is_old = age_ms > settings.retention_ms;
@@ -316,7 +321,7 @@ impl Stream {
     pub(super) fn close_applied(&self) -> Result<(), LogError> {
         let mut writer = lock(&self.writer);
         let (active, len) = self.active();
-        let is_applied = lock(&self.state).lanes.iter().all(|lane| lane.applied >= lane.next);
+        let is_applied = lock(&self.state).partitions.iter().all(|partition| partition.applied >= partition.next);
         if writer.is_torn || !is_applied || len == active.start {
             return Ok(());
         }
@@ -350,33 +355,36 @@ impl Writer {
     }
 }
 
-/// The header of a segment that begins where the lanes stand.
-fn header(topic: Topic, sequence: u64, settings: &Settings, lanes: &[Lane]) -> Header {
-    let start = |lane: &Lane| {
-        let control = lane.control.as_ref();
+/// The header of a segment that begins where the partitions stand.
+fn header(topic: Topic, sequence: u64, settings: &EmbeddedSettings, partitions: &[PartitionState]) -> Header {
+    let start = |partition: &PartitionState| {
+        let control = partition.control.as_ref();
         let control = control.map(|(offset, value)| (*offset, String::from_utf8_lossy(value).into_owned()));
-        Start { first: lane.next, control }
+        Start { first: partition.next, control }
     };
     Header {
         format: segment::FORMAT,
         topic: topic.suffix().to_owned(),
         sequence,
         created_ms: (settings.now_ms)(),
-        partitions: lanes.iter().map(start).collect(),
+        partitions: partitions.iter().map(start).collect(),
     }
 }
 
-/// Moves the lanes past a frame's records.
-pub(super) fn restore(lanes: &mut [Lane], payload: &Bytes) -> Result<(), SegmentError> {
+/// Moves the partitions past a frame's records.
+pub(super) fn restore(partitions: &mut [PartitionState], payload: &Bytes) -> Result<(), SegmentError> {
     let damaged = || SegmentError::Damaged("a record batch is not well formed".into());
     for run in frame::runs(payload).ok_or_else(damaged)? {
-        let lane = lanes.get_mut(run.partition as usize).filter(|lane| lane.next == run.first).ok_or_else(damaged)?;
-        lane.next = run.end();
+        let partition = partitions
+            .get_mut(run.partition as usize)
+            .filter(|partition| partition.next == run.first)
+            .ok_or_else(damaged)?;
+        partition.next = run.end();
         for record in run {
             let (offset, record) = record.ok_or_else(damaged)?;
             if record.headers.kind.is_resumable() {
                 // A copy, which does not keep all that was read with it.
-                lane.control = Some((offset, Bytes::copy_from_slice(&record.value)));
+                partition.control = Some((offset, Bytes::copy_from_slice(&record.value)));
             }
         }
     }

@@ -7,8 +7,8 @@ use crate::log::{Headers, Kind, TransactionPart};
 
 const NOW: i64 = 1_700_000_000_000;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> EmbeddedSettings {
+    EmbeddedSettings {
         partitions: 1,
         retention_ms: 3_600_000,
         bytes_max: 1 << 30,
@@ -133,7 +133,7 @@ async fn damage_before_the_last_group_is_an_error_and_never_skipped() {
 #[tokio::test]
 async fn damage_in_a_closed_segment_is_an_error_when_it_is_read() {
     let folder = tempfile::tempdir().expect("a folder");
-    let small = Settings { segment_bytes: 1000, ..settings() };
+    let small = EmbeddedSettings { segment_bytes: 1000, ..settings() };
     let log = EmbeddedLog::open(folder.path(), small).await.expect("opens");
     for number in 0..20 {
         append(&log, rows(number..number + 1, 300)).await.expect("appends");
@@ -196,7 +196,7 @@ async fn a_full_disk_is_told_and_the_log_goes_on_after_it() {
 #[tokio::test]
 async fn a_segment_that_could_not_be_begun_is_begun_before_the_next_write() {
     let folder = tempfile::tempdir().expect("a folder");
-    let small = Settings { segment_bytes: 1000, ..settings() };
+    let small = EmbeddedSettings { segment_bytes: 1000, ..settings() };
     let log = EmbeddedLog::open(folder.path(), small.clone()).await.expect("opens");
     append(&log, rows(0..1, 2000)).await.expect("appends");
     // A folder in the way of the next segment's file.
@@ -216,7 +216,7 @@ async fn retention_drops_what_is_applied_and_old_and_nothing_else() {
     let now = Arc::new(AtomicI64::new(NOW));
     let clock = Arc::clone(&now);
     let now_ms = Arc::new(move || clock.load(Ordering::Relaxed));
-    let log = EmbeddedLog::open(folder.path(), Settings { segment_bytes: 1000, now_ms, ..settings() }).await;
+    let log = EmbeddedLog::open(folder.path(), EmbeddedSettings { segment_bytes: 1000, now_ms, ..settings() }).await;
     let log = log.expect("opens");
     for number in 0..20 {
         append(&log, rows(number..number + 1, 300)).await.expect("appends");
@@ -234,14 +234,15 @@ async fn retention_drops_what_is_applied_and_old_and_nothing_else() {
     let wanted = log.read(Topic::Changes, 0, start - 1, 1, Duration::ZERO).await.expect_err("gone");
     assert!(matches!(wanted, LogError::Trimmed { start: s, .. } if s == start));
     drop(log);
-    let log = EmbeddedLog::open(folder.path(), Settings { segment_bytes: 1000, ..settings() }).await.expect("opens");
+    let log =
+        EmbeddedLog::open(folder.path(), EmbeddedSettings { segment_bytes: 1000, ..settings() }).await.expect("opens");
     assert_eq!(numbers(&log).await.expect("reads"), kept);
 }
 
 #[tokio::test]
 async fn a_full_log_refuses_until_records_are_applied_and_then_drops_the_oldest() {
     let folder = tempfile::tempdir().expect("a folder");
-    let small = Settings { segment_bytes: 4000, bytes_max: 40_000, ..settings() };
+    let small = EmbeddedSettings { segment_bytes: 4000, bytes_max: 40_000, ..settings() };
     let log = EmbeddedLog::open(folder.path(), small).await.expect("opens");
     let mut count = 0;
     let error = loop {
@@ -268,7 +269,7 @@ async fn a_full_log_refuses_until_records_are_applied_and_then_drops_the_oldest(
 #[tokio::test]
 async fn a_copy_that_fills_the_log_leaves_room_for_changes() {
     let folder = tempfile::tempdir().expect("a folder");
-    let small = Settings { segment_bytes: 4000, bytes_max: 40_000, ..settings() };
+    let small = EmbeddedSettings { segment_bytes: 4000, bytes_max: 40_000, ..settings() };
     let log = EmbeddedLog::open(folder.path(), small).await.expect("opens");
     while log.append(Topic::Snapshot, rows(0..1, 1000)).await.is_ok() {}
     for number in 0..8 {
@@ -279,7 +280,7 @@ async fn a_copy_that_fills_the_log_leaves_room_for_changes() {
 #[tokio::test]
 async fn the_last_control_is_known_however_far_back_it_is() {
     let folder = tempfile::tempdir().expect("a folder");
-    let small = Settings { segment_bytes: 1000, ..settings() };
+    let small = EmbeddedSettings { segment_bytes: 1000, ..settings() };
     let log = EmbeddedLog::open(folder.path(), small.clone()).await.expect("opens");
     let mut control = record(0, Kind::Control, 0);
     control.value = br#"{"clock":42}"#.as_slice().into();
@@ -308,7 +309,7 @@ async fn one_process_has_the_log_at_a_time() {
 async fn a_newer_log_another_partition_count_and_a_lost_identity_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     drop(open(folder.path()).await.expect("opens"));
-    let wider = EmbeddedLog::open(folder.path(), Settings { partitions: 4, ..settings() }).await;
+    let wider = EmbeddedLog::open(folder.path(), EmbeddedSettings { partitions: 4, ..settings() }).await;
     assert!(matches!(wider, Err(LogError::Partitions { found: 1, wanted: 4, .. })));
     let path = folder.path().join(IDENTITY);
     let identity = fs::read_to_string(&path).expect("a file");

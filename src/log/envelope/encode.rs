@@ -8,32 +8,11 @@ use bytes::Bytes;
 use super::{EnvelopeError, json::write_string};
 use crate::{
     log::partition_of,
-    model::{Change, Op, TableSchema, Value},
+    model::{Change, DebeziumConnector, Op, Origin, SourceKind, TableSchema, Value},
 };
 
 /// How many tables' parts are cached; beyond it (a caller that never reuses a schema) the cache starts afresh.
 const TABLES_MAX: usize = 4096;
-
-/// Where a change was found: the envelope's `source` block, for other readers of the topic. cutover
-/// itself resumes from control records and never reads it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Origin {
-    /// The binlog file; empty when there is none (a snapshot row).
-    pub file: String,
-    /// The offset of the row's event in `file`, or the LSN (PostgreSQL's) that its transaction comes after.
-    pub offset: u64,
-    /// The row's number in its event, from 0.
-    pub row: u32,
-    /// The transaction's GTID, with GTIDs on.
-    pub gtid: Option<String>,
-    pub server_id: Option<u32>,
-    /// PostgreSQL's name of the node that the transaction was replicated from, where it was not committed first
-    /// (`pg_replication_origin`).
-    pub replicated_from: Option<Arc<str>>,
-    pub snapshot: bool,
-    /// When the change was captured, ms since the Unix epoch: the envelope's own `ts_ms`.
-    pub captured_ms: i64,
-}
 
 /// A row's key and envelope, as bytes of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,19 +26,11 @@ pub struct Encoded {
 #[derive(Debug)]
 pub struct Encoder {
     pipeline: String,
-    connector: String,
-    /// By the address of the schema, which each entry keeps alive and thereby unique.
+    connector: DebeziumConnector,
+    /// By the address of the schema, which each entry keeps alive and so unique.
     tables: HashMap<usize, (Arc<TableSchema>, Parts)>,
     key: Vec<u8>,
     value: Vec<u8>,
-}
-
-/// What the places of a log are made of.
-#[derive(Debug, Clone, Copy)]
-enum Connector {
-    Mysql,
-    Postgres,
-    Dynamo,
 }
 
 /// The bytes that every row of a table shares.
@@ -71,21 +42,15 @@ struct Parts {
     key: Vec<(usize, Vec<u8>)>,
     /// `,"source":{…,"ts_ms":`
     source: Vec<u8>,
-    connector: Connector,
+    kind: SourceKind,
     /// `,"db":"shop","table":"items"`; with PostgreSQL `,"schema":"public","table":"items"`
     table: Vec<u8>,
 }
 
 impl Encoder {
-    /// An encoder for the pipeline of that name, whose source speaks as Debezium's `connector` (`mysql`, `mariadb`).
-    pub fn new(pipeline: &str, connector: &str) -> Self {
-        Encoder {
-            pipeline: pipeline.to_owned(),
-            connector: connector.to_owned(),
-            tables: HashMap::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-        }
+    /// An encoder for the pipeline of that name, whose envelopes are those of Debezium's `connector`.
+    pub fn new(pipeline: &str, connector: DebeziumConnector) -> Self {
+        Encoder { pipeline: pipeline.to_owned(), connector, tables: HashMap::new(), key: Vec::new(), value: Vec::new() }
     }
 
     /// Encodes one change.
@@ -101,7 +66,7 @@ impl Encoder {
         }
         let (_, parts) = tables
             .entry(address)
-            .or_insert_with(|| (Arc::clone(&change.schema), Parts::new(&change.schema, pipeline, connector)));
+            .or_insert_with(|| (Arc::clone(&change.schema), Parts::new(&change.schema, pipeline, *connector)));
         out.clear();
         out.extend_from_slice(b"{\"before\":");
         write_image(out, &parts.columns, change.images.before.as_deref());
@@ -129,7 +94,7 @@ impl Encoder {
 }
 
 impl Parts {
-    fn new(schema: &TableSchema, pipeline: &str, connector: &str) -> Self {
+    fn new(schema: &TableSchema, pipeline: &str, connector: DebeziumConnector) -> Self {
         let prefix = |place: usize, name: &str| {
             let mut out = vec![if place == 0 { b'{' } else { b',' }];
             write_string(&mut out, name);
@@ -141,23 +106,19 @@ impl Parts {
         let key = key_columns.enumerate().map(|(place, (index, c))| (index, prefix(place, &c.name))).collect();
         let mut source =
             concat!(",\"source\":{\"version\":\"", env!("CARGO_PKG_VERSION"), "\",\"connector\":").as_bytes().to_vec();
-        write_string(&mut source, connector);
+        write_string(&mut source, connector.name());
         source.extend_from_slice(b",\"name\":");
         write_string(&mut source, pipeline);
         source.extend_from_slice(b",\"ts_ms\":");
-        let kind = match connector {
-            "postgresql" => Connector::Postgres,
-            "dynamodb" => Connector::Dynamo,
-            _ => Connector::Mysql,
-        };
+        let kind = connector.kind();
         let mut table = match kind {
-            Connector::Postgres => b",\"schema\":".to_vec(),
-            Connector::Mysql | Connector::Dynamo => b",\"db\":".to_vec(),
+            SourceKind::Postgres => b",\"schema\":".to_vec(),
+            SourceKind::Mysql | SourceKind::Dynamo => b",\"db\":".to_vec(),
         };
         write_string(&mut table, &schema.table.schema);
         table.extend_from_slice(b",\"table\":");
         write_string(&mut table, &schema.table.table);
-        Parts { columns, key, source, connector: kind, table }
+        Parts { columns, key, source, kind, table }
     }
 }
 
@@ -198,8 +159,8 @@ fn write_source(out: &mut Vec<u8>, parts: &Parts, change: &Change, origin: &Orig
     write_number(out, format_args!("{}", change.commit_us.div_euclid(1000)));
     out.extend_from_slice(if origin.snapshot { b",\"snapshot\":\"true\"" } else { b",\"snapshot\":\"false\"" });
     out.extend_from_slice(&parts.table);
-    match parts.connector {
-        Connector::Mysql => {
+    match parts.kind {
+        SourceKind::Mysql => {
             if let Some(server_id) = origin.server_id {
                 write_number(out, format_args!(",\"server_id\":{server_id}"));
             }
@@ -209,7 +170,7 @@ fn write_source(out: &mut Vec<u8>, parts: &Parts, change: &Change, origin: &Orig
             write_string(out, &origin.file);
             write_number(out, format_args!(",\"pos\":{},\"row\":{}", origin.offset, origin.row));
         }
-        Connector::Postgres => {
+        SourceKind::Postgres => {
             out.extend_from_slice(b",\"lsn\":");
             match origin.snapshot {
                 true => out.extend_from_slice(b"null"),
@@ -219,7 +180,7 @@ fn write_source(out: &mut Vec<u8>, parts: &Parts, change: &Change, origin: &Orig
             write_name(out, origin.replicated_from.as_deref());
         }
         // Shards have no common place.
-        Connector::Dynamo => {}
+        SourceKind::Dynamo => {}
     }
     out.push(b'}');
 }
@@ -266,8 +227,8 @@ fn write_number(out: &mut Vec<u8>, number: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(number);
 }
 
-/// The bytes that a row's partition is hashed from: the key's values in key order, each with its length in front, without
-/// names and types, so that tables that merge under different column names and integer widths agree.
+/// The bytes that a row's partition is hashed from: the key's values in key order, each with its length in front,
+/// without names and types, so that tables that merge under different column names and integer widths agree.
 pub fn key_bytes(change: &Change) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);
     let mut field = Vec::with_capacity(20);

@@ -6,8 +6,10 @@ use std::{borrow::Cow, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value as Json;
 
-use super::{Decoded, Encoded, Encoder, Origin, Row, cells, key_bytes};
-use crate::model::{Change, Column, ColumnType, Images, Op, TableName, TableSchema, Value, fuzz::Input};
+use super::{Decoded, Encoded, Encoder, Row, cells, key_bytes};
+use crate::model::{
+    Change, Column, ColumnType, DebeziumConnector, Images, Op, Origin, TableName, TableSchema, Value, fuzz::Input,
+};
 
 /// Columns of the tables that arbitrary bytes are decoded for.
 const TABLES: [&[&str]; 4] = [&["id", "a"], &["a", "b", "c"], &["q\"", "back\\slash", "line\n", "é😀", ""], &[]];
@@ -93,7 +95,7 @@ fn round_trip(input: &mut Input<'_>) {
         snapshot: op == Op::Read,
         ..Origin::default()
     };
-    let connector = if origin.offset & 1 == 0 { "mysql" } else { "postgresql" };
+    let connector = if origin.offset & 1 == 0 { DebeziumConnector::Mysql } else { DebeziumConnector::Postgres };
     let encoded = Encoder::new("cart", connector).encode(&change, &origin);
     let Ok(encoded) = encoded else { return assert!(encoded.is_ok(), "a row of the schema's width encodes") };
     let decoded = match cells(&encoded.value, &schema) {
@@ -150,7 +152,7 @@ fn value(input: &mut Input<'_>) -> Value {
 
 fn encode(schema: &Arc<TableSchema>, op: Op, images: Images) -> Encoded {
     let change = Change { schema: Arc::clone(schema), op, images, version: 1, commit_us: 0 };
-    let encoded = Encoder::new("cart", "mysql").encode(&change, &Origin::default());
+    let encoded = Encoder::new("cart", DebeziumConnector::Mysql).encode(&change, &Origin::default());
     assert_eq!(encoded.as_ref().err(), None, "a decoded row has the schema's width");
     encoded.unwrap_or(Encoded { key: crate::log::EMPTY, value: crate::log::EMPTY })
 }

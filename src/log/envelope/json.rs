@@ -111,8 +111,8 @@ impl<'a> Scanner<'a> {
         found
     }
 
-    /// Steps over `"name":` if exactly that is next. A name that has to be escaped is left to [`key`](Scanner::key): its
-    /// bytes as they are would be another name's spelling, or none.
+    /// Steps over `"name":` if exactly that is next. A name that has to be escaped is left to [`key`](Scanner::key):
+    /// its bytes as they are would be another name's spelling, or none.
     pub(in crate::log) fn accept_key(&mut self, name: &str) -> bool {
         let name = name.as_bytes();
         let found = self.peek() == Some(b'"')

@@ -1,7 +1,7 @@
 //! The wire format of a row: Debezium's envelope as schemaless JSON, and the row's key.
 //!
-//! What enters is a [`Change`](crate::model::Change) or the bytes of an envelope; what leaves is the bytes, or the row's
-//! cells as text. Encoding and decoding keep every value exactly: integers and floats are JSON numbers
+//! What enters is a [`Change`](crate::model::Change) or the bytes of an envelope; what leaves is the bytes, or the
+//! row's cells as text. Encoding and decoding keep every value exactly: integers and floats are JSON numbers
 //! that are copied digit by digit and never pass through a float, text is escaped only where JSON asks for it,
 //! bytes are base64. Both are on the hot path, so they are written by hand, to the byte; neither panics
 //! on any input. Deliberately absent: what the envelope lacks (version, schema id, transaction
@@ -17,34 +17,23 @@ mod splice;
 mod tests;
 
 pub use decode::{Decoded, Row, cells};
-pub use encode::{Encoded, Encoder, Origin, key_bytes, partition};
+pub use encode::{Encoded, Encoder, key_bytes, partition};
 pub use splice::{Renewed, deletion, renewed};
 
-use crate::model::{Disposition, TableName};
+use crate::model::{Disposition, Problem, TableName};
 
 /// Why a change could not be encoded, or an envelope not be decoded.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}", self.problem())]
 pub enum EnvelopeError {
-    #[error("the record's envelope is not UTF-8 at byte {at}; {REWRITE}")]
     NotUtf8 { at: usize },
-    #[error("the record's envelope is malformed at byte {at}, where there should be {expected}; {REWRITE}")]
     Malformed { at: usize, expected: &'static str },
-    #[error("the record's envelope has no `op`; {REWRITE}")]
     NoOperation,
-    #[error("the record's envelope has an `op` that is none of c, u, d, r and t; {REWRITE}")]
     UnknownOperation,
-    #[error("the record's envelope has `op` {op} without the row's `{image}` image; {REWRITE}")]
     NoImage { op: char, image: &'static str },
-    #[error("the record's image of {table} lacks column `{column}`; images must be full: {REWRITE}")]
     MissingColumn { table: TableName, column: String },
-    #[error("the record's image of {table} has column `{column}` twice; {REWRITE}")]
     RepeatedColumn { table: TableName, column: String },
-    #[error("the record's image of {table} holds an object or a list in column `{column}`; {REWRITE}")]
     NestedColumn { table: TableName, column: String },
-    #[error(
-        "a change of {table} has {values} values for {columns} columns and a key of {key} columns; this is a bug in \
-         capture: report it, and copy the table again with `cutover resnapshot`"
-    )]
     Shape { table: TableName, columns: usize, key: usize, values: usize },
 }
 
@@ -53,6 +42,41 @@ const REWRITE: &str = "if another program writes to this topic, let it write who
                        table again with `cutover resnapshot`";
 
 impl EnvelopeError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            EnvelopeError::NotUtf8 { at } => {
+                Problem::new(format!("the record's envelope is not UTF-8 at byte {at}"), REWRITE)
+            }
+            EnvelopeError::Malformed { at, expected } => Problem::new(
+                format!("the record's envelope is malformed at byte {at}, where there should be {expected}"),
+                REWRITE,
+            ),
+            EnvelopeError::NoOperation => Problem::new("the record's envelope has no `op`", REWRITE),
+            EnvelopeError::UnknownOperation => {
+                Problem::new("the record's envelope has an `op` that is none of c, u, d, r and t", REWRITE)
+            }
+            EnvelopeError::NoImage { op, image } => {
+                Problem::new(format!("the record's envelope has `op` {op} without the row's `{image}` image"), REWRITE)
+            }
+            EnvelopeError::MissingColumn { table, column } => Problem::new(
+                format!("the record's image of {table} lacks column `{column}`"),
+                format!("images must be full: {REWRITE}"),
+            ),
+            EnvelopeError::RepeatedColumn { table, column } => {
+                Problem::new(format!("the record's image of {table} has column `{column}` twice"), REWRITE)
+            }
+            EnvelopeError::NestedColumn { table, column } => Problem::new(
+                format!("the record's image of {table} holds an object or a list in column `{column}`"),
+                REWRITE,
+            ),
+            EnvelopeError::Shape { table, columns, key, values } => Problem::new(
+                format!("a change of {table} has {values} values for {columns} columns and a key of {key} columns"),
+                "this is a bug in capture: report it, and copy the table again with `cutover resnapshot`",
+            ),
+        }
+    }
+
     /// A record that does not decode is never skipped: its row would be lost.
     pub fn disposition(&self) -> Disposition {
         match self {

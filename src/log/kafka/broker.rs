@@ -1,10 +1,7 @@
-//! Questions to the brokers: which topics there are, where they begin and end. Each blocks in librdkafka, for as long as
-//! [`ANSWER_MAX`], and so runs beside the runtime.
+//! Questions to the brokers: which topics there are, where they begin and end. Each blocks in librdkafka, for as long
+//! as [`ANSWER_MAX`], and so runs beside the runtime.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     ClientConfig, TopicPartitionList,
@@ -12,6 +9,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
+use tokio::time::Instant;
 
 use super::settings::{ANSWER_MAX, Context, Settings};
 use crate::log::{LogError, Offset};
@@ -31,7 +29,7 @@ pub(super) struct Broker {
 
 /// A topic, as the brokers tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(super) struct TopicShape {
     pub(super) partitions: u32,
     /// The least replicas that a partition has.
     pub(super) replicas: usize,
@@ -110,7 +108,7 @@ impl Broker {
     }
 
     /// The topic; none if it does not exist.
-    pub(super) async fn shape(&self, topic: &str) -> Result<Option<Shape>, LogError> {
+    pub(super) async fn shape(&self, topic: &str) -> Result<Option<TopicShape>, LogError> {
         let name = topic.to_owned();
         self.ask(move |consumer| {
             let metadata = consumer.fetch_metadata(Some(&name), ANSWER_MAX)?;
@@ -122,7 +120,7 @@ impl Broker {
             }
             let replicas = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
             let partitions = u32::try_from(topic.partitions().len()).unwrap_or(u32::MAX);
-            Ok((partitions > 0).then_some(Shape { partitions, replicas }))
+            Ok((partitions > 0).then_some(TopicShape { partitions, replicas }))
         })
         .await
     }

@@ -1,10 +1,10 @@
 //! The topic `<name>.events`: what happens to the pipeline, for other systems to follow.
 //!
-//! What enters are numbered events; what leaves is one record each: the event's JSON, under the pipeline's name as its key, all in
-//! partition 0. Invariants: an event is sent once the one before it is acknowledged, so that no number comes before a lower
-//! one's first; `append` answers when every replica in sync has all of them. The topic's size is bounded. One that is there
-//! already is used as it is, unless it is compacted. Deliberately absent: reading, and fencing: a late writer repeats events, with
-//! the numbers that they have.
+//! What enters are numbered events; what leaves is one record each: the event's JSON, under the pipeline's name as its
+//! key, all in partition 0. Invariants: an event is sent once the one before it is acknowledged, so that no number
+//! comes before a lower one's first; `append` answers when every replica in sync has all of them. The topic's size is
+//! bounded. One that is there already is used as it is, unless it is compacted. Deliberately absent: reading, and
+//! fencing: a late writer repeats events, with the numbers that they have.
 
 use async_trait::async_trait;
 use rdkafka::{
@@ -19,10 +19,11 @@ use tokio::sync::{Mutex, oneshot};
 use super::{
     broker::{Broker, create, put_away},
     settings::{Context, Settings},
-    topics::{self, EVENT_BYTES_MAX, NewTopics, TopicProblem},
+    topics::{self, EVENT_BYTES_MAX, NewTopics},
 };
 use crate::{
     log::LogError,
+    model::Problem,
     observe::{EventSink, EventSinkError, NumberedEvent},
 };
 
@@ -120,7 +121,7 @@ impl ProducerContext for Answers {
 
 /// Makes the topic if it is not there, and refuses one that would lose events.
 async fn prepare(broker: &Broker, settings: &Settings) -> Result<(), LogError> {
-    match look(broker, settings).await? {
+    match examine(broker, settings).await? {
         Some(problems) if problems.is_empty() => Ok(()),
         Some(problems) => Err(LogError::Topics(problems)),
         None => topics::make(broker, &NewTopics::of_events(settings), false).await,
@@ -128,7 +129,7 @@ async fn prepare(broker: &Broker, settings: &Settings) -> Result<(), LogError> {
 }
 
 /// What is wrong with the topic; none if there is no such topic.
-pub(super) async fn look(broker: &Broker, settings: &Settings) -> Result<Option<Vec<TopicProblem>>, LogError> {
+pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Option<Vec<Problem>>, LogError> {
     let topic = settings.events();
     if broker.shape(&topic).await?.is_none() {
         return Ok(None);
@@ -137,7 +138,7 @@ pub(super) async fn look(broker: &Broker, settings: &Settings) -> Result<Option<
     if !policy.contains("compact") {
         return Ok(Some(Vec::new()));
     }
-    Ok(Some(vec![TopicProblem {
+    Ok(Some(vec![Problem {
         what: format!("topic {topic} has cleanup.policy={policy}: compaction keeps the last event alone"),
         fix: format!("kafka-configs.sh --alter --topic {topic} --add-config cleanup.policy=delete"),
     }]))

@@ -1,7 +1,7 @@
 //! The group of processes that share the partitions.
 //!
-//! What leaves is which partitions this process gains and loses. The group says who should work on a partition; who may is
-//! for the target to say (CORRECTNESS rule 19): a member that hears late, because it was paused or cut off, is refused there.
+//! What leaves is which partitions this process gains and loses. The group says who should work on a partition; who may
+//! is for the target to say (rule 19): a member that hears late, because it was paused or cut off, is refused there.
 //! Deliberately absent: reading and committing through the group. Where a partition goes on is in the target.
 
 use std::{

@@ -1,28 +1,30 @@
 //! The log on Apache Kafka: topics `<name>.changes` and `<name>.snapshot`. Beside them, and none of the log's, are
-//! `<name>.dlq` with a copy of the dead letters ([`letters`]) and `<name>.events` ([`events`]).
+//! `<name>.dlq` with a copy of the dead letters ([`dead_letters`]) and `<name>.events` ([`events`]).
 //!
 //! What enters is appended by one writer, idempotent and with `acks=all`; `append` answers when every record is
 //! acknowledged. What leaves is read by offset, from consumers that are told where to begin. Invariants:
 //!
-//! - Every record says at which offset its writer put it ([`place`]). One that stands elsewhere is void, for all readers
+//! - Every record says at which offset its writer put it ([`stamp`]). One that stands elsewhere is void, for all
+//!   readers
 //!   alike: so a second writer fences the first without a round trip, and a broker that lost its tail cannot have other
 //!   records pass for the lost ones.
 //! - The log's identity, its epoch, is in every record. Topics that were deleted and made again are another log.
 //! - The broker drops nothing by itself; what is applied and old enough is dropped from here.
 //!
-//! Deliberately absent: transactions (their markers and their round trips; docs/adr/0008-records-say-where-they-stand.md),
-//! committed offsets (the target has them), and a bound on bytes (the disk is the broker's).
+//! Deliberately absent: transactions (their markers and their round trips;
+//! docs/adr/0008-records-say-where-they-stand.md), committed offsets (the target has them), and a bound on bytes (the
+//! disk is the broker's).
 
 mod broker;
-pub mod debezium;
+mod dead_letters;
+pub(crate) mod debezium;
 mod events;
 mod group;
-mod letters;
-mod place;
 mod properties;
 mod reader;
 mod retention;
 mod settings;
+mod stamp;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -41,21 +43,21 @@ use tokio::sync::OnceCell;
 
 use self::{
     broker::Broker,
-    place::Found,
     reader::Readers,
     retention::Retention,
-    topics::{BOTH, Examined, NewTopics},
+    stamp::Found,
+    topics::{BOTH, ExaminedTopics, NewTopics},
     writer::Writer,
 };
 pub use self::{
+    dead_letters::DeadLetterTopic,
     events::KafkaEvents,
     group::{Change, Finished, Group},
-    letters::DeadLetterTopic,
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
-    topics::TopicProblem,
 };
 use super::{Control, Log, LogError, Offset, Record, Stored, Topic};
+use crate::model::Problem;
 
 /// How soon a topic that was just made is looked for again.
 const MADE_WAIT: Duration = Duration::from_millis(30);
@@ -68,14 +70,14 @@ pub struct KafkaLog {
     /// Set once it is this process's turn to write.
     claimed: OnceCell<()>,
     broker: Arc<Broker>,
-    changes: Lanes,
-    snapshot: Lanes,
+    changes: TopicClients,
+    snapshot: TopicClients,
     /// What has been seen of the records' size: how many, and their bytes.
     seen: (AtomicU64, AtomicU64),
 }
 
 /// One topic.
-struct Lanes {
+struct TopicClients {
     name: String,
     readers: Arc<Readers>,
     writer: Writer,
@@ -92,15 +94,15 @@ impl std::fmt::Debug for KafkaLog {
 ///
 /// # Errors
 /// When the brokers do not answer or refuse.
-pub async fn examine(settings: &Settings) -> Result<Vec<TopicProblem>, LogError> {
+pub async fn examine(settings: &Settings) -> Result<Vec<Problem>, LogError> {
     let broker = Broker::new(settings)?;
-    let Examined { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
+    let ExaminedTopics { mut problems, missing, .. } = topics::examine(&broker, settings).await?;
     let log = (!missing.is_empty()).then(|| NewTopics::of_log(settings, &missing));
-    let has_letters = broker.shape(&settings.dead_letters()).await?.is_some();
-    let letters = (!has_letters).then(|| NewTopics::of_letters(settings));
-    let has_events = events::look(&broker, settings).await?.map(|found| problems.extend(found)).is_some();
+    let has_dead_letters = broker.shape(&settings.dead_letters()).await?.is_some();
+    let dead_letters = (!has_dead_letters).then(|| NewTopics::of_dead_letters(settings));
+    let has_events = events::examine(&broker, settings).await?.map(|found| problems.extend(found)).is_some();
     let events = (!has_events).then(|| NewTopics::of_events(settings));
-    for new in log.iter().chain(&letters).chain(&events) {
+    for new in log.iter().chain(&dead_letters).chain(&events) {
         match topics::make(&broker, new, true).await {
             Ok(()) => {}
             Err(LogError::Topics(more)) => problems.extend(more),
@@ -129,7 +131,7 @@ impl KafkaLog {
     /// As [`Self::open`]; [`LogError::NotBegun`] if nobody has written to it yet.
     pub async fn join(settings: Settings) -> Result<Self, LogError> {
         let broker = Broker::new(&settings)?;
-        let Examined { problems, missing, record_bytes_max } = topics::examine(&broker, &settings).await?;
+        let ExaminedTopics { problems, missing, record_bytes_max } = topics::examine(&broker, &settings).await?;
         if !missing.is_empty() {
             return Err(LogError::NotBegun { name: settings.name });
         }
@@ -159,14 +161,14 @@ impl KafkaLog {
             None if begins => settings.epoch,
             None => return Err(LogError::NotBegun { name: settings.name.clone() }),
         };
-        let lanes = |topic: Topic, readers: &Arc<Readers>, bounds: &[(Offset, Offset)]| Lanes {
+        let clients = |topic: Topic, readers: &Arc<Readers>, bounds: &[(Offset, Offset)]| TopicClients {
             name: settings.topic(topic),
             readers: Arc::clone(readers),
             writer: Writer::new(&settings, &broker, readers, topic, epoch, record_bytes_max, bounds),
             retention: Retention::new(&settings, &broker, topic),
         };
         let (changes, snapshot) =
-            (lanes(Topic::Changes, &readers[0], &bounds[0]), lanes(Topic::Snapshot, &readers[1], &bounds[1]));
+            (clients(Topic::Changes, &readers[0], &bounds[0]), clients(Topic::Snapshot, &readers[1], &bounds[1]));
         Ok(KafkaLog {
             epoch,
             claimed: OnceCell::new(),
@@ -179,7 +181,7 @@ impl KafkaLog {
         })
     }
 
-    fn lanes(&self, topic: Topic) -> &Lanes {
+    fn clients(&self, topic: Topic) -> &TopicClients {
         match topic {
             Topic::Changes => &self.changes,
             Topic::Snapshot => &self.snapshot,
@@ -192,10 +194,10 @@ impl KafkaLog {
     }
 
     async fn newest_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
-        let lanes = self.lanes(topic);
-        let bounds = self.broker.bounds(&lanes.name, partition).await?;
+        let clients = self.clients(topic);
+        let bounds = self.broker.bounds(&clients.name, partition).await?;
         let control = |offset, record: Record| record.headers.kind.is_resumable().then_some((offset, record.value));
-        let found = lanes.readers.looker()?.last(self.epoch, partition, bounds, control).await?;
+        let found = clients.readers.peeker()?.last(self.epoch, partition, bounds, control).await?;
         let Some((offset, value)) = found else { return Ok(None) };
         let control = serde_json::from_slice(&value).map_err(|error| LogError::Corrupt {
             topic: topic.suffix(),
@@ -241,14 +243,14 @@ async fn identify(
     let mut found: Option<u64> = None;
     let mut had_records = false;
     for ((topic, readers), bounds) in BOTH.into_iter().zip(readers).zip(bounds) {
-        let looker = readers.looker()?;
+        let peeker = readers.peeker()?;
         for (partition, (start, end)) in (0..).zip(bounds) {
             had_records |= *end > 0;
             let mut first = None;
-            looker
-                .look(None, partition, *start, *end, |_, record| {
+            peeker
+                .show(None, partition, *start, *end, |_, record| {
                     first = match record {
-                        Found::Record(place, _) | Found::Claim(place) => Some(place.epoch),
+                        Found::Record(stamp, _) | Found::Claim(stamp) => Some(stamp.epoch),
                         Found::Void(_) => None,
                     };
                     first.is_none()
@@ -272,7 +274,7 @@ async fn identify(
 fn unidentified(settings: &Settings, what: String) -> LogError {
     let (changes, snapshot) = (settings.topic(Topic::Changes), settings.topic(Topic::Snapshot));
     let fix = format!("delete topics {changes} and {snapshot} to start a new epoch from the position in the target");
-    LogError::Topics(vec![TopicProblem { what, fix }])
+    LogError::Topics(vec![Problem { what, fix }])
 }
 
 #[async_trait]
@@ -287,7 +289,7 @@ impl Log for KafkaLog {
 
     async fn append(&self, topic: Topic, records: Vec<(u32, Record)>) -> Result<(), LogError> {
         self.claim().await?;
-        self.lanes(topic).writer.append(&records).await?;
+        self.clients(topic).writer.append(&records).await?;
         self.note_size(records.iter().map(|(_, record)| record));
         Ok(())
     }
@@ -300,14 +302,14 @@ impl Log for KafkaLog {
         bytes_max: usize,
         wait: Duration,
     ) -> Result<Vec<Stored>, LogError> {
-        let lanes = self.lanes(topic);
-        let read = lanes.readers.read(self.epoch, partition, from, bytes_max, wait).await?;
+        let clients = self.clients(topic);
+        let read = clients.readers.read(self.epoch, partition, from, bytes_max, wait).await?;
         // Nothing may be missing that was acknowledged to us.
-        if let Some((_, acknowledged)) = lanes.writer.bounds(partition)
+        if let Some((_, acknowledged)) = clients.writer.bounds(partition)
             && read.is_empty()
             && from < acknowledged
         {
-            let (_, end) = self.broker.bounds(&lanes.name, partition).await?;
+            let (_, end) = self.broker.bounds(&clients.name, partition).await?;
             if end < acknowledged {
                 return Err(reader::tail_lost(topic.suffix(), partition, acknowledged, end));
             }
@@ -317,11 +319,11 @@ impl Log for KafkaLog {
     }
 
     async fn bounds(&self, topic: Topic, partition: u32) -> Result<(Offset, Offset), LogError> {
-        let lanes = self.lanes(topic);
-        if let Some(bounds) = lanes.writer.bounds(partition) {
+        let clients = self.clients(topic);
+        if let Some(bounds) = clients.writer.bounds(partition) {
             return Ok(bounds);
         }
-        self.broker.bounds(&lanes.name, partition).await
+        self.broker.bounds(&clients.name, partition).await
     }
 
     async fn last_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
@@ -331,21 +333,24 @@ impl Log for KafkaLog {
     }
 
     async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError> {
-        let lanes = self.lanes(topic);
-        if !lanes.retention.is_due(partition, offset) {
+        let clients = self.clients(topic);
+        if !clients.retention.is_due(partition, offset) {
             return Ok(());
         }
-        // The newest control record stays whatever its age: it is where the writer resumes, and it says which log this is.
+        // The newest control record stays whatever its age: it is where the writer resumes, and it says which log this
+        // is.
         let dropped = match self.newest_control(topic, partition).await {
-            Ok(Some((control, _))) => lanes.retention.drop_applied(partition, offset.min(control)).await,
+            Ok(Some((control, _))) => clients.retention.drop_applied(partition, offset.min(control)).await,
             Ok(None) => return Ok(()),
             Err(error) => Err(error),
         };
         match dropped {
-            Ok(Some(start)) => lanes.writer.starts(partition, start),
+            Ok(Some(start)) => clients.writer.starts(partition, start),
             Ok(None) => {}
             // Old records cost space, nothing else.
-            Err(error) => tracing::warn!(topic = lanes.name, partition, %error, "applied records are not dropped yet"),
+            Err(error) => {
+                tracing::warn!(topic = clients.name, partition, %error, "applied records are not dropped yet")
+            }
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Reading the topics back: readers that go on where they stopped, and looks at a few records.
 //!
-//! A reader is a consumer of one partition. It is told where to begin once and then fetches ahead; a read from where no reader
-//! stands moves one, after asking the broker whether that place exists. There are a few for each partition, so that a
-//! replay does not take the stream's reader away with every read. Void records and claims are passed over.
+//! A reader is a consumer of one partition. It is told where to begin once and then fetches ahead; a read from where no
+//! reader stands moves one, after asking the broker whether that place exists. There are a few for each partition, so
+//! that a replay does not take the stream's reader away with every read. Void records and claims are passed over.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,8 +20,8 @@ use tokio::{
 
 use super::{
     broker::{Broker, create},
-    place::{self, Found, Place},
     settings::{Context, Settings},
+    stamp::{self, Found, Stamp},
 };
 use crate::log::{LogError, Offset, Record, Stored, Topic};
 
@@ -115,7 +115,7 @@ impl Readers {
             };
             let Some(message) = message else { break };
             let found = match message {
-                Ok(message) => self.look(&message, epoch, partition)?,
+                Ok(message) => self.judge_record(&message, epoch, partition)?,
                 Err(error) if records.is_empty() && is_elsewhere(&error) => {
                     is_there = false;
                     continue;
@@ -145,7 +145,8 @@ impl Readers {
         if from > end {
             return Err(tail_lost(topic, partition, from, end));
         }
-        // A consumer that is not asked gathers what it hears of an outage, and would tell it one by one when that is over.
+        // A consumer that is not asked gathers what it hears of an outage, and would tell it one by one when that is
+        // over.
         let old = reader.consumer.take();
         tokio::task::spawn_blocking(move || drop(old)).await.map_err(|error| LogError::Other(error.to_string()))?;
         let consumer = create(&self.settings.consumer(), Context::default())?;
@@ -162,17 +163,22 @@ impl Readers {
         assigned_to.map_err(|error| self.broker.error(&error, (None, error.to_string())))
     }
 
-    fn look(&self, message: &BorrowedMessage<'_>, epoch: u64, partition: u32) -> Result<(Offset, Found), LogError> {
+    fn judge_record(
+        &self,
+        message: &BorrowedMessage<'_>,
+        epoch: u64,
+        partition: u32,
+    ) -> Result<(Offset, Found), LogError> {
         let offset = u64::try_from(message.offset()).unwrap_or_default();
         let corrupt = |reason| LogError::Corrupt { topic: self.topic.suffix(), partition, offset, reason };
-        let found = place::read(message).map_err(|error| corrupt(error.to_string()))?;
+        let found = stamp::read(message).map_err(|error| corrupt(error.to_string()))?;
         match &found {
-            Found::Record(place, _) | Found::Claim(place) if place.epoch != epoch => {
+            Found::Record(stamp, _) | Found::Claim(stamp) if stamp.epoch != epoch => {
                 let reason = "the topic was deleted and made again: it belongs to another log now".to_owned();
                 return Err(corrupt(reason));
             }
-            Found::Void(place) => {
-                let Place { writer, offset: said, .. } = place;
+            Found::Void(stamp) => {
+                let Stamp { writer, offset: said, .. } = stamp;
                 tracing::debug!(
                     topic = self.name,
                     partition,
@@ -186,22 +192,22 @@ impl Readers {
         Ok((offset, found))
     }
 
-    /// A client for looks at records.
-    pub(super) fn looker(&self) -> Result<Looker<'_>, LogError> {
-        Ok(Looker { readers: self, consumer: create(&self.settings.consumer(), Context::default())? })
+    /// A client to look at single records with.
+    pub(super) fn peeker(&self) -> Result<Peeker<'_>, LogError> {
+        Ok(Peeker { readers: self, consumer: create(&self.settings.consumer(), Context::default())? })
     }
 }
 
 /// Looks at records that are there, beside the readers.
-pub(super) struct Looker<'a> {
+pub(super) struct Peeker<'a> {
     readers: &'a Readers,
     consumer: Client,
 }
 
-impl Looker<'_> {
+impl Peeker<'_> {
     /// Shows the records from `from` to before `to`, all of which are in the log, until `look` has seen enough.
     /// The epoch that they must have is none while it is not known.
-    pub(super) async fn look(
+    pub(super) async fn show(
         &self,
         epoch: Option<u64>,
         partition: u32,
@@ -231,12 +237,12 @@ impl Looker<'_> {
             if offset >= to {
                 return Ok(());
             }
-            let epoch = match (epoch, place::read(&message)) {
+            let epoch = match (epoch, stamp::read(&message)) {
                 (Some(epoch), _) => epoch,
-                (None, Ok(Found::Record(place, _) | Found::Claim(place) | Found::Void(place))) => place.epoch,
+                (None, Ok(Found::Record(stamp, _) | Found::Claim(stamp) | Found::Void(stamp))) => stamp.epoch,
                 (None, Err(_)) => 0,
             };
-            let (offset, found) = self.readers.look(&message, epoch, partition)?;
+            let (offset, found) = self.readers.judge_record(&message, epoch, partition)?;
             if !look(offset, found) || offset + 1 >= to {
                 return Ok(());
             }
@@ -255,7 +261,7 @@ impl Looker<'_> {
         while to > start {
             let from = to.saturating_sub(window).max(start);
             let mut last = None;
-            self.look(Some(epoch), partition, from, to, |offset, found| {
+            self.show(Some(epoch), partition, from, to, |offset, found| {
                 if let Found::Record(_, record) = found {
                     last = wanted(offset, record).or(last.take());
                 }

@@ -2,10 +2,9 @@
 //!
 //! The topics keep everything (`retention.ms=-1`), because a broker does not know what is applied.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::Instant;
 
 use super::{broker::Broker, settings::Settings};
 use crate::log::{LogError, Offset, Topic};

@@ -119,8 +119,8 @@ pub struct Settings {
     pub retention_every: Duration,
     /// The identity of the log, if it is made now.
     pub epoch: u64,
-    /// The identity of this writer among those of the log. Of two that write at the same time the one with the higher number has
-    /// the turn.
+    /// The identity of this writer among those of the log. Of two that write at the same time the one with the higher
+    /// number has the turn.
     pub writer: u64,
     /// The time, ms since the Unix epoch.
     pub now_ms: fn() -> i64,
@@ -145,7 +145,7 @@ impl Settings {
             partitions: config.partitions,
             retention_ms: i64::try_from(config.retention_hours).unwrap_or(i64::MAX).saturating_mul(3_600_000),
             retention_every: Duration::from_secs(60),
-            epoch: rand::random(),
+            epoch: crate::observe::unique(),
             writer: crate::observe::now_us().cast_unsigned(),
             now_ms: || crate::observe::now_us() / 1000,
         })
@@ -155,7 +155,7 @@ impl Settings {
     #[must_use]
     pub fn under_lease(self, lease_epoch: i64) -> Self {
         let number = lease_epoch.cast_unsigned() << TURN_BITS;
-        Settings { writer: number | (rand::random::<u64>() >> (u64::BITS - TURN_BITS)), ..self }
+        Settings { writer: number | (crate::observe::unique() >> (u64::BITS - TURN_BITS)), ..self }
     }
 
     /// The name of a topic.
@@ -229,8 +229,8 @@ impl Settings {
         config
     }
 
-    /// A consumer that tells which partitions are this process's. It moves one at a time from process to process, and reads
-    /// none itself.
+    /// A consumer that tells which partitions are this process's. It moves one at a time from process to process, and
+    /// reads none itself.
     pub(super) fn member(&self) -> ClientConfig {
         let mut config = self.consumer();
         config.set("auto.offset.reset", "latest").set("partition.assignment.strategy", "cooperative-sticky");

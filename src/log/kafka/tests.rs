@@ -4,7 +4,7 @@ use rdkafka::message::{Headers as _, OwnedHeaders, OwnedMessage, Timestamp};
 
 use super::{
     KafkaUrl,
-    place::{self, Found, Place},
+    stamp::{self, Found, Stamp},
 };
 use crate::log::{Headers, Kind, Record, TransactionPart, record::HeaderError};
 
@@ -20,33 +20,33 @@ fn message(offset: i64, headers: OwnedHeaders) -> OwnedMessage {
     OwnedMessage::new(Some(value), Some(key), "t".into(), time, 0, offset, Some(headers))
 }
 
-const PLACE: Place = Place { epoch: 0xab, writer: u64::MAX, offset: 42 };
+const STAMP: Stamp = Stamp { epoch: 0xab, writer: u64::MAX, offset: 42 };
 
 #[test]
 fn a_record_reads_back_where_its_writer_put_it_and_is_void_elsewhere() {
-    let headers = PLACE.headers(&record().headers);
+    let headers = STAMP.headers(&record().headers);
     let spelled: Vec<String> = headers.iter().map(|header| header.key.to_owned()).collect();
     let expected =
         "cutover.format cutover.kind cutover.version cutover.commit cutover.schema cutover.transaction cutover.log";
     assert_eq!(spelled.join(" "), expected);
-    assert_eq!(place::read(&message(42, headers.clone())), Ok(Found::Record(PLACE, record())));
+    assert_eq!(stamp::read(&message(42, headers.clone())), Ok(Found::Record(STAMP, record())));
     for offset in [0, 41, 43, i64::MAX] {
-        assert_eq!(place::read(&message(offset, headers.clone())), Ok(Found::Void(PLACE)));
+        assert_eq!(stamp::read(&message(offset, headers.clone())), Ok(Found::Void(STAMP)));
     }
-    assert_eq!(place::read(&message(42, PLACE.claim_headers())), Ok(Found::Claim(PLACE)));
-    assert_eq!(place::read(&message(41, PLACE.claim_headers())), Ok(Found::Void(PLACE)));
+    assert_eq!(stamp::read(&message(42, STAMP.claim_headers())), Ok(Found::Claim(STAMP)));
+    assert_eq!(stamp::read(&message(41, STAMP.claim_headers())), Ok(Found::Void(STAMP)));
 }
 
 #[test]
 fn a_record_that_is_not_ours_is_an_error_that_says_so() {
-    let error = place::read(&message(42, OwnedHeaders::new())).expect_err("no headers");
+    let error = stamp::read(&message(42, OwnedHeaders::new())).expect_err("no headers");
     assert_eq!(error, HeaderError::Missing { name: "cutover.log" });
     for text in
         ["", "ab ff", "ab ff 42", "00000000000000ab ffffffffffffffff +42", "00000000000000ab ffffffffffffffff 42 1"]
     {
         let headers = OwnedHeaders::new();
         let headers = headers.insert(rdkafka::message::Header { key: "cutover.log", value: Some(text) });
-        let error = place::read(&message(42, headers)).expect_err(text);
+        let error = stamp::read(&message(42, headers)).expect_err(text);
         assert!(matches!(error, HeaderError::Invalid { name: "cutover.log", .. }), "{text}: {error}");
     }
 }

@@ -9,15 +9,19 @@ use rdkafka::{
 };
 
 use super::{
-    broker::{Broker, Shape, admin_options},
+    broker::{Broker, TopicShape, admin_options},
     settings::{RECORD_BYTES_MAX, Settings},
 };
-use crate::log::{LogError, Topic};
+use crate::{
+    log::{LogError, Topic},
+    model::Problem,
+};
 
 pub(super) const BOTH: [Topic; 2] = [Topic::Changes, Topic::Snapshot];
 /// Replicas of a topic that is made, where there are as many brokers.
 const REPLICAS: usize = 3;
-/// What a topic that is made takes as one record: a little less than brokers take as one request (`socket.request.max.bytes`).
+/// What a topic that is made takes as one record: a little less than brokers take as one request
+/// (`socket.request.max.bytes`).
 pub(super) const RECORD_BYTES: u64 = 99 << 20;
 /// What headers and a batch of one record add to it.
 pub(super) const RECORD_OVERHEAD_BYTES: u64 = 4 << 10;
@@ -29,31 +33,18 @@ const EVENTS_SEGMENT_BYTES: u64 = 16 << 20;
 /// The largest event, one that lists a hundred thousand tables, is smaller.
 pub(super) const EVENT_BYTES_MAX: u64 = 16 << 20;
 
-/// Something about a topic that the log cannot live with, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicProblem {
-    pub what: String,
-    pub fix: String,
-}
-
-impl std::fmt::Display for TopicProblem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; {}", self.what, self.fix)
-    }
-}
-
 /// What the topics are like.
 #[derive(Debug)]
-pub(super) struct Examined {
-    pub(super) problems: Vec<TopicProblem>,
+pub(super) struct ExaminedTopics {
+    pub(super) problems: Vec<Problem>,
     pub(super) missing: Vec<Topic>,
     /// The largest record that both take.
     pub(super) record_bytes_max: u64,
 }
 
 /// Looks at both topics.
-pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Examined, LogError> {
-    let mut examined = Examined { problems: Vec::new(), missing: Vec::new(), record_bytes_max: RECORD_BYTES };
+pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<ExaminedTopics, LogError> {
+    let mut examined = ExaminedTopics { problems: Vec::new(), missing: Vec::new(), record_bytes_max: RECORD_BYTES };
     for topic in BOTH {
         let name = settings.topic(topic);
         let Some(shape) = broker.shape(&name).await? else {
@@ -61,7 +52,7 @@ pub(super) async fn examine(broker: &Broker, settings: &Settings) -> Result<Exam
             continue;
         };
         if shape.partitions != settings.partitions {
-            examined.problems.push(TopicProblem {
+            examined.problems.push(Problem {
                 what: format!("topic {name} has {} partitions, not {}", shape.partitions, settings.partitions),
                 fix: format!(
                     "set [log] partitions to {}, or delete both topics once everything in them is applied",
@@ -95,12 +86,12 @@ pub(super) async fn describe(broker: &Broker, topic: &str) -> Result<BTreeMap<St
 }
 
 /// What the settings of a topic would lose.
-fn judge(name: &str, shape: Shape, config: &BTreeMap<String, String>) -> Vec<TopicProblem> {
+fn judge(name: &str, shape: TopicShape, config: &BTreeMap<String, String>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut want = |key: &str, wanted: &str, is_fine: bool, why: &str| {
         let found = config.get(key).map_or("unknown", String::as_str);
         if !is_fine {
-            problems.push(TopicProblem {
+            problems.push(Problem {
                 what: format!("topic {name} has {key}={found}: {why}"),
                 fix: format!("kafka-configs.sh --alter --topic {name} --add-config {key}={wanted}"),
             });
@@ -146,7 +137,7 @@ impl NewTopics {
     }
 
     /// The topic of the dead letters, which keeps the newest record of each.
-    pub(super) fn of_letters(settings: &Settings) -> Self {
+    pub(super) fn of_dead_letters(settings: &Settings) -> Self {
         let of_log = Self::of_log(settings, &[]);
         NewTopics { names: vec![settings.dead_letters()], partitions: 1, cleanup: "compact", ..of_log }
     }
@@ -187,7 +178,7 @@ pub(super) async fn make(broker: &Broker, topics: &NewTopics, only_try: bool) ->
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((name, code)) => {
-                let problem = TopicProblem {
+                let problem = Problem {
                     what: format!("topic {name} cannot be created ({code})"),
                     fix: "allow this user to CREATE it, or create it as docs/kafka.md says".into(),
                 };
@@ -223,7 +214,7 @@ mod tests {
 
     #[test]
     fn settings_that_lose_records_are_named_with_the_command_that_mends_them() {
-        let replicated = Shape { partitions: 1, replicas: 3 };
+        let replicated = TopicShape { partitions: 1, replicas: 3 };
         assert_eq!(judge("a.changes", replicated, &config(&[])), vec![]);
         for (key, value) in [
             ("cleanup.policy", "compact,delete"),
@@ -241,7 +232,7 @@ mod tests {
 
     #[test]
     fn one_broker_alone_needs_no_replicas_in_sync() {
-        let alone = Shape { partitions: 1, replicas: 1 };
+        let alone = TopicShape { partitions: 1, replicas: 1 };
         assert_eq!(judge("a.changes", alone, &config(&[("min.insync.replicas", "1")])), vec![]);
     }
 }

@@ -1,7 +1,7 @@
 //! Writing to one topic: every append is conditional on where its records come to stand.
 //!
 //! What enters is records per partition; each gets the offset that follows the last one of its partition, and says so
-//! (see [`place`](super::place)). `Ok` means that the brokers have acknowledged every record at that very offset.
+//! (see [`stamp`](super::stamp)). `Ok` means that the brokers have acknowledged every record at that very offset.
 //! After anything else the writer *synchronizes*: it looks at what stands after its last acknowledged record. What
 //! it finds tells what happened.
 //!
@@ -9,7 +9,8 @@
 //! |---|---|
 //! | the partition ends before it | the broker lost its tail: halt |
 //! | valid records of a writer with a higher number | somebody has taken our turn: halt |
-//! | nothing, our own records, void ones, those of a lower number | the append failed or a late writer came between: again |
+//! | nothing, our own records, void ones, those of a lower number | the append failed or a late writer came between:
+//! again |
 
 use std::{
     collections::BTreeMap,
@@ -31,9 +32,9 @@ use tokio::sync::Notify;
 
 use super::{
     broker::{Broker, create, put_away},
-    place::{Found, Place},
     reader::{Readers, tail_lost},
     settings::{Context, Settings},
+    stamp::{Found, Stamp},
     topics::RECORD_OVERHEAD_BYTES,
 };
 use crate::log::{LogError, Offset, Record, Topic};
@@ -54,14 +55,14 @@ pub(super) struct Writer {
     name: String,
     epoch: u64,
     record_bytes_max: u64,
-    lanes: Arc<Vec<Lane>>,
+    partitions: Arc<Vec<PartitionEnds>>,
     /// Held while offsets are given out, so that records are queued in the order of their offsets.
     turn: tokio::sync::Mutex<Turn>,
 }
 
 /// What is known of one partition.
 #[derive(Debug, Default)]
-struct Lane {
+struct PartitionEnds {
     start: AtomicU64,
     /// Everything before it is acknowledged, or was there before us.
     acknowledged: AtomicU64,
@@ -78,7 +79,7 @@ struct Turn {
 }
 
 /// What goes to one partition.
-enum Item<'a> {
+enum Queued<'a> {
     Record(&'a Record),
     Claim(&'a [u8]),
 }
@@ -94,7 +95,7 @@ impl Writer {
         record_bytes_max: u64,
         bounds: &[(Offset, Offset)],
     ) -> Self {
-        let lane = |(start, end): &(Offset, Offset)| Lane {
+        let ends = |(start, end): &(Offset, Offset)| PartitionEnds {
             start: (*start).into(),
             acknowledged: (*end).into(),
             is_ours: false.into(),
@@ -108,7 +109,7 @@ impl Writer {
             name: settings.topic(topic),
             epoch,
             record_bytes_max,
-            lanes: Arc::new(bounds.iter().map(lane).collect()),
+            partitions: Arc::new(bounds.iter().map(ends).collect()),
             turn: tokio::sync::Mutex::new(Turn { producer: None, next, generation: 0 }),
         }
     }
@@ -121,7 +122,7 @@ impl Writer {
         );
         let mut attempts = 0;
         loop {
-            let claims = (0..self.settings.partitions).map(|partition| (partition, Item::Claim(value.as_bytes())));
+            let claims = (0..self.settings.partitions).map(|partition| (partition, Queued::Claim(value.as_bytes())));
             match self.write(claims).await {
                 Err(LogError::Other(_)) if attempts < CLAIMS_MAX => attempts += 1,
                 claimed => return claimed,
@@ -141,23 +142,23 @@ impl Writer {
                 return Err(LogError::TooLarge { topic, bytes, limit });
             }
         }
-        self.write(records.iter().map(|(partition, record)| (*partition, Item::Record(record)))).await
+        self.write(records.iter().map(|(partition, record)| (*partition, Queued::Record(record)))).await
     }
 
     /// The bounds of a partition that is ours; none of others.
     pub(super) fn bounds(&self, partition: u32) -> Option<(Offset, Offset)> {
-        let lane = self.lanes.get(partition as usize).filter(|lane| lane.is_ours.load(Ordering::Acquire))?;
-        Some((lane.start.load(Ordering::Relaxed), lane.acknowledged.load(Ordering::Acquire)))
+        let ends = self.partitions.get(partition as usize).filter(|ends| ends.is_ours.load(Ordering::Acquire))?;
+        Some((ends.start.load(Ordering::Relaxed), ends.acknowledged.load(Ordering::Acquire)))
     }
 
     /// Notes where a partition begins.
     pub(super) fn starts(&self, partition: u32, start: Offset) {
-        if let Some(lane) = self.lanes.get(partition as usize) {
-            lane.start.fetch_max(start, Ordering::Relaxed);
+        if let Some(ends) = self.partitions.get(partition as usize) {
+            ends.start.fetch_max(start, Ordering::Relaxed);
         }
     }
 
-    async fn write<'a>(&self, items: impl Iterator<Item = (u32, Item<'a>)>) -> Result<(), LogError> {
+    async fn write<'a>(&self, items: impl Iterator<Item = (u32, Queued<'a>)>) -> Result<(), LogError> {
         let (append, generation) = {
             let mut turn = self.turn.lock().await;
             let append = self.queue(&mut turn, items).await?;
@@ -186,9 +187,9 @@ impl Writer {
     async fn queue<'a>(
         &self,
         turn: &mut Turn,
-        items: impl Iterator<Item = (u32, Item<'a>)>,
+        items: impl Iterator<Item = (u32, Queued<'a>)>,
     ) -> Result<Arc<Append>, LogError> {
-        let append = Arc::new(Append::new(Arc::clone(&self.lanes)));
+        let append = Arc::new(Append::new(Arc::clone(&self.partitions)));
         for (partition, item) in items {
             let offset = self.next(turn, partition).await?;
             let producer = match &turn.producer {
@@ -198,14 +199,16 @@ impl Writer {
                     turn.producer.insert(create(&config, Deliveries(Context::default()))?)
                 }
             };
-            let place = Place { epoch: self.epoch, writer: self.settings.writer, offset };
+            let stamp = Stamp { epoch: self.epoch, writer: self.settings.writer, offset };
             append.expect(partition, offset);
             let sent = match item {
-                Item::Record(record) => {
-                    let headers = place.headers(&record.headers);
+                Queued::Record(record) => {
+                    let headers = stamp.headers(&record.headers);
                     self.send(producer, &append, partition, &record.key, &record.value, headers).await
                 }
-                Item::Claim(value) => self.send(producer, &append, partition, &[], value, place.claim_headers()).await,
+                Queued::Claim(value) => {
+                    self.send(producer, &append, partition, &[], value, stamp.claim_headers()).await
+                }
             };
             if let Err(error) = sent {
                 append.failed(error.clone(), error.to_string());
@@ -245,7 +248,8 @@ impl Writer {
         }
     }
 
-    /// Another producer takes over: what the old one still holds is dropped, and what is under way comes to stand where it is void.
+    /// Another producer takes over: what the old one still holds is dropped, and what is under way comes to stand where
+    /// it is void.
     async fn renew(&self, turn: &mut Turn) {
         turn.generation += 1;
         turn.next.fill(None);
@@ -254,7 +258,7 @@ impl Writer {
 
     /// The offset of the next record of a partition.
     async fn next(&self, turn: &mut Turn, partition: u32) -> Result<Offset, LogError> {
-        let (Some(next), Some(lane)) = (turn.next.get_mut(partition as usize), self.lanes.get(partition as usize))
+        let (Some(next), Some(ends)) = (turn.next.get_mut(partition as usize), self.partitions.get(partition as usize))
         else {
             return Err(LogError::Other(format!("topic {} has no partition {partition}", self.name)));
         };
@@ -262,7 +266,7 @@ impl Writer {
             return Ok(*next);
         }
         let (start, end) = self.broker.bounds(&self.name, partition).await?;
-        let acknowledged = lane.acknowledged.load(Ordering::Acquire);
+        let acknowledged = ends.acknowledged.load(Ordering::Acquire);
         let topic = self.topic.suffix();
         if end < acknowledged {
             return Err(tail_lost(topic, partition, acknowledged, end));
@@ -270,18 +274,18 @@ impl Writer {
         let mut fenced = false;
         if acknowledged < end {
             let look = |_, found| {
-                if let Found::Record(place, _) | Found::Claim(place) = found {
-                    fenced |= place.writer > self.settings.writer;
+                if let Found::Record(stamp, _) | Found::Claim(stamp) = found {
+                    fenced |= stamp.writer > self.settings.writer;
                 }
                 true
             };
-            self.readers.looker()?.look(Some(self.epoch), partition, acknowledged.max(start), end, look).await?;
+            self.readers.peeker()?.show(Some(self.epoch), partition, acknowledged.max(start), end, look).await?;
         }
         if fenced {
             return Err(LogError::Fenced { topic: self.name.clone(), partition });
         }
-        lane.start.fetch_max(start, Ordering::Relaxed);
-        lane.acknowledged.fetch_max(end, Ordering::AcqRel);
+        ends.start.fetch_max(start, Ordering::Relaxed);
+        ends.acknowledged.fetch_max(end, Ordering::AcqRel);
         *next = Some(end);
         Ok(end)
     }
@@ -289,7 +293,7 @@ impl Writer {
 
 /// One append, until every record of it is answered for.
 pub(super) struct Append {
-    lanes: Arc<Vec<Lane>>,
+    partitions: Arc<Vec<PartitionEnds>>,
     /// Answers that are missing, and one for the caller that still sends.
     left: AtomicUsize,
     state: Mutex<Answers>,
@@ -310,8 +314,8 @@ enum Failure {
 }
 
 impl Append {
-    fn new(lanes: Arc<Vec<Lane>>) -> Self {
-        Append { lanes, left: AtomicUsize::new(1), state: Mutex::default(), done: Notify::new() }
+    fn new(partitions: Arc<Vec<PartitionEnds>>) -> Self {
+        Append { partitions, left: AtomicUsize::new(1), state: Mutex::default(), done: Notify::new() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, Answers> {
@@ -330,9 +334,9 @@ impl Append {
         match (expected, offset) {
             (Some(expected), Some(offset)) if *expected == offset => {
                 *expected += 1;
-                if let (None, Some(lane)) = (&state.failure, self.lanes.get(partition as usize)) {
-                    lane.acknowledged.fetch_max(offset + 1, Ordering::AcqRel);
-                    lane.is_ours.store(true, Ordering::Release);
+                if let (None, Some(ends)) = (&state.failure, self.partitions.get(partition as usize)) {
+                    ends.acknowledged.fetch_max(offset + 1, Ordering::AcqRel);
+                    ends.is_ours.store(true, Ordering::Release);
                 }
             }
             (Some(_) | None, Some(_) | None) => drop(state.failure.get_or_insert(Failure::Displaced)),

@@ -17,7 +17,7 @@ pub trait Streams: Send + Sync {
     /// An iterator over a shard, after a record, or from the oldest record that is there.
     async fn iterator(&self, stream: &str, shard: &str, after: Option<&str>) -> Result<String, DynamoError>;
     /// The next records; fewer than there are, perhaps none.
-    async fn records(&self, iterator: &str) -> Result<Page, DynamoError>;
+    async fn records(&self, iterator: &str) -> Result<RecordPage, DynamoError>;
 }
 
 /// The shards of a stream.
@@ -30,8 +30,8 @@ pub struct Listing {
 
 /// Records that were read together.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Page {
-    pub records: Vec<Record>,
+pub struct RecordPage {
+    pub records: Vec<StreamRecord>,
     /// Where to read on; none when the shard is closed and this was all.
     pub next: Option<String>,
     /// The service's time when it answered.
@@ -40,11 +40,11 @@ pub struct Page {
 
 /// One change of an item.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Record {
+pub struct StreamRecord {
     pub sequence: String,
     /// When it was made, of whole seconds.
     pub created_us: i64,
-    pub change: Kind,
+    pub change: ItemChange,
     pub before: Option<Item>,
     pub after: Option<Item>,
     /// Whether the service's Time to Live removed the item.
@@ -53,7 +53,7 @@ pub struct Record {
 
 /// What was done to the item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ItemChange {
     Insert,
     Modify,
     Remove,
@@ -92,21 +92,21 @@ impl Streams for Service {
         answer.shard_iterator.ok_or_else(|| DynamoError::Refused("GetShardIterator answers no iterator".into()))
     }
 
-    async fn records(&self, iterator: &str) -> Result<Page, DynamoError> {
+    async fn records(&self, iterator: &str) -> Result<RecordPage, DynamoError> {
         let date = ServiceDate::default();
         let request = self.streams.get_records().shard_iterator(iterator).customize().interceptor(date.clone());
         let answer = request.send().await.map_err(|error| DynamoError::of("GetRecords", error))?;
         let records = answer.records.unwrap_or_default().into_iter().map(record).collect::<Result<_, _>>()?;
-        Ok(Page { records, next: answer.next_shard_iterator, date_us: date.us() })
+        Ok(RecordPage { records, next: answer.next_shard_iterator, date_us: date.us() })
     }
 }
 
-fn record(record: aws_sdk_dynamodbstreams::types::Record) -> Result<Record, DynamoError> {
+fn record(record: aws_sdk_dynamodbstreams::types::Record) -> Result<StreamRecord, DynamoError> {
     let strange = |what: &str| DynamoError::Refused(format!("a record of the stream has {what}"));
     let change = match record.event_name {
-        Some(OperationType::Insert) => Kind::Insert,
-        Some(OperationType::Modify) => Kind::Modify,
-        Some(OperationType::Remove) => Kind::Remove,
+        Some(OperationType::Insert) => ItemChange::Insert,
+        Some(OperationType::Modify) => ItemChange::Modify,
+        Some(OperationType::Remove) => ItemChange::Remove,
         Some(_) | None => return Err(strange("no event name that this release knows")),
     };
     let is_ttl = record.user_identity.is_some_and(|identity| {
@@ -115,7 +115,7 @@ fn record(record: aws_sdk_dynamodbstreams::types::Record) -> Result<Record, Dyna
     let data = record.dynamodb.ok_or_else(|| strange("no data"))?;
     let created = data.approximate_creation_date_time.ok_or_else(|| strange("no time"))?;
     let image = |image: Option<_>| image.map(attribute::item).transpose();
-    Ok(Record {
+    Ok(StreamRecord {
         sequence: data.sequence_number.ok_or_else(|| strange("no sequence number"))?,
         created_us: created.secs().saturating_mul(1_000_000),
         change,

@@ -6,13 +6,16 @@
 //!  per shard:  GetRecords ─► page ─┴─► one change, one commit, with a position over all shards
 //! ```
 //!
-//! What enters: a position with the clock's state there, and the tables with their streams. What leaves: their changes, in order
-//! along each shard's lineage, each a transaction of its own (the service tells no more of transactions), and a heartbeat when every shard has
-//! been read to its end. Invariants: a change that is captured later than a position has a version above that position's
-//! floor, so that a row that is read after the position is durable may be labelled with the floor, whatever the service's clocks say
-//! (CORRECTNESS rule 15); a gap halts. Deliberately absent: order between shards, and times finer than the service's seconds.
+//! What enters: a position with the clock's state there, and the tables with their streams. What leaves: their changes,
+//! in order along each shard's lineage, each a transaction of its own (the service tells no more of transactions), and
+//! a heartbeat when every shard has been read to its end. Invariants: a change that is captured later than a position
+//! has a version above that position's floor, so that a row that is read after the position is durable may be labelled
+//! with the floor, whatever the service's clocks say (rule 15); a gap halts. Deliberately absent: order
+//! between shards, and times finer than the service's seconds.
 
+mod answers;
 mod api;
+mod open;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -28,28 +31,28 @@ use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::answers::Answers;
 pub use self::{
-    api::{Kind, Listing, Page, Record, Streams},
-    walk::{Listed, Walk},
+    api::{ItemChange, Listing, RecordPage, StreamRecord, Streams},
+    open::{DynamoSource, judge},
+    walk::Walk,
 };
-use super::{CaptureError, Captured, Source};
+use super::{CaptureError, CaptureEvent, ChangeStream};
 use crate::{
     database::dynamodb::{DynamoError, attribute},
-    model::{Change, Clock, DynamoPosition, Images, Op, Position, StreamPosition, TableSchema, Version},
-    observe::{Ambient, Backoff},
+    model::{Change, Clock, DynamoPosition, Images, Op, Position, Problem, StreamPosition, TableSchema, Version},
+    observe::{Backoff, Environment},
 };
 
 /// How far the service's times may be apart: its answers' dates, its records' times, and when a record can be read.
 pub const MARGIN_US: i64 = 5_000_000;
-/// How much older than the beginning a record may be and is not left out, and how old one is that is about as new as the answer. A
-/// record's time is rounded down: by the service to a second, by DynamoDB Local to a minute.
+/// How much older than the beginning a record may be and is not left out, and how old one is that is about as new as
+/// the answer. A record's time is rounded down: by the service to a second, by DynamoDB Local to a minute.
 const BEGIN_MARGIN_US: i64 = 65_000_000;
 /// How long the service keeps records.
 const RETENTION_US: i64 = 24 * 3600 * 1_000_000;
-/// So many answers without records, one after another, mean that a shard has been read to its end: one alone may only mean that
-/// there was a stretch without records. After records that are about as new as the answer, and from there on, one is enough.
-const QUIET_PAGES: u32 = 3;
-/// How soon a shard is asked again after an answer without records, and by how much later at most where there are many shards.
+/// How soon a shard is asked again after an answer without records, and by how much later at most where there are many
+/// shards.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 const POLL_FACTOR_MAX: u32 = 10;
 const SHARDS_PER_FACTOR: usize = 20;
@@ -70,24 +73,24 @@ pub struct Followed {
 }
 
 /// Where and how capture begins.
-pub struct Settings {
+pub struct StreamSettings {
     /// The service's time now, µs since the Unix epoch.
     pub date_us: i64,
     /// No version is below this: the highest that the target has.
     pub clock_min: Version,
     pub clock_ahead_max_us: i64,
-    pub ambient: Arc<dyn Ambient>,
+    pub environment: Arc<dyn Environment>,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for StreamSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("date_us", &self.date_us).finish_non_exhaustive()
+        f.debug_struct("StreamSettings").field("date_us", &self.date_us).finish_non_exhaustive()
     }
 }
 
 /// One stream that is read.
 #[derive(Debug)]
-struct Stream {
+struct TableStream {
     schema: Arc<TableSchema>,
     walk: Walk,
     /// Of each open shard, how it has answered last.
@@ -95,7 +98,7 @@ struct Stream {
     pauses: BTreeMap<String, Backoff>,
 }
 
-impl Stream {
+impl TableStream {
     /// Whether an iterator has answered that a shard has no records yet.
     fn is_read_from_its_beginning(&self, shard: &str) -> bool {
         let is_fresh = self.walk.position().shards.get(shard).is_some_and(|shard| shard.sequence.is_none());
@@ -103,55 +106,27 @@ impl Stream {
     }
 }
 
-/// How a shard answers.
-#[derive(Debug, Clone, Copy, Default)]
-struct Answers {
-    /// Without records, since the last record.
-    empty: u32,
-    /// When the last record was made.
-    newest_us: Option<i64>,
-    /// Whether it has been read to its end once.
-    is_at_end: bool,
-}
-
-impl Answers {
-    fn take(&mut self, page: &Page) {
-        if let Some(record) = page.records.last() {
-            (self.empty, self.newest_us) = (0, Some(record.created_us));
-            return;
-        }
-        self.empty = self.empty.saturating_add(1);
-        let age_us = page.date_us.zip(self.newest_us).map(|(date_us, newest_us)| date_us.saturating_sub(newest_us));
-        self.is_at_end |= self.empty >= QUIET_PAGES || age_us.is_some_and(|age_us| age_us <= BEGIN_MARGIN_US);
-    }
-
-    /// Whether there was nothing more to read.
-    fn is_quiet(self) -> bool {
-        self.is_at_end && self.empty > 0
-    }
-}
-
 /// What was asked of the service, and its answer.
 enum Step {
     Listed { stream: usize, answer: Result<Listing, DynamoError> },
-    Read { stream: usize, shard: String, answer: Result<Page, DynamoError> },
+    Read { stream: usize, shard: String, answer: Result<RecordPage, DynamoError> },
 }
 
 /// A page whose records are handed out one by one.
 struct Reading {
     stream: usize,
     shard: String,
-    records: std::vec::IntoIter<Record>,
+    records: std::vec::IntoIter<StreamRecord>,
     newest_us: Option<i64>,
     date_us: Option<i64>,
     is_last: bool,
 }
 
 /// A running capture.
-pub struct DynamoSource {
+pub struct DynamoStream {
     api: Arc<dyn Streams>,
-    settings: Settings,
-    streams: Vec<Stream>,
+    settings: StreamSettings,
+    streams: Vec<TableStream>,
     floor: Version,
     read_to_us: i64,
     /// The highest version so far.
@@ -159,18 +134,18 @@ pub struct DynamoSource {
     /// Each open shard has one request under way, each stream one for its shards: at most one page of each waits here.
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
     reading: Option<Reading>,
-    delivered: VecDeque<Captured>,
+    delivered: VecDeque<CaptureEvent>,
     said: Instant,
     failed: bool,
 }
 
-impl fmt::Debug for DynamoSource {
+impl fmt::Debug for DynamoStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DynamoSource").field("streams", &self.streams).finish_non_exhaustive()
+        f.debug_struct("DynamoStream").field("streams", &self.streams).finish_non_exhaustive()
     }
 }
 
-impl DynamoSource {
+impl DynamoStream {
     /// Goes on after `from`, a position and the clock's state there; without it, with what is changed from now on.
     ///
     /// First come the tables' schemas and a heartbeat with the position.
@@ -178,7 +153,7 @@ impl DynamoSource {
         api: Arc<dyn Streams>,
         from: Option<(DynamoPosition, Version)>,
         tables: &[Followed],
-        settings: Settings,
+        settings: StreamSettings,
     ) -> Result<Self, CaptureError> {
         let begin_us = settings.date_us.saturating_sub(BEGIN_MARGIN_US);
         let (position, clock) = from.unwrap_or_else(|| {
@@ -201,7 +176,7 @@ impl DynamoSource {
                 )));
             }
             let fresh = || StreamPosition { arn: followed.arn.clone(), begin_us, shards: BTreeMap::new() };
-            streams.push(Stream {
+            streams.push(TableStream {
                 schema: Arc::clone(&followed.schema),
                 walk: Walk::new(known.cloned().unwrap_or_else(fresh), position.read_to_us),
                 answers: BTreeMap::new(),
@@ -209,7 +184,7 @@ impl DynamoSource {
             });
         }
         let floor = position.floor.max(settings.clock_min);
-        let mut source = DynamoSource {
+        let mut source = DynamoStream {
             clock: Clock::new(clock.max(floor), settings.clock_ahead_max_us),
             api,
             settings,
@@ -228,7 +203,7 @@ impl DynamoSource {
 
     fn begin(&mut self) {
         for stream in &self.streams {
-            self.delivered.push_back(Captured::Schema(Arc::clone(&stream.schema)));
+            self.delivered.push_back(CaptureEvent::Schema(Arc::clone(&stream.schema)));
         }
         self.say(self.read_to_us);
         for index in 0..self.streams.len() {
@@ -254,7 +229,11 @@ impl DynamoSource {
     /// Says that nothing up to `at_us` is missing.
     fn say(&mut self, at_us: i64) {
         self.said = Instant::now();
-        self.delivered.push_back(Captured::Heartbeat { position: self.position(), clock: self.clock.last(), at_us });
+        self.delivered.push_back(CaptureEvent::Heartbeat {
+            position: self.position(),
+            clock: self.clock.last(),
+            at_us,
+        });
     }
 
     fn list(&self, stream: usize, pause: Duration) {
@@ -286,7 +265,7 @@ impl DynamoSource {
         }));
     }
 
-    async fn next_event(&mut self) -> Result<Captured, CaptureError> {
+    async fn next_event(&mut self) -> Result<CaptureEvent, CaptureError> {
         loop {
             if let Some(captured) = self.delivered.pop_front() {
                 return Ok(captured);
@@ -353,7 +332,12 @@ impl DynamoSource {
         Ok(())
     }
 
-    fn answered(&mut self, index: usize, shard: String, answer: Result<Page, DynamoError>) -> Result<(), CaptureError> {
+    fn answered(
+        &mut self,
+        index: usize,
+        shard: String,
+        answer: Result<RecordPage, DynamoError>,
+    ) -> Result<(), CaptureError> {
         let shards: usize = self.streams.iter().map(|stream| stream.walk.open().count()).sum();
         let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
         let page = match answer {
@@ -362,8 +346,9 @@ impl DynamoSource {
                 self.read(index, shard, None, Duration::ZERO);
                 return Ok(());
             }
-            // Nothing can be older than a day that was not there when this iterator answered last. DynamoDB Local says so of an iterator
-            // over a shard without records, once other tables' changes have used up the numbers that it points to.
+            // Nothing can be older than a day that was not there when this iterator answered last. DynamoDB Local says
+            // so of an iterator over a shard without records, once other tables' changes have used up the numbers that
+            // it points to.
             Err(DynamoError::Trimmed(_)) if stream.is_read_from_its_beginning(&shard) => {
                 stream.answers.insert(shard.clone(), Answers::default());
                 self.read(index, shard, None, Duration::ZERO);
@@ -371,7 +356,7 @@ impl DynamoSource {
             }
             Err(error @ DynamoError::Throttled(_)) => {
                 let backoff = stream.pauses.entry(shard.clone()).or_default();
-                let pause = backoff.next(&*self.settings.ambient, Duration::ZERO);
+                let pause = backoff.next(&*self.settings.environment, Duration::ZERO);
                 tracing::debug!(%error, shard, pause_ms = pause.as_millis(), "reading a shard waits");
                 self.read(index, shard, None, pause);
                 return Ok(());
@@ -397,20 +382,18 @@ impl DynamoSource {
     }
 
     /// Hands out one record's change and its commit.
-    fn take(&mut self, index: usize, shard: &str, record: Record) -> Result<(), CaptureError> {
+    fn take(&mut self, index: usize, shard: &str, record: StreamRecord) -> Result<(), CaptureError> {
         let Some(stream) = self.streams.get_mut(index) else { return Ok(()) };
         let commit_us = record.created_us;
-        if let Err(error) = self.clock.check(commit_us, self.settings.ambient.now_us()) {
-            let text = error.to_string();
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "set this machine's clock right"));
-            return Err(halt(reason, remedy));
+        if let Err(error) = self.clock.check(commit_us, self.settings.environment.now_us()) {
+            return Err(CaptureError::Halt(error.problem()));
         }
         let Some(version) = stream.walk.tick(shard, &record.sequence, commit_us, self.floor) else { return Ok(()) };
         let change = change(&stream.schema, record, version)?;
-        self.delivered.push_back(Captured::Change(change));
+        self.delivered.push_back(CaptureEvent::Change(change));
         // Above every version, and above the clock of the commit before, which tells two positions apart.
         let clock = self.clock.tick(version);
-        self.delivered.push_back(Captured::Commit { position: self.position(), clock, commit_us });
+        self.delivered.push_back(CaptureEvent::Commit { position: self.position(), clock, commit_us });
         Ok(())
     }
 
@@ -422,8 +405,8 @@ impl DynamoSource {
         let Some(stream) = self.streams.get_mut(index) else { return };
         let is_quiet = stream.answers.get(&shard).is_some_and(|answers| answers.is_quiet());
         // A date from the future would only make versions greater than they need to be; still it must not run away.
-        let ambient = &self.settings.ambient;
-        let date_us = date_us.filter(|date_us| is_quiet && self.clock.check(*date_us, ambient.now_us()).is_ok());
+        let environment = &self.settings.environment;
+        let date_us = date_us.filter(|date_us| is_quiet && self.clock.check(*date_us, environment.now_us()).is_ok());
         if let Some(time_us) = date_us.max(newest_us) {
             stream.walk.read_to(&shard, time_us.saturating_sub(MARGIN_US));
         }
@@ -441,8 +424,8 @@ impl DynamoSource {
 }
 
 #[async_trait]
-impl Source for DynamoSource {
-    async fn next(&mut self) -> Result<Captured, CaptureError> {
+impl ChangeStream for DynamoStream {
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
         if self.failed {
             return Err(CaptureError::Unreachable("its streams have ended".into()));
         }
@@ -458,21 +441,17 @@ impl Source for DynamoSource {
 }
 
 /// A record as a change of a row.
-fn change(schema: &Arc<TableSchema>, record: Record, version: Version) -> Result<Change, CaptureError> {
-    let Record { created_us: commit_us, change, before, after, is_ttl, .. } = record;
+fn change(schema: &Arc<TableSchema>, record: StreamRecord, version: Version) -> Result<Change, CaptureError> {
+    let StreamRecord { created_us: commit_us, change, before, after, is_ttl, .. } = record;
     let row = |item: Option<attribute::Item>, is_ttl| {
         let row = item.map(|item| attribute::row(schema, &item, is_ttl)).transpose();
-        row.map_err(|error| {
-            let text = error.to_string();
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "report it"));
-            halt(&format!("in the stream of {}: {reason}", schema.table), remedy)
-        })
+        row.map_err(|error| CaptureError::Halt(error.problem().at(format_args!("in the stream of {}", schema.table))))
     };
     let (op, before, after) = match (change, before, after) {
-        (Kind::Insert, None, Some(after)) => (Op::Insert, None, Some(after)),
-        (Kind::Modify, Some(before), Some(after)) => (Op::Update, Some(before), Some(after)),
-        (Kind::Remove, Some(before), None) => (Op::Delete, Some(before), None),
-        (Kind::Insert | Kind::Modify | Kind::Remove, _, _) => {
+        (ItemChange::Insert, None, Some(after)) => (Op::Insert, None, Some(after)),
+        (ItemChange::Modify, Some(before), Some(after)) => (Op::Update, Some(before), Some(after)),
+        (ItemChange::Remove, Some(before), None) => (Op::Delete, Some(before), None),
+        (ItemChange::Insert | ItemChange::Modify | ItemChange::Remove, _, _) => {
             return Err(lost(&format!(
                 "the stream of table `{}` does not show items before and after a change: it has another view type than \
                  NEW_AND_OLD_IMAGES",
@@ -484,13 +463,9 @@ fn change(schema: &Arc<TableSchema>, record: Record, version: Version) -> Result
     Ok(Change { schema: Arc::clone(schema), op, images, version, commit_us })
 }
 
-fn halt(reason: &str, remedy: &str) -> CaptureError {
-    CaptureError::Halt { reason: reason.to_owned(), remedy: remedy.to_owned() }
-}
-
 /// What was captured and what the service still has do not join.
 fn lost(reason: &str) -> CaptureError {
-    CaptureError::Lost { reason: reason.to_owned(), remedy: COPY_AGAIN.to_owned() }
+    CaptureError::Lost(Problem::new(reason, COPY_AGAIN))
 }
 
 fn refused(table: &str, error: DynamoError) -> CaptureError {
@@ -502,9 +477,7 @@ fn refused(table: &str, error: DynamoError) -> CaptureError {
             lost(&format!("the stream of table `{table}` no longer has what was to be read next ({told})"))
         }
         DynamoError::Url(_) | DynamoError::Denied(_) | DynamoError::Refused(_) => {
-            let text = error.to_string();
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "run `cutover check`"));
-            halt(&format!("table `{table}`: {reason}"), remedy)
+            CaptureError::Halt(error.problem().at(format_args!("table `{table}`")))
         }
     }
 }

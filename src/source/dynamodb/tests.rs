@@ -1,5 +1,5 @@
-//! The reader over a model of the service's streams: shards that split, close and are trimmed, iterators that expire, requests
-//! that are throttled.
+//! The reader over a model of the service's streams: shards that split, close and are trimmed, iterators that expire,
+//! requests that are throttled.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic with its message is the report")]
 
@@ -10,11 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::*;
+use super::{walk::Listed, *};
 use crate::{
     database::dynamodb::{Attribute, Item, attribute::KeyType},
     model::Value,
-    observe::Ambient,
+    observe::Environment,
 };
 
 const SECOND: i64 = 1_000_000;
@@ -24,7 +24,7 @@ const START: i64 = 1_000_000 * SECOND;
 #[derive(Default)]
 struct Shard {
     parent: Option<String>,
-    records: Vec<Record>,
+    records: Vec<StreamRecord>,
     is_closed: bool,
     /// So many records are gone.
     trimmed: usize,
@@ -68,10 +68,10 @@ impl Model {
         self.change(|state| {
             let records = &mut state.shards.get_mut(shard).unwrap().records;
             let item = || Some(Item::from([("id".to_owned(), Attribute::Text(key.into()))]));
-            records.push(Record {
+            records.push(StreamRecord {
                 sequence: format!("{shard}-{:03}", records.len() + 1),
                 created_us: START + second * SECOND,
-                change: Kind::Modify,
+                change: ItemChange::Modify,
                 before: item(),
                 after: item(),
                 is_ttl: false,
@@ -110,7 +110,7 @@ impl Streams for Model {
         Ok(format!("{shard}|{place}|{number}"))
     }
 
-    async fn records(&self, iterator: &str) -> Result<Page, DynamoError> {
+    async fn records(&self, iterator: &str) -> Result<RecordPage, DynamoError> {
         let mut state = self.0.lock().unwrap();
         if state.throttled > 0 {
             state.throttled -= 1;
@@ -126,17 +126,17 @@ impl Streams for Model {
         if place < found.trimmed {
             return Err(DynamoError::Trimmed("trimmed".into()));
         }
-        let records: Vec<Record> = found.records.iter().skip(place).take(2).cloned().collect();
+        let records: Vec<StreamRecord> = found.records.iter().skip(place).take(2).cloned().collect();
         let end = place + records.len();
         let is_over = found.is_closed && end == found.records.len();
         let next = (!is_over).then(|| format!("{shard}|{end}|{number}"));
-        Ok(Page { records, next, date_us: Some(state.date_us) })
+        Ok(RecordPage { records, next, date_us: Some(state.date_us) })
     }
 }
 
 struct Still;
 
-impl Ambient for Still {
+impl Environment for Still {
     fn now_us(&self) -> i64 {
         START + 60 * SECOND
     }
@@ -146,38 +146,41 @@ impl Ambient for Still {
     }
 }
 
-fn open(model: &Arc<Model>, from: Option<(DynamoPosition, Version)>) -> Result<DynamoSource, CaptureError> {
+fn open(model: &Arc<Model>, from: Option<(DynamoPosition, Version)>) -> Result<DynamoStream, CaptureError> {
     let schema = attribute::table_schema("local", "books", &[("id".into(), KeyType::Text)]);
     let followed = Followed { schema: Arc::new(schema), arn: "arn".into() };
     let date_us = model.0.lock().unwrap().date_us;
-    let settings = Settings { date_us, clock_min: 0, clock_ahead_max_us: 60 * SECOND, ambient: Arc::new(Still) };
-    DynamoSource::open(Arc::clone(model) as _, from, &[followed], settings)
+    let settings =
+        StreamSettings { date_us, clock_min: 0, clock_ahead_max_us: 60 * SECOND, environment: Arc::new(Still) };
+    DynamoStream::open(Arc::clone(model) as _, from, &[followed], settings)
 }
 
 /// What was captured: changes by key with their versions, and the position after each; until a heartbeat that says that
 /// nothing is missing.
-async fn captured(source: &mut DynamoSource) -> (Vec<(String, Version)>, Vec<(DynamoPosition, Version)>) {
+async fn captured(source: &mut DynamoStream) -> (Vec<(String, Version)>, Vec<(DynamoPosition, Version)>) {
     let (mut changes, mut positions) = (Vec::new(), Vec::new());
     let mut heartbeats = 0;
     while heartbeats < 2 {
         match source.next().await.expect("captured") {
-            Captured::Change(change) => {
+            CaptureEvent::Change(change) => {
                 let Some(Value::Text(key)) = change.images.after.as_ref().map(|row| row[0].clone()) else { panic!() };
                 changes.push((key, change.version));
             }
-            Captured::Commit { position: Position::Dynamo(position), clock, .. } => positions.push((position, clock)),
-            Captured::Heartbeat { position: Position::Dynamo(position), clock, .. } => {
+            CaptureEvent::Commit { position: Position::Dynamo(position), clock, .. } => {
+                positions.push((position, clock))
+            }
+            CaptureEvent::Heartbeat { position: Position::Dynamo(position), clock, .. } => {
                 heartbeats += 1;
                 positions.push((position, clock));
             }
-            Captured::Schema(_) => {}
+            CaptureEvent::Schema(_) => {}
             other => panic!("{other:?}"),
         }
     }
     (changes, positions)
 }
 
-async fn failure(source: Result<DynamoSource, CaptureError>) -> CaptureError {
+async fn failure(source: Result<DynamoStream, CaptureError>) -> CaptureError {
     let mut source = match source {
         Ok(source) => source,
         Err(error) => return error,
@@ -190,7 +193,7 @@ async fn failure(source: Result<DynamoSource, CaptureError>) -> CaptureError {
 }
 
 fn is_lost(error: &CaptureError) -> bool {
-    matches!(error, CaptureError::Lost { remedy, .. } if remedy.contains("cutover resnapshot"))
+    matches!(error, CaptureError::Lost(problem) if problem.fix.contains("cutover resnapshot"))
 }
 
 /// A shard that split in two, one of which was closed and followed by another.
@@ -249,7 +252,7 @@ async fn a_quiet_shards_floor_is_the_services_date_less_five_seconds_and_what_co
     assert_eq!(changes, [("late".to_owned(), START + 25 * SECOND + 1)]);
 }
 
-async fn captured_until_change(source: &mut DynamoSource) -> (Vec<(String, Version)>, Vec<(DynamoPosition, Version)>) {
+async fn captured_until_change(source: &mut DynamoStream) -> (Vec<(String, Version)>, Vec<(DynamoPosition, Version)>) {
     loop {
         let (changes, positions) = captured(source).await;
         if !changes.is_empty() {
@@ -349,13 +352,13 @@ async fn a_removal_by_time_to_live_is_a_delete_that_says_so() {
         model.record("a", "k", 1);
         model.change(|state| {
             let record = state.shards.get_mut("a").unwrap().records.last_mut().unwrap();
-            (record.change, record.after, record.is_ttl) = (Kind::Remove, None, is_ttl);
+            (record.change, record.after, record.is_ttl) = (ItemChange::Remove, None, is_ttl);
         });
     }
     let mut source = open(&model, None).unwrap();
     let mut removed = Vec::new();
     while removed.len() < 2 {
-        if let Captured::Change(change) = source.next().await.unwrap() {
+        if let CaptureEvent::Change(change) = source.next().await.unwrap() {
             assert_eq!(change.op, Op::Delete);
             removed.push(change.images.before.unwrap().pop().unwrap());
         }
@@ -368,5 +371,5 @@ async fn a_record_from_the_future_halts() {
     let model = Model::new(&[("a", None)]);
     model.record("a", "k", 3_600);
     let error = failure(open(&model, None)).await;
-    assert!(matches!(error, CaptureError::Halt { .. }), "{error}");
+    assert!(matches!(error, CaptureError::Halt(_)), "{error}");
 }

@@ -1,10 +1,11 @@
 //! The walk over a stream's tree of shards, without IO.
 //!
-//! What enters: what the service lists, and what was read of which shard. What leaves: which shards may be read now, and a version
-//! for each record. **Invariants:** a shard is read only when its parent has been read to its end, so that the changes of a
-//! key come in their order; a version depends on its shard's records, its parents' and the stored floor alone, so that reading again
-//! from a stored position gives the same versions, however shards interleave. The position stays small: a shard that was read
-//! whole is forgotten once its children are known, and known for done by them while it is still listed.
+//! What enters: what the service lists, and what was read of which shard. What leaves: which shards may be read now,
+//! and a version for each record. **Invariants:** a shard is read only when its parent has been read to its end, so
+//! that the changes of a key come in their order; a version depends on its shard's records, its parents' and the stored
+//! floor alone, so that reading again from a stored position gives the same versions, however shards interleave. The
+//! position stays small: a shard that was read whole is forgotten once its children are known, and known for done by
+//! them while it is still listed.
 //!
 //! Source: <https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Streams.html#Streams.Processing>
 
@@ -79,8 +80,8 @@ impl Walk {
         begun.into_iter().map(|(id, ..)| id).collect()
     }
 
-    /// The listed shards that have been read whole and forgotten, each with a version that its changes are not above: the ancestors
-    /// of those that are known.
+    /// The listed shards that have been read whole and forgotten, each with a version that its changes are not above:
+    /// the ancestors of those that are known.
     fn forgotten<'a>(&self, parents: &BTreeMap<&'a str, Option<&'a str>>) -> BTreeMap<&'a str, Version> {
         let mut forgotten: BTreeMap<&'a str, Version> = BTreeMap::new();
         for (id, shard) in &self.position.shards {
@@ -94,7 +95,7 @@ impl Walk {
         forgotten
     }
 
-    /// Forgets the shards that were read whole, once all their listed children are known, or they are listed no more.
+    /// Forgets the shards that were read whole, once all their listed children are known, or they are no longer listed.
     fn forget(&mut self, listing: &[Listed]) {
         let listed: BTreeSet<&str> = listing.iter().map(|shard| shard.id.as_str()).collect();
         let with_children: BTreeSet<&str> = listing.iter().filter_map(|shard| shard.parent.as_deref()).collect();
@@ -105,7 +106,8 @@ impl Walk {
         self.read_to_us.retain(|id, _| shards.contains_key(id));
     }
 
-    /// The version of a record of a shard, which was made at about `created_us`; none for one from before the table was copied.
+    /// The version of a record of a shard, which was made at about `created_us`; none for one from before the table was
+    /// copied.
     pub fn tick(&mut self, id: &str, sequence: &str, created_us: i64, floor: Version) -> Option<Version> {
         let shard = self.position.shards.get_mut(id)?;
         shard.sequence = Some(sequence.to_owned());
@@ -130,8 +132,8 @@ impl Walk {
         }
     }
 
-    /// Up to what time every shard has been read; none while no shard is known. A shard that was read to its end counts until its
-    /// children are known: what they hold is still to be read.
+    /// Up to what time every shard has been read; none while no shard is known. A shard that was read to its end counts
+    /// until its children are known: what they hold is still to be read.
     pub fn all_read_to(&self) -> Option<i64> {
         self.read_to_us.values().min().copied()
     }

@@ -61,7 +61,7 @@ impl SourceConfig {
     }
 }
 
-/// What [`super::MysqlSource`] needs to know.
+/// What [`super::MysqlStream`] needs to know.
 #[derive(Debug, Clone)]
 pub struct MysqlSourceConfig {
     pub connector: Connector,

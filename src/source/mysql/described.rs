@@ -1,10 +1,10 @@
-//! Columns that only the event knows: they came and went, or were of another type for a while, between the capture's place in
-//! the log and the present catalog.
+//! Columns that only the event knows: they came and went, or were of another type for a while, between the capture's
+//! place in the log and the present catalog.
 //!
-//! What enters: a table map with the names that `binlog_row_metadata = FULL` adds, and the columns known from before and from
-//! the catalog. What leaves: columns as the event itself describes them. The invariant: a known column stays what it is, or becomes
-//! another width or precision of the same kind. Absent on purpose: what an event cannot tell apart (MariaDB's UUID and
-//! INET types from bytes, its JSON from text), which nobody may guess.
+//! What enters: a table map with the names that `binlog_row_metadata = FULL` adds, and the columns known from before
+//! and from the catalog. What leaves: columns as the event itself describes them. The invariant: a known column stays
+//! what it is, or becomes another width or precision of the same kind. Absent on purpose: what an event cannot tell
+//! apart (MariaDB's UUID and INET types from bytes, its JSON from text), which nobody may guess.
 
 use super::binlog::{TableMap, WireType};
 use crate::{

@@ -1,22 +1,24 @@
 //! Capture from the binlog of MySQL and MariaDB.
 //!
 //! ```text
-//!  binlog ─► stream ─► binlog::decode ─► reader (tables, progress, clock) ─► Captured
+//!  binlog ─► stream ─► binlog::decode ─► reader (tables, progress, clock) ─► CaptureEvent
 //!            checksums   pure            no IO                 ▲
 //!                                                          catalog, on a second connection
 //! ```
 //!
-//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in log order, each
-//! with its version, and a position after every transaction. Invariants: a version depends on the log and the clock's stored state alone,
-//! never on the table list or on when the log is read; nothing that could change a watched row is skipped, what
-//! cannot be followed halts. Deliberately absent: buffering of transactions, XA transactions that change watched tables
-//! (they halt: whether they commit is known only later), statement-based changes.
+//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in log
+//! order, each with its version, and a position after every transaction. Invariants: a version depends on the log and
+//! the clock's stored state alone, never on the table list or on when the log is read; nothing that could change a
+//! watched row is skipped, what cannot be followed halts. Deliberately absent: buffering of transactions, XA
+//! transactions that change watched tables (they halt: whether they commit is known only later), statement-based
+//! changes.
 
 pub mod binlog;
-pub mod config;
+pub(crate) mod config;
 mod described;
 #[doc(hidden)]
 pub mod fuzz;
+mod open;
 mod progress;
 mod reader;
 mod resume;
@@ -30,42 +32,42 @@ use async_trait::async_trait;
 use mysql_async::Conn;
 
 pub use self::config::MysqlSourceConfig;
+pub use self::open::MysqlSource;
 use self::{
     binlog::{DecodeOptions, JsonDoubles},
     progress::Progress,
     reader::LogReader,
-    statement::flavor_of,
-    stream::{Start, Stream},
+    stream::{RawEventStream, Start},
     tables::Tables,
 };
-use super::{CaptureError, Captured, Source};
+use super::{CaptureError, CaptureEvent, ChangeStream};
 use crate::{
     database::mysql::{
         catalog::{CatalogError, load_tables},
         connect::{ConnectError, QueryError},
         liveness,
-        server::{self, Flavor, ServerFacts},
+        server::{self, ServerFacts},
     },
-    model::{Clock, Disposition, MysqlPosition, TableName, TableSchema, Version, ZeroDates},
+    model::{Clock, Disposition, Flavor, MysqlPosition, Problem, TableName, TableSchema, Version, ZeroDates},
 };
 
 /// A running capture.
 #[derive(Debug)]
-pub struct MysqlSource {
+pub struct MysqlStream {
     config: MysqlSourceConfig,
-    facts: ServerFacts,
-    stream: Stream,
+    stream: RawEventStream,
     reader: LogReader,
     /// What ended the stream; it stays ended.
     failed: bool,
 }
 
-impl MysqlSource {
-    /// Opens the log after `from` (a position and the clock's state there), or, without it, where the server is now, with
-    /// the clock at the server's time, or at `clock_min` if that is later, so that the first snapshot watermark is above every version from before.
+impl MysqlStream {
+    /// Opens the log after `from` (a position and the clock's state there), or, without it, where the server is now,
+    /// with the clock at the server's time, or at `clock_min` if that is later, so that the first snapshot watermark is
+    /// above every version from before.
     ///
-    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present ones are taken.
-    /// First come the schemas of all watched tables and a heartbeat with the position.
+    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present
+    /// ones are taken. First come the schemas of all watched tables and a heartbeat with the position.
     pub async fn open(
         config: &MysqlSourceConfig,
         from: Option<(MysqlPosition, Version)>,
@@ -96,7 +98,7 @@ impl MysqlSource {
             }
         };
         let start = resume::plan(&mut conn, &facts, &position).await?;
-        let flavor = flavor_of(facts.flavor);
+        let flavor = facts.flavor;
         let mut progress = Progress::new(&position, facts.flavor == Flavor::Mariadb)
             .map_err(|error| halt(format!("the stored position cannot be read: {error}"), COPY_AGAIN))?;
         progress.moved_to(&facts.server);
@@ -104,7 +106,7 @@ impl MysqlSource {
         let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates));
         let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us);
         for schema in schemas {
-            reader.deliver(Captured::Schema(schema));
+            reader.deliver(CaptureEvent::Schema(schema));
         }
         // After a failover the stored file is none of this server's: its own name comes with the first event.
         if position.server == facts.server {
@@ -119,8 +121,8 @@ impl MysqlSource {
             tables = watched.len(),
             "capture starts"
         );
-        let stream = Stream::open(conn, flavor, &start, config.server_id).await?;
-        Ok(MysqlSource { config: config.clone(), facts, stream, reader, failed: false })
+        let stream = RawEventStream::open(conn, flavor, &start, config.server_id).await?;
+        Ok(MysqlStream { config: config.clone(), stream, reader, failed: false })
     }
 
     /// The end of the last transaction that [`Source::next`] has read, and the clock's state there.
@@ -128,12 +130,7 @@ impl MysqlSource {
         self.reader.position()
     }
 
-    /// What the server was when the stream was opened.
-    pub fn facts(&self) -> &ServerFacts {
-        &self.facts
-    }
-
-    async fn read_until_captured(&mut self) -> Result<Captured, CaptureError> {
+    async fn read_until_captured(&mut self) -> Result<CaptureEvent, CaptureError> {
         loop {
             if let Some(captured) = self.reader.take() {
                 return Ok(captured);
@@ -160,8 +157,8 @@ impl MysqlSource {
 }
 
 #[async_trait]
-impl Source for MysqlSource {
-    async fn next(&mut self) -> Result<Captured, CaptureError> {
+impl ChangeStream for MysqlStream {
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
         if self.failed {
             return Err(CaptureError::Unreachable("its stream has ended".into()));
         }
@@ -222,7 +219,7 @@ fn decode_options(facts: &ServerFacts, zero_dates: ZeroDates) -> DecodeOptions {
 
 fn refuse_settings(facts: &ServerFacts) -> Result<(), CaptureError> {
     match server::problems(facts).into_iter().next() {
-        Some(problem) => Err(halt(problem.what, problem.fix)),
+        Some(problem) => Err(CaptureError::Halt(problem)),
         None => Ok(()),
     }
 }
@@ -232,24 +229,25 @@ const COPY_AGAIN: &str = "keep binlogs longer (binlog_expire_logs_seconds, expir
      `cutover resnapshot TABLE`: capture goes on from where the source is then";
 
 fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
-    CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
+    CaptureError::Halt(Problem::new(reason, remedy))
 }
 
 /// The session ended at the server alone.
 fn gone() -> CaptureError {
-    CaptureError::Unreachable("it has the session no more, though the connection stands".into())
+    CaptureError::Unreachable("it no longer has the session, though the connection stands".into())
 }
 
 /// What was captured and what the source has do not join.
 fn lost(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
-    CaptureError::Lost { reason: reason.into(), remedy: remedy.into() }
+    CaptureError::Lost(Problem::new(reason, remedy))
 }
 
 fn connect_error(error: ConnectError) -> CaptureError {
-    let text = error.to_string();
     match error.disposition() {
-        Disposition::Retry => CaptureError::Unreachable(text),
-        Disposition::Halt | Disposition::DeadLetter => split(&text, "correct it and start again"),
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+        Disposition::Halt | Disposition::DeadLetter => {
+            CaptureError::Halt(error.problem().or("correct it and start again"))
+        }
     }
 }
 
@@ -263,15 +261,10 @@ fn query_error(error: QueryError) -> CaptureError {
 }
 
 fn catalog_error(error: CatalogError) -> CaptureError {
-    let text = error.to_string();
     match error.disposition() {
-        Disposition::Retry => CaptureError::Unreachable(text),
-        Disposition::Halt | Disposition::DeadLetter => split(&text, "GRANT SELECT on the tables to the source user"),
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
+        Disposition::Halt | Disposition::DeadLetter => {
+            CaptureError::Halt(error.problem().or("GRANT SELECT on the tables to the source user"))
+        }
     }
-}
-
-/// Our messages say after a semicolon what to do.
-fn split(text: &str, otherwise: &str) -> CaptureError {
-    let (reason, remedy) = text.split_once("; ").unwrap_or((text, otherwise));
-    halt(reason, remedy)
 }

@@ -1,8 +1,6 @@
 //! How far the log has been read: file, offset and GTIDs, at transaction ends.
 
-use std::{collections::BTreeMap, fmt::Write as _};
-
-use crate::model::{GtidSet, MysqlPosition, position::InvalidGtidSet};
+use crate::model::{GtidSet, InvalidGtidSet, MariadbGtids, MysqlPosition};
 
 /// Half of the range of an event's 32-bit end position: an end that is behind by more has wrapped around.
 const WRAP: u64 = 1 << 31;
@@ -20,8 +18,7 @@ pub(super) struct Progress {
 enum Gtids {
     None,
     Mysql(GtidSet),
-    /// The last server and sequence number of every domain.
-    Mariadb(BTreeMap<u32, (u32, u64)>),
+    Mariadb(MariadbGtids),
 }
 
 /// What identifies a transaction of the log.
@@ -36,7 +33,7 @@ impl Progress {
     pub(super) fn new(position: &MysqlPosition, mariadb: bool) -> Result<Self, InvalidGtidSet> {
         let gtids = match &position.gtids {
             None => Gtids::None,
-            Some(text) if mariadb => Gtids::Mariadb(parse_mariadb(text)?),
+            Some(text) if mariadb => Gtids::Mariadb(text.parse()?),
             Some(text) => Gtids::Mysql(text.parse()?),
         };
         Ok(Progress { server: position.server.clone(), file: position.file.clone(), offset: position.offset, gtids })
@@ -51,7 +48,7 @@ impl Progress {
         let gtids = match &self.gtids {
             Gtids::None => None,
             Gtids::Mysql(set) => Some(set.to_string()),
-            Gtids::Mariadb(domains) => Some(print_mariadb(domains)),
+            Gtids::Mariadb(domains) => Some(domains.to_string()),
         };
         MysqlPosition { file: self.file.clone(), offset: self.offset, server: self.server.clone(), gtids }
     }
@@ -89,7 +86,7 @@ impl Progress {
         match (&mut self.gtids, id) {
             (Gtids::Mysql(set), GroupId::Mysql { source, number }) => set.add(source, *number),
             (Gtids::Mariadb(domains), GroupId::Mariadb { domain, server, sequence }) => {
-                domains.insert(*domain, (*server, *sequence));
+                domains.reach(*domain, *server, *sequence);
             }
             (
                 Gtids::None | Gtids::Mysql(_) | Gtids::Mariadb(_),
@@ -97,27 +94,6 @@ impl Progress {
             ) => {}
         }
     }
-}
-
-/// `0-1-57,1-2-9` by domain.
-pub(super) fn parse_mariadb(text: &str) -> Result<BTreeMap<u32, (u32, u64)>, InvalidGtidSet> {
-    let parse = |gtid: &str| {
-        let mut fields = gtid.trim().split('-');
-        let parsed = (fields.next()?.parse().ok()?, (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?));
-        fields.next().is_none().then_some(parsed)
-    };
-    let gtids = text.split(',').filter(|gtid| !gtid.trim().is_empty());
-    gtids.map(|gtid| parse(gtid).ok_or_else(|| InvalidGtidSet::new(text))).collect()
-}
-
-pub(super) fn print_mariadb(domains: &BTreeMap<u32, (u32, u64)>) -> String {
-    let mut text = String::new();
-    for (domain, (server, sequence)) in domains {
-        let comma = if text.is_empty() { "" } else { "," };
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}{domain}-{server}-{sequence}");
-    }
-    text
 }
 
 #[cfg(test)]
@@ -166,7 +142,8 @@ mod tests {
 
     #[test]
     fn a_position_that_is_none_of_mariadb_is_refused() {
-        assert!(parse_mariadb("0-1").is_err() && parse_mariadb("a-b-c").is_err() && parse_mariadb("0-1-2-3").is_err());
-        assert_eq!(parse_mariadb("").expect("empty"), BTreeMap::new());
+        let refused = |text: &str| text.parse::<MariadbGtids>().is_err();
+        assert!(refused("0-1") && refused("a-b-c") && refused("0-1-2-3"));
+        assert_eq!("".parse::<MariadbGtids>().expect("empty"), MariadbGtids::default());
     }
 }

@@ -1,14 +1,16 @@
 //! From the events of the log, in order, to what capture delivers. No IO: what it needs from outside (a table's present
 //! schema) it asks its owner for.
 //!
-//! Versions tick once for every inserted or deleted row and twice for every updated one, whatever the table list says: an
-//! update that changes the key becomes a delete and an insert, each with a version of its own, and whether it does is known for
-//! watched tables alone. A transaction leaves event by event; nothing of it is kept.
+//! Versions tick once for every inserted or deleted row and twice for every updated one, whatever the table list says:
+//! an update that changes the key becomes a delete and an insert, each with a version of its own, and whether it does
+//! is known for watched tables alone. A transaction leaves event by event; nothing of it is kept.
 
 use std::collections::VecDeque;
 
 use super::{
-    binlog::{CommitInfo, Event, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows, decode},
+    binlog::{
+        BinlogEvent, CommitInfo, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows, decode,
+    },
     halt, lost,
     progress::{GroupId, Progress},
     stream::decode_error,
@@ -16,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{Change, Clock, Images, MysqlPosition, Op, Position, TableSchema, Value, Version},
-    source::{CaptureError, Captured},
+    source::{CaptureError, CaptureEvent},
 };
 
 /// How often transactions that hold nothing of ours move the position.
@@ -27,7 +29,7 @@ const FORMAT_DESCRIPTION: u8 = 15;
 
 /// A transaction, or a statement that stands for one, that has begun.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct OpenTransaction {
     id: GroupId,
     pub(super) commit_us: i64,
     commit_checked: bool,
@@ -46,8 +48,8 @@ pub(super) struct LogReader {
     pub(super) progress: Progress,
     pub(super) tables: Tables,
     clock: Clock,
-    pub(super) group: Option<Group>,
-    delivered: VecDeque<Captured>,
+    pub(super) group: Option<OpenTransaction>,
+    delivered: VecDeque<CaptureEvent>,
     now_us: fn() -> i64,
     idle_said_us: i64,
 }
@@ -58,11 +60,11 @@ impl LogReader {
     }
 
     /// What has been captured and not yet been taken.
-    pub(super) fn take(&mut self) -> Option<Captured> {
+    pub(super) fn take(&mut self) -> Option<CaptureEvent> {
         self.delivered.pop_front()
     }
 
-    pub(super) fn deliver(&mut self, captured: Captured) {
+    pub(super) fn deliver(&mut self, captured: CaptureEvent) {
         self.delivered.push_back(captured);
     }
 
@@ -79,22 +81,22 @@ impl LogReader {
             self.progress.event_ended(header.log_pos);
         }
         match event {
-            Event::Rotate { position, file } => self.rotate(header, &file, position),
-            Event::Gtid(gtid) => self.begin_mysql(header, gtid)?,
-            Event::AnonymousGtid(commit) => self.begin(GroupId::Anonymous, commit_us(header, &commit), false)?,
-            Event::MariaDbGtid(gtid) => self.begin_mariadb(header, &gtid)?,
-            Event::Query(query) => self.statement(&query)?,
-            Event::Xid(_) => self.commit()?,
-            Event::XaPrepare { one_phase, .. } => self.prepared(one_phase)?,
-            Event::TableMap(map) => return self.map(&map),
-            Event::Rows(rows) => self.rows(&rows)?,
-            Event::Heartbeat { file, position } => self.heartbeat(&file, position),
-            Event::FormatDescription(_)
-            | Event::PreviousGtids(_)
-            | Event::MariaDbGtidList(_)
+            BinlogEvent::Rotate { position, file } => self.rotate(header, &file, position),
+            BinlogEvent::Gtid(gtid) => self.begin_mysql(header, gtid)?,
+            BinlogEvent::AnonymousGtid(commit) => self.begin(GroupId::Anonymous, commit_us(header, &commit), false)?,
+            BinlogEvent::MariaDbGtid(gtid) => self.begin_mariadb(header, &gtid)?,
+            BinlogEvent::Query(query) => self.statement(&query)?,
+            BinlogEvent::Xid(_) => self.commit()?,
+            BinlogEvent::XaPrepare { one_phase, .. } => self.prepared(one_phase)?,
+            BinlogEvent::TableMap(map) => return self.map(&map),
+            BinlogEvent::Rows(rows) => self.rows(&rows)?,
+            BinlogEvent::Heartbeat { file, position } => self.heartbeat(&file, position),
+            BinlogEvent::FormatDescription(_)
+            | BinlogEvent::PreviousGtids(_)
+            | BinlogEvent::MariaDbGtidList(_)
             // Its events follow.
-            | Event::TransactionPayload(_)
-            | Event::Ignorable(_) => {}
+            | BinlogEvent::TransactionPayload(_)
+            | BinlogEvent::Ignorable(_) => {}
         }
         Ok(None)
     }
@@ -108,7 +110,7 @@ impl LogReader {
             self.at_place(lost(error.to_string(), remedy))
         })?;
         if let Some(schema) = changed {
-            self.deliver(Captured::Schema(schema));
+            self.deliver(CaptureEvent::Schema(schema));
         }
         Ok(())
     }
@@ -140,7 +142,7 @@ impl LogReader {
     pub(super) fn say_idle(&mut self, at_us: i64) {
         self.idle_said_us = (self.now_us)();
         let (position, clock) = self.position();
-        self.deliver(Captured::Heartbeat { position: Position::Mysql(position), clock, at_us });
+        self.deliver(CaptureEvent::Heartbeat { position: Position::Mysql(position), clock, at_us });
     }
 
     fn begin_mysql(&mut self, header: &Header, gtid: Gtid) -> Result<(), CaptureError> {
@@ -165,7 +167,8 @@ impl LogReader {
             // A statement that left no other trace.
             self.commit()?;
         }
-        self.group = Some(Group { id, commit_us, commit_checked: false, explicit, changes: false, prepared: false });
+        self.group =
+            Some(OpenTransaction { id, commit_us, commit_checked: false, explicit, changes: false, prepared: false });
         Ok(())
     }
 
@@ -180,7 +183,7 @@ impl LogReader {
             let (position, clock) = self.position();
             let position = Position::Mysql(position);
             self.idle_said_us = (self.now_us)();
-            self.deliver(Captured::Commit { position, clock, commit_us: group.commit_us });
+            self.deliver(CaptureEvent::Commit { position, clock, commit_us: group.commit_us });
         } else if (self.now_us)().saturating_sub(self.idle_said_us) >= IDLE_EVERY_US {
             self.say_idle(group.commit_us);
         }
@@ -235,10 +238,10 @@ impl LogReader {
                 RowsKind::Update => (Op::Update, split_by_key(decoder.schema(), &images)),
             };
             match moved {
-                None => self.delivered.push_back(Captured::Change(change(op, images, version))),
+                None => self.delivered.push_back(CaptureEvent::Change(change(op, images, version))),
                 Some((before, after)) => {
-                    self.delivered.push_back(Captured::Change(change(Op::Delete, before, version)));
-                    self.delivered.push_back(Captured::Change(change(Op::Insert, after, version + 1)));
+                    self.delivered.push_back(CaptureEvent::Change(change(Op::Delete, before, version)));
+                    self.delivered.push_back(CaptureEvent::Change(change(Op::Insert, after, version + 1)));
                 }
             }
         }
@@ -248,16 +251,14 @@ impl LogReader {
         Ok(())
     }
 
-    /// The open transaction's commit time, refused if it is from the future (CORRECTNESS rule 3).
+    /// The open transaction's commit time, refused if it is from the future (rule 3).
     pub(super) fn checked_commit_us(&mut self) -> Result<i64, CaptureError> {
         let Some(group) = &mut self.group else {
             return Err(self.broken("a row change outside of any transaction (the source writes no GTID events)"));
         };
         if !group.commit_checked {
             if let Err(error) = self.clock.check(group.commit_us, (self.now_us)()) {
-                let text = error.to_string();
-                let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "set the source's clock right"));
-                return Err(at_place(&self.progress, halt(reason, remedy)));
+                return Err(at_place(&self.progress, CaptureError::Halt(error.problem())));
             }
             group.commit_checked = true;
         }
@@ -285,12 +286,8 @@ impl LogReader {
 /// Says where in the log it was.
 fn at_place(progress: &Progress, error: CaptureError) -> CaptureError {
     match error {
-        CaptureError::Halt { reason, remedy } => {
-            CaptureError::Halt { reason: format!("at {}: {reason}", progress.place()), remedy }
-        }
-        CaptureError::Lost { reason, remedy } => {
-            CaptureError::Lost { reason: format!("at {}: {reason}", progress.place()), remedy }
-        }
+        CaptureError::Halt(problem) => CaptureError::Halt(problem.at(format_args!("at {}", progress.place()))),
+        CaptureError::Lost(problem) => CaptureError::Lost(problem.at(format_args!("at {}", progress.place()))),
         error @ CaptureError::Unreachable(_) => error,
     }
 }

@@ -1,21 +1,17 @@
 //! Where a dump starts, and whether this server can continue what was captured.
 //!
-//! Before anything is read, what was captured is held against what the server has (CORRECTNESS rules 16 and 17): a server that never
-//! had a captured transaction, or has thrown away one that was not captured, halts the source with a list of them.
+//! Before anything is read, what was captured is held against what the server has (rules 16 and 17): a server that
+//! never had a captured transaction, or has thrown away one that was not captured, halts the source with a list of
+//! them.
 
 use std::time::Duration;
 
 use mysql_async::Conn;
 
-use super::{
-    COPY_AGAIN, halt, lost,
-    progress::{parse_mariadb, print_mariadb},
-    query_error,
-    stream::Start,
-};
+use super::{COPY_AGAIN, halt, lost, query_error, stream::Start};
 use crate::{
-    database::mysql::server::{self, Flavor, ServerFacts},
-    model::{GtidSet, MysqlPosition},
+    database::mysql::server::{self, ServerFacts},
+    model::{Flavor, GtidSet, MariadbGtids, MysqlPosition},
     source::CaptureError,
 };
 
@@ -75,21 +71,21 @@ async fn plan_gtids(conn: &mut Conn, facts: &ServerFacts, gtids: &str) -> Result
 /// ahead of its own in some domain, is refused here.
 async fn plan_mariadb(conn: &mut Conn, gtids: &str) -> Result<Start, CaptureError> {
     let unreadable = |_| halt(format!("the stored position {gtids} is no MariaDB GTID position"), RESTORE);
-    let captured = parse_mariadb(gtids).map_err(unreadable)?;
+    let captured: MariadbGtids = gtids.parse().map_err(unreadable)?;
     let mut ahead = captured.clone();
     for attempt in 0..CATCH_UP_TRIES {
         if attempt > 0 {
             tokio::time::sleep(CATCH_UP_PAUSE).await;
         }
         let executed = server::executed(conn, Flavor::Mariadb).await.map_err(query_error)?;
-        let executed = parse_mariadb(&executed).map_err(unreadable)?;
-        ahead.retain(|domain, (_, sequence)| executed.get(domain).is_none_or(|(_, newest)| newest < sequence));
+        let executed: MariadbGtids = executed.parse().map_err(unreadable)?;
+        ahead = executed.behind(&ahead);
         if ahead.is_empty() {
-            return Ok(Start::MariadbGtids(print_mariadb(&captured)));
+            return Ok(Start::MariadbGtids(captured.to_string()));
         }
     }
     Err(lost(
-        format!("the source is behind what was captured: it has not reached {}", listed(&print_mariadb(&ahead))),
+        format!("the source is behind what was captured: it has not reached {}", listed(&ahead.to_string())),
         "connect to the server that has these transactions; if they are lost for good, their rows differ at the target: copy the \
          tables again with `cutover resnapshot TABLE`",
     ))

@@ -2,7 +2,7 @@
 
 use super::{
     binlog::{
-        Flavor, Query,
+        Query,
         ddl::{AlterKind, Statement, XaVerb, classify},
     },
     halt, lost,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{TableName, TableSchema},
-    source::{CaptureError, Captured},
+    source::{CaptureError, CaptureEvent},
 };
 
 /// What a statement means for the transaction that it is part of.
@@ -87,7 +87,7 @@ impl LogReader {
         Ok(Flow::Whole)
     }
 
-    /// A row change as a statement is refused, but for the two that servers write by themselves.
+    /// A row change as a statement is refused, except the two that servers write by themselves.
     fn row_change(&self, query: &Query<'_>) -> Result<(), CaptureError> {
         if is_systems_own(&query.sql) {
             return Ok(());
@@ -115,13 +115,14 @@ impl LogReader {
         // Ticks for every table, so that the table list does not move versions.
         let (version, commit_us) = self.tick()?;
         if let Some(schema) = self.tables.schema(table).cloned() {
-            self.deliver_change(Captured::Truncate { table: schema, version, commit_us });
+            self.deliver_change(CaptureEvent::Truncate { table: schema, version, commit_us });
         }
         Ok(())
     }
 
     fn alter(&mut self, table: &TableName, kinds: &[AlterKind], columns: Vec<String>) -> Result<(), CaptureError> {
-        // Ticks for every table, as a TRUNCATE does: what a copy reads after this must be newer than the last change before it.
+        // Ticks for every table, as a TRUNCATE does: what a copy reads after this must be newer than the last change
+        // before it.
         let (clock, _) = self.tick()?;
         let renamed_to_ours =
             kinds.iter().any(|kind| matches!(kind, AlterKind::Rename(new) if self.tables.watches(new)));
@@ -165,12 +166,12 @@ impl LogReader {
         }
         self.tables.changed(table);
         if !rewritten.is_empty() {
-            self.deliver_change(Captured::Rewritten { table: table.clone(), columns: rewritten, clock });
+            self.deliver_change(CaptureEvent::Rewritten { table: table.clone(), columns: rewritten, clock });
         }
         Ok(())
     }
 
-    fn deliver_change(&mut self, captured: Captured) {
+    fn deliver_change(&mut self, captured: CaptureEvent) {
         self.deliver(captured);
         if let Some(group) = &mut self.group {
             group.changes = true;
@@ -222,14 +223,6 @@ fn emptied_memory_table(sql: &str) -> Option<TableName> {
 
 fn texts_of(schema: &TableSchema) -> impl Iterator<Item = String> {
     schema.columns.iter().filter(|column| column.charset.is_some()).map(|column| column.name.clone())
-}
-
-/// The family of servers, as the decoder calls it.
-pub(super) fn flavor_of(flavor: crate::database::mysql::server::Flavor) -> Flavor {
-    match flavor {
-        crate::database::mysql::server::Flavor::Mysql => Flavor::Mysql,
-        crate::database::mysql::server::Flavor::Mariadb => Flavor::MariaDb,
-    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! What enters: where to start. What leaves: one [`RawEvent`] after the other, or why there are no more. The invariant:
 //! nothing is missing between two events that leave. The client library unpacks compressed transactions and hands out
-//! an empty one where that fails; so the sizes of the inner events are added up and must come to what the payload's header declares.
-//! Absent on purpose: what events mean.
+//! an empty one where that fails; so the sizes of the inner events are added up and must come to what the payload's
+//! header declares. Absent on purpose: what events mean.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -14,7 +14,7 @@ use mysql_async::{
     prelude::Queryable,
 };
 
-use super::binlog::{DecodeError, Event, Flavor, Header, decode, verify_checksum};
+use super::binlog::{BinlogEvent, DecodeError, Flavor, Header, decode, verify_checksum};
 use super::{halt, lost};
 use crate::{
     database::mysql::connect::disposition,
@@ -63,7 +63,7 @@ impl RawEvent {
 }
 
 /// A running dump.
-pub(super) struct Stream {
+pub(super) struct RawEventStream {
     inner: BinlogStream,
     flavor: Flavor,
     /// Bytes of the current compressed transaction that are still to come.
@@ -71,13 +71,13 @@ pub(super) struct Stream {
     begun: bool,
 }
 
-impl std::fmt::Debug for Stream {
+impl std::fmt::Debug for RawEventStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("payload_left", &self.payload_left).finish_non_exhaustive()
+        f.debug_struct("RawEventStream").field("payload_left", &self.payload_left).finish_non_exhaustive()
     }
 }
 
-impl Stream {
+impl RawEventStream {
     /// Turns a connection into a dump.
     pub(super) async fn open(
         mut conn: Conn,
@@ -88,7 +88,7 @@ impl Stream {
         let period = HEARTBEAT.as_nanos();
         let mut settings =
             vec![format!("SET @master_heartbeat_period = {period}, @source_heartbeat_period = {period}")];
-        if flavor == Flavor::MariaDb {
+        if flavor == Flavor::Mariadb {
             // 4: this replica understands GTIDs, so that the server sends them instead of imitating old events.
             settings.push("SET @mariadb_slave_capability = 4".into());
         }
@@ -107,7 +107,7 @@ impl Stream {
                 conn.get_binlog_stream(request).await
             }
         };
-        Ok(Stream { inner: inner.map_err(stream_error)?, flavor, payload_left: None, begun: false })
+        Ok(RawEventStream { inner: inner.map_err(stream_error)?, flavor, payload_left: None, begun: false })
     }
 
     /// The next event.
@@ -154,7 +154,7 @@ impl Stream {
             return Err(incomplete());
         }
         if header.event_type == TRANSACTION_PAYLOAD
-            && let Event::TransactionPayload(payload) = decode(self.flavor, header, data).map_err(decode_error)?
+            && let BinlogEvent::TransactionPayload(payload) = decode(self.flavor, header, data).map_err(decode_error)?
         {
             self.payload_left = Some(payload.unpacked_bytes());
         }
@@ -215,17 +215,16 @@ fn sids(set: &GtidSet) -> Result<Vec<Sid<'static>>, CaptureError> {
     text.split(',').filter(|sid| !sid.is_empty()).map(parse).collect()
 }
 
-/// An error of the decoder, whose text says after its first semicolon what to do.
+/// An error of the decoder.
 pub(super) fn decode_error(error: DecodeError) -> CaptureError {
-    let text = error.to_string();
-    let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "check the source's binlog with mysqlbinlog"));
+    let problem = error.problem();
     match error {
         // Whole and well understood, but not what can be followed: beyond it only a new copy leads.
         DecodeError::Refused { .. }
         | DecodeError::Incident { .. }
         | DecodeError::PartialImage { .. }
         | DecodeError::Value { .. } => {
-            lost(reason, format!("{remedy}, and copy every table again with `cutover resnapshot TABLE`"))
+            lost(problem.what, format!("{}, and copy every table again with `cutover resnapshot TABLE`", problem.fix))
         }
         DecodeError::Truncated { .. }
         | DecodeError::Malformed { .. }
@@ -233,7 +232,7 @@ pub(super) fn decode_error(error: DecodeError) -> CaptureError {
         | DecodeError::UnknownEvent { .. }
         | DecodeError::TooLarge { .. }
         | DecodeError::TableId { .. }
-        | DecodeError::ColumnCount { .. } => halt(reason, remedy),
+        | DecodeError::ColumnCount { .. } => CaptureError::Halt(problem),
     }
 }
 

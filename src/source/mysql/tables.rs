@@ -1,9 +1,9 @@
 //! The watched tables: their schema at the reader's point of the log, and what the log's table ids stand for.
 //!
-//! The catalog shows the present, the log the past. A schema is therefore held against every table map, and replaced only
-//! when a DDL statement passed or the map does not fit. A catalog that is already ahead of the log still helps where the event names
-//! its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end; what neither knows any more, such
-//! an event may describe itself.
+//! The catalog shows the present, the log the past. A schema is therefore held against every table map, and replaced
+//! only when a DDL statement passed or the map does not fit. A catalog that is already ahead of the log still helps
+//! where the event names its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end; what
+//! neither knows any more, such an event may describe itself.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -207,8 +207,8 @@ fn by_description(
     })
 }
 
-/// A schema of columns that `column` makes of each name's place and of the first column of that name. The key is the first
-/// schema's whose key columns are all there.
+/// A schema of columns that `column` makes of each name's place and of the first column of that name. The key is the
+/// first schema's whose key columns are all there.
 fn assembled(
     names: &[String],
     schemas: &[Option<&TableSchema>],

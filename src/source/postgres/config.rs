@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    database::postgres::{Options, Target, slot, unseen::Unseen},
+    database::postgres::{Address, Options, in_flight::InFlight, slot},
     model::{TableName, Version},
     source::{Cascades, SourceConfig},
 };
@@ -14,7 +14,7 @@ use crate::{
 /// Every mistake of a PostgreSQL source that can be found without a connection, as (key, problem).
 pub fn problems(config: &SourceConfig) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
-    if let Err(error) = Target::parse(&config.url) {
+    if let Err(error) = Address::parse(&config.url) {
         problems.push(("source.url", error.to_string()));
     }
     let mut is_for_mysql = |key, given: bool| {
@@ -35,10 +35,10 @@ impl SourceConfig {
     }
 }
 
-/// What [`super::PostgresSource`] needs to know.
+/// What [`super::PostgresStream`] needs to know.
 #[derive(Debug, Clone)]
 pub struct PostgresSourceConfig {
-    pub target: Target,
+    pub target: Address,
     pub options: Options,
     /// The name of the slot, and of the publication.
     pub slot: String,
@@ -48,15 +48,15 @@ pub struct PostgresSourceConfig {
     /// This machine's time, µs since the Unix epoch.
     pub now_us: fn() -> i64,
     /// What capture has met and reads may not see.
-    pub unseen: Arc<Unseen>,
+    pub in_flight: Arc<InFlight>,
     /// Up to where the server need not send again; 0 while that is not known.
     pub durable: Arc<AtomicU64>,
     /// Tables whose images before a change a transform needs whole.
-    pub whole_rows: BTreeSet<TableName>,
+    pub full_row_images: BTreeSet<TableName>,
 }
 
 impl PostgresSourceConfig {
-    pub fn new(pipeline: &str, target: Target, options: Options, now_us: fn() -> i64) -> Self {
+    pub fn new(pipeline: &str, target: Address, options: Options, now_us: fn() -> i64) -> Self {
         PostgresSourceConfig {
             target,
             options,
@@ -64,9 +64,9 @@ impl PostgresSourceConfig {
             clock_ahead_max_us: 60_000_000,
             clock_min: 0,
             now_us,
-            unseen: Arc::default(),
+            in_flight: Arc::default(),
             durable: Arc::default(),
-            whole_rows: BTreeSet::new(),
+            full_row_images: BTreeSet::new(),
         }
     }
 }

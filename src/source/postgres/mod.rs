@@ -1,18 +1,20 @@
 //! Capture from PostgreSQL's logical replication.
 //!
 //! ```text
-//!  slot ─► replication ─► pgoutput::decode ─► reader (relations, clock) ─► Captured
+//!  slot ─► replication ─► pgoutput::decode ─► reader (relations, clock) ─► CaptureEvent
 //!          connection     pure                no IO        ▲
 //!                                                      catalog, and rows by key, on sessions of their own
 //! ```
 //!
-//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in the order of
-//! commits, each with its version, and a position after every transaction. Invariants: the server is told that it need not
-//! keep what is durable, and no more; a value that is not in the log (an unchanged one that is stored out of line) is read from the
-//! row, never left out; a stored position that the slot does not join is refused. Deliberately absent: parts of transactions
-//! before they commit (the server spills them, and rows leave here as they come), and two-phase commits before their second phase.
+//! What enters: a position with the clock's state there, and the watched tables. What leaves: their changes in the
+//! order of commits, each with its version, and a position after every transaction. Invariants: the server is told that
+//! it need not keep what is durable, and no more; a value that is not in the log (an unchanged one that is stored out
+//! of line) is read from the row, never left out; a stored position that the slot does not join is refused.
+//! Deliberately absent: parts of transactions before they commit (the server spills them, and rows leave here as they
+//! come), and two-phase commits before their second phase.
 
 pub mod config;
+mod open;
 pub mod pgoutput;
 mod reader;
 mod relations;
@@ -27,27 +29,25 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 pub use self::config::PostgresSourceConfig;
+pub use self::open::PostgresSource;
 use self::{
     pgoutput::{Frame, Message, Relation},
     reader::{Incomplete, LogReader, Next},
     relations::Described,
 };
-use super::{CaptureError, Captured, Source};
+use super::{CaptureError, CaptureEvent, ChangeStream};
 use crate::{
-    database::{
-        Problem,
-        postgres::{
-            Options, PgError, Session,
-            publication::{self, PublicationError},
-            replication::{Replication, WalStream},
-            scan::{ScanError, Scanner},
-            server::ServerFacts,
-            slot,
-            tables::{self, SourceTable},
-            unseen::PgSnapshot,
-        },
+    database::postgres::{
+        Options, PgError, Session,
+        in_flight::PgSnapshot,
+        publication::{self, PublicationError},
+        replication::{Replication, WalStream},
+        scan::{ScanError, Scanner},
+        server::ServerFacts,
+        slot,
+        tables::{self, SourceTable},
     },
-    model::{Clock, Column, Disposition, Lsn, PostgresPosition, TableName, TableSchema, Value, Version},
+    model::{Clock, Column, Disposition, Lsn, PostgresPosition, Problem, TableName, TableSchema, Value, Version},
 };
 
 /// How often the server is told what is durable, and asked how far it is.
@@ -55,30 +55,31 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// A server that answers none of this many questions is gone.
 const UNANSWERED_MAX: u32 = 120;
 /// Beyond this many, transactions that reads see are forgotten though nobody reads.
-const UNSEEN_MAX: usize = 8192;
+const IN_FLIGHT_MAX: usize = 8192;
 /// After a gap there is one repair, whatever made it.
 const COPY_AGAIN: &str =
     "copy every table again with `cutover resnapshot TABLE`: capture goes on from where the source is then";
 
 /// A running capture.
 #[derive(Debug)]
-pub struct PostgresSource {
+pub struct PostgresStream {
     config: PostgresSourceConfig,
     stream: WalStream,
     reader: LogReader,
     /// For the catalog, and for values that are not in the log.
-    aside: Option<Scanner>,
+    side_scanner: Option<Scanner>,
     report_at: Instant,
     unanswered: u32,
     /// What ended the stream; it stays ended.
     failed: bool,
 }
 
-impl PostgresSource {
-    /// Opens the slot after `from` (a position and the clock's state there), or, without it, where the slot is, which is made
-    /// first where there is none, with the clock at the server's time, or at `clock_min` if that is later.
+impl PostgresStream {
+    /// Opens the slot after `from` (a position and the clock's state there), or, without it, where the slot is, which
+    /// is made first where there is none, with the clock at the server's time, or at `clock_min` if that is later.
     ///
-    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present ones are taken.
+    /// `known` are the schemas as of that position; of watched tables that are not among them the catalog's present
+    /// ones are taken.
     pub async fn open(
         config: &PostgresSourceConfig,
         from: Option<(PostgresPosition, Version)>,
@@ -105,15 +106,23 @@ impl PostgresSource {
             "capture starts"
         );
         let clock = Clock::new(clock, config.clock_ahead_max_us);
-        let shared = (config.whole_rows.clone(), Arc::clone(&config.unseen));
+        let shared = (config.full_row_images.clone(), Arc::clone(&config.in_flight));
         let begin = position.lsn;
         let mut reader = LogReader::new(clock, position, schemas.collect(), shared, config.now_us);
         reader.alive(begin, (config.now_us)());
-        let (aside, report_at) = (None, Instant::now());
-        Ok(PostgresSource { config: config.clone(), stream, reader, aside, report_at, unanswered: 0, failed: false })
+        let (side_scanner, report_at) = (None, Instant::now());
+        Ok(PostgresStream {
+            config: config.clone(),
+            stream,
+            reader,
+            side_scanner,
+            report_at,
+            unanswered: 0,
+            failed: false,
+        })
     }
 
-    async fn read_until_captured(&mut self) -> Result<Captured, CaptureError> {
+    async fn read_until_captured(&mut self) -> Result<CaptureEvent, CaptureError> {
         loop {
             if let Some(captured) = self.reader.take() {
                 return Ok(captured);
@@ -160,29 +169,29 @@ impl PostgresSource {
         let arrived = self.reader.lsn();
         let told = self.stream.acknowledge(arrived, durable.min(arrived), (self.config.now_us)(), true).await;
         told.map_err(|error| stream_error(error, &self.config.slot))?;
-        if self.config.unseen.len() > UNSEEN_MAX {
-            let unseen = Arc::clone(&self.config.unseen);
-            let ticket = unseen.ticket(arrived);
-            let snapshot = self.aside().await?.snapshot().await.map_err(scan_error)?;
-            unseen.forget(&ticket, &snapshot);
+        if self.config.in_flight.len() > IN_FLIGHT_MAX {
+            let in_flight = Arc::clone(&self.config.in_flight);
+            let ticket = in_flight.ticket(arrived);
+            let snapshot = self.side_scanner().await?.snapshot().await.map_err(scan_error)?;
+            in_flight.forget(&ticket, &snapshot);
         }
         Ok(())
     }
 
     /// The session for what the stream does not say, opened when it is first needed.
-    async fn aside(&mut self) -> Result<&mut Scanner, CaptureError> {
-        let scanner = match self.aside.take() {
+    async fn side_scanner(&mut self) -> Result<&mut Scanner, CaptureError> {
+        let scanner = match self.side_scanner.take() {
             Some(scanner) => scanner,
             None => {
-                let unseen = Arc::clone(&self.config.unseen);
-                Scanner::connect(&self.config.target, &self.config.options, unseen).await.map_err(scan_error)?
+                let in_flight = Arc::clone(&self.config.in_flight);
+                Scanner::connect(&self.config.target, &self.config.options, in_flight).await.map_err(scan_error)?
             }
         };
-        Ok(self.aside.insert(scanner))
+        Ok(self.side_scanner.insert(scanner))
     }
 
     async fn describe(&mut self, relation: &Relation) -> Result<Described, CaptureError> {
-        let client = self.aside().await?.client().await.map_err(scan_error)?;
+        let client = self.side_scanner().await?.client().await.map_err(scan_error)?;
         let only = [relation.table.clone()];
         let table = tables::load(client, &relation.schema, Some(&only)).await.map_err(server_error)?.pop();
         let known = Described::new(relation, table.as_ref(), &[]);
@@ -213,7 +222,7 @@ impl PostgresSource {
     /// Reads the values that are not in the log, once the transaction is visible. None if the row is gone.
     async fn fetch(&mut self, incomplete: &Incomplete) -> Result<Option<Vec<Value>>, CaptureError> {
         let (wanted, key, xid) = (incomplete.missing(), incomplete.key(), incomplete.xid);
-        let scanner = self.aside().await?;
+        let scanner = self.side_scanner().await?;
         match scanner.after(&wanted, &key, xid).await {
             Err(ScanError::Postgres(error)) if is_altered(&error) => {}
             found => return found.map_err(scan_error),
@@ -242,8 +251,8 @@ impl PostgresSource {
 }
 
 #[async_trait]
-impl Source for PostgresSource {
-    async fn next(&mut self) -> Result<Captured, CaptureError> {
+impl ChangeStream for PostgresStream {
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
         if self.failed {
             return Err(CaptureError::Unreachable("its stream has ended".into()));
         }
@@ -342,7 +351,7 @@ async fn doubt(session: &Session, config: &PostgresSourceConfig) -> Result<(), C
     let (Some(snapshot), Some(next)) = (snapshot, next) else {
         return Err(CaptureError::Unreachable("its snapshot cannot be read".into()));
     };
-    config.unseen.begin(&snapshot, next);
+    config.in_flight.begin(&snapshot, next);
     Ok(())
 }
 
@@ -354,28 +363,26 @@ fn plugin_options(config: &PostgresSourceConfig, facts: &ServerFacts) -> String 
 
 fn refuse(problems: Vec<Problem>) -> Result<(), CaptureError> {
     match problems.into_iter().next() {
-        Some(problem) => Err(halt(problem.what, problem.fix)),
+        Some(problem) => Err(CaptureError::Halt(problem)),
         None => Ok(()),
     }
 }
 
 fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
-    CaptureError::Halt { reason: reason.into(), remedy: remedy.into() }
+    CaptureError::Halt(Problem::new(reason, remedy))
 }
 
 /// What was captured and what the source has do not join.
 fn lost(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
-    CaptureError::Lost { reason: reason.into(), remedy: remedy.into() }
+    CaptureError::Lost(Problem::new(reason, remedy))
 }
 
 fn server_error(error: PgError) -> CaptureError {
-    let text = error.to_string();
     match error {
-        PgError::Unreachable(_) | PgError::Protocol(_) => CaptureError::Unreachable(text),
-        PgError::Refused(refusal) if refusal.passes() => CaptureError::Unreachable(text),
+        PgError::Unreachable(_) | PgError::Protocol(_) => CaptureError::Unreachable(error.to_string()),
+        PgError::Refused(ref refusal) if refusal.passes() => CaptureError::Unreachable(error.to_string()),
         PgError::Login(_) | PgError::Refused(_) => {
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "correct that and start again"));
-            halt(reason, remedy)
+            CaptureError::Halt(error.problem().or("correct that and start again"))
         }
     }
 }
@@ -383,7 +390,7 @@ fn server_error(error: PgError) -> CaptureError {
 fn publication_error(error: PublicationError) -> CaptureError {
     match error {
         PublicationError::Postgres(error) => server_error(error),
-        PublicationError::Problem(problem) => halt(problem.what, problem.fix),
+        PublicationError::Problem(problem) => CaptureError::Halt(problem),
     }
 }
 
@@ -423,12 +430,10 @@ fn is_altered(error: &PgError) -> bool {
 }
 
 fn scan_error(error: ScanError) -> CaptureError {
-    let text = error.to_string();
     match error.disposition() {
-        Disposition::Retry => CaptureError::Unreachable(text),
+        Disposition::Retry => CaptureError::Unreachable(error.to_string()),
         Disposition::DeadLetter | Disposition::Halt => {
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "correct that and start again"));
-            halt(reason, remedy)
+            CaptureError::Halt(error.problem().or("correct that and start again"))
         }
     }
 }

@@ -1,9 +1,9 @@
 //! From messages to versioned changes.
 //!
-//! What enters: the messages of a slot, in their order. What leaves: changes with their versions, and positions. Invariants: the
-//! clock ticks once for each row of a published table, watched or not, and once more where a key changed, so that a version depends on the log
-//! alone; a transaction is never held, its rows leave as they come. Deliberately absent: IO. What only the server knows is
-//! asked for by the answer ([`Next`]).
+//! What enters: the messages of a slot, in their order. What leaves: changes with their versions, and positions.
+//! Invariants: the clock ticks once for each row of a published table, watched or not, and once more where a key
+//! changed, so that a version depends on the log alone; a transaction is never held, its rows leave as they come.
+//! Deliberately absent: IO. What only the server knows is asked for by the answer ([`Next`]).
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -12,13 +12,13 @@ use std::{
 
 use super::{
     COPY_AGAIN, halt, lost,
-    pgoutput::{DecodeError, Identity, Message, Old, Relation, Tuple},
+    pgoutput::{DecodeError, Message, Old, Relation, ReplicaIdentity, Tuple},
     relations::{Described, Followed, Known, Relations},
 };
 use crate::{
-    database::postgres::{sql, unseen::Unseen},
+    database::postgres::{in_flight::InFlight, sql},
     model::{Change, Clock, Images, Lsn, Op, Position, PostgresPosition, TableName, TableSchema, Value, Version},
-    source::{CaptureError, Captured},
+    source::{CaptureError, CaptureEvent},
 };
 
 /// Heartbeats closer than this to the one before are not passed on.
@@ -87,10 +87,10 @@ pub(super) struct LogReader {
     now_us: fn() -> i64,
     position: PostgresPosition,
     relations: Relations,
-    whole_rows: BTreeSet<TableName>,
+    full_row_images: BTreeSet<TableName>,
     transaction: Option<Transaction>,
-    unseen: Arc<Unseen>,
-    ready: VecDeque<Captured>,
+    in_flight: Arc<InFlight>,
+    ready: VecDeque<CaptureEvent>,
     /// The time of the last heartbeat or commit that was passed on.
     told_us: i64,
 }
@@ -100,16 +100,26 @@ impl LogReader {
         clock: Clock,
         position: PostgresPosition,
         schemas: Vec<Arc<TableSchema>>,
-        (whole_rows, unseen): (BTreeSet<TableName>, Arc<Unseen>),
+        (full_row_images, in_flight): (BTreeSet<TableName>, Arc<InFlight>),
         now_us: fn() -> i64,
     ) -> Self {
-        let ready = schemas.iter().map(|schema| Captured::Schema(Arc::clone(schema))).collect();
+        let ready = schemas.iter().map(|schema| CaptureEvent::Schema(Arc::clone(schema))).collect();
         let relations = Relations::new(schemas);
-        LogReader { clock, now_us, position, relations, whole_rows, transaction: None, unseen, ready, told_us: 0 }
+        LogReader {
+            clock,
+            now_us,
+            position,
+            relations,
+            full_row_images,
+            transaction: None,
+            in_flight,
+            ready,
+            told_us: 0,
+        }
     }
 
     /// The next event that is ready.
-    pub(super) fn take(&mut self) -> Option<Captured> {
+    pub(super) fn take(&mut self) -> Option<CaptureEvent> {
         self.ready.pop_front()
     }
 
@@ -132,7 +142,7 @@ impl LogReader {
         if at_us.saturating_sub(self.told_us) >= HEARTBEAT_US_MIN {
             self.told_us = at_us;
             let position = Position::Postgres(self.position.clone());
-            self.ready.push_back(Captured::Heartbeat { position, clock: self.clock.last(), at_us });
+            self.ready.push_back(CaptureEvent::Heartbeat { position, clock: self.clock.last(), at_us });
         }
     }
 
@@ -166,7 +176,7 @@ impl LogReader {
             ));
         }
         let table = TableName::new(&relation.schema, &relation.table);
-        if relation.identity != Identity::Full && self.whole_rows.contains(&table) {
+        if relation.identity != ReplicaIdentity::Full && self.full_row_images.contains(&table) {
             return Err(lost(
                 format!(
                     "a transform of {table} needs whole rows as they were before a change, and the source does not log them"
@@ -176,18 +186,18 @@ impl LogReader {
         }
         let arrived = self.relations.bind(relation, described)?;
         if let Some(schema) = arrived.schema {
-            self.ready.push_back(Captured::Schema(schema));
+            self.ready.push_back(CaptureEvent::Schema(schema));
         }
         if !arrived.rewritten.is_empty() {
             // The change that the table was described for has the next version at least.
             let clock = self.clock.last().saturating_add(1);
-            self.ready.push_back(Captured::Rewritten { table, columns: arrived.rewritten, clock });
+            self.ready.push_back(CaptureEvent::Rewritten { table, columns: arrived.rewritten, clock });
         }
         Ok(())
     }
 
-    /// Takes the values that were missing, in the order of [`Incomplete::missing`]; none if the source has the row no more, of
-    /// which the stream tells later.
+    /// Takes the values that were missing, in the order of [`Incomplete::missing`]; none if the source has the row no
+    /// more, of which the stream tells later.
     pub(super) fn complete(&mut self, incomplete: Incomplete, found: Option<Vec<Value>>) {
         let Incomplete { table, before, after, version, commit_us, op, .. } = incomplete;
         let Some(found) = found else { return };
@@ -200,11 +210,7 @@ impl LogReader {
         if self.transaction.is_some() {
             return Err(out_of_order("a transaction begins inside of another"));
         }
-        self.clock.check(commit_us, (self.now_us)()).map_err(|error| {
-            let text = error.to_string();
-            let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "set the source's clock right"));
-            halt(reason, remedy)
-        })?;
+        self.clock.check(commit_us, (self.now_us)()).map_err(|error| CaptureError::Halt(error.problem()))?;
         let before = self.clock.last();
         self.transaction = Some(Transaction { xid, commit_us, before, changed: false, origin: None });
         Ok(())
@@ -216,9 +222,9 @@ impl LogReader {
         self.position.lsn = end;
         let (position, clock) = (Position::Postgres(self.position.clone()), self.clock.last());
         if transaction.changed {
-            self.unseen.met(transaction.xid, end, transaction.before);
+            self.in_flight.met(transaction.xid, end, transaction.before);
             self.told_us = commit_us;
-            self.ready.push_back(Captured::Commit { position, clock, commit_us });
+            self.ready.push_back(CaptureEvent::Commit { position, clock, commit_us });
         } else {
             // Nothing of it concerns us; but a slot that is never told to move keeps the server's log.
             self.alive(end, commit_us);
@@ -241,7 +247,7 @@ impl LogReader {
                 let transaction = self.open()?;
                 transaction.changed = true;
                 if let Some(origin) = transaction.origin.take() {
-                    self.ready.push_back(Captured::ReplicatedFrom(origin));
+                    self.ready.push_back(CaptureEvent::ReplicatedFrom(origin));
                 }
                 Ok(Some((table, version, commit_us)))
             }
@@ -297,7 +303,7 @@ impl LogReader {
         for relation in relations {
             if let Some((table, version, commit_us)) = self.tick(*relation)? {
                 let table = Arc::clone(&table.schema);
-                self.ready.push_back(Captured::Truncate { table, version, commit_us });
+                self.ready.push_back(CaptureEvent::Truncate { table, version, commit_us });
             }
         }
         Ok(())
@@ -323,7 +329,7 @@ impl LogReader {
 
     fn change(&mut self, table: &Followed, op: Op, images: Images, version: Version, commit_us: i64) {
         let change = Change { schema: Arc::clone(&table.schema), op, images, version, commit_us };
-        self.ready.push_back(Captured::Change(change));
+        self.ready.push_back(CaptureEvent::Change(change));
     }
 }
 
@@ -334,8 +340,6 @@ fn out_of_order(what: &str) -> CaptureError {
 
 impl From<DecodeError> for CaptureError {
     fn from(error: DecodeError) -> Self {
-        let text = error.to_string();
-        let (reason, remedy) = text.split_once("; ").unwrap_or((&text, "report this with the server's version"));
-        halt(reason, remedy)
+        CaptureError::Halt(error.problem())
     }
 }

@@ -1,14 +1,14 @@
 //! The tables that the stream speaks of, as they were at its point of the log.
 //!
-//! The stream describes a table before its first change after each of its alterations, by names and type numbers; what the numbers stand for
-//! and which columns are the key is in the catalog, which shows the present. What enters is both; what leaves is a schema, and what
-//! of it is new against the one before.
+//! The stream describes a table before its first change after each of its alterations, by names and type numbers; what
+//! the numbers stand for and which columns are the key is in the catalog, which shows the present. What enters is both;
+//! what leaves is a schema, and what of it is new against the one before.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     COPY_AGAIN, halt, lost,
-    pgoutput::{Cell, Identity, Relation},
+    pgoutput::{Cell, Relation, ReplicaIdentity},
 };
 use crate::{
     database::postgres::{
@@ -143,9 +143,9 @@ impl Described {
 fn identifies(relation: &Relation, schema: &TableSchema) -> Result<(), CaptureError> {
     let named = |place: &usize| relation.columns.get(*place).is_some_and(|column| column.key);
     let identified = match relation.identity {
-        Identity::Full => true,
-        Identity::Default | Identity::Index => schema.key.iter().all(named),
-        Identity::Nothing => false,
+        ReplicaIdentity::Full => true,
+        ReplicaIdentity::Default | ReplicaIdentity::Index => schema.key.iter().all(named),
+        ReplicaIdentity::Nothing => false,
     };
     if identified {
         return Ok(());
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    fn relation(identity: Identity, names: &[(&str, bool)]) -> Relation {
+    fn relation(identity: ReplicaIdentity, names: &[(&str, bool)]) -> Relation {
         let columns = names.iter().map(|(name, key)| RelationColumn {
             key: *key,
             name: (*name).into(),
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_relation_of_another_table_is_not_described() {
         let mut relations = watched();
-        let other = Relation { table: "u".into(), ..relation(Identity::Default, &[("id", true)]) };
+        let other = Relation { table: "u".into(), ..relation(ReplicaIdentity::Default, &[("id", true)]) };
         assert!(relations.note(other).is_none());
         assert!(matches!(relations.get(1), Some(Known::Unwatched)));
     }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_column_that_came_since_is_told() {
         let mut relations = watched();
-        let wide = relation(Identity::Default, &[("id", true), ("added", false)]);
+        let wide = relation(ReplicaIdentity::Default, &[("id", true), ("added", false)]);
         let wide = relations.note(wide).expect("is to be described");
         let columns = vec![column("id", "text"), column("added", "integer")];
         let arrived = relations.bind(wide.clone(), Described { columns, key: vec!["id".into()] }).expect("bound");
@@ -251,13 +251,13 @@ mod tests {
     fn the_same_columns_are_no_other_schema() {
         let mut relations = watched();
         let described = Described { columns: vec![column("id", "text")], key: Vec::new() };
-        let arrived = relations.bind(relation(Identity::Full, &[("id", true)]), described).expect("bound");
+        let arrived = relations.bind(relation(ReplicaIdentity::Full, &[("id", true)]), described).expect("bound");
         assert!(arrived.schema.is_none() && arrived.rewritten.is_empty(), "{arrived:?}");
     }
 
     #[test]
     fn changes_that_do_not_name_their_row_halt() {
-        for (identity, key) in [(Identity::Nothing, true), (Identity::Index, false)] {
+        for (identity, key) in [(ReplicaIdentity::Nothing, true), (ReplicaIdentity::Index, false)] {
             let described = Described { columns: vec![column("id", "text")], key: vec!["id".into()] };
             let error = watched().bind(relation(identity, &[("id", key)]), described).expect_err("not identified");
             assert!(error.to_string().contains("REPLICA IDENTITY"), "{error}");

@@ -1,7 +1,8 @@
-//! Whether a stored position can be resumed from (CORRECTNESS rules 16 and 17).
+//! Whether a stored position can be resumed from (rules 16 and 17).
 //!
-//! The server itself does not say: it moves a start that is too old forward to what its slot has confirmed, and waits in
-//! silence for a place that its log has not reached. Every way in which place and slot do not join has its own words.
+//! The server itself does not say: it moves a start that is too old forward to what its slot has confirmed, and waits
+//! in silence for a place that its log has not reached. Every way in which place and slot do not join has its own
+//! words.
 
 use super::{COPY_AGAIN, halt, lost};
 use crate::{
@@ -140,10 +141,10 @@ mod tests {
             (facts(), Some(slot(501)), "made anew"),
         ] {
             let error = judge(&facts, slot.as_ref(), &at).expect_err(word);
-            assert!(matches!(error, CaptureError::Lost { .. }), "{error}");
+            assert!(matches!(error, CaptureError::Lost(_)), "{error}");
             assert!(error.to_string().contains(word) && error.to_string().contains("cutover resnapshot"), "{error}");
         }
         let foreign = Slot { plugin: Some("wal2json".into()), ..slot(0) };
-        assert!(matches!(judge(&facts(), Some(&foreign), &at), Err(CaptureError::Halt { .. })));
+        assert!(matches!(judge(&facts(), Some(&foreign), &at), Err(CaptureError::Halt(_))));
     }
 }

@@ -1,7 +1,8 @@
-//! What an error of the target means for a batch (CORRECTNESS rule 24).
+//! What an error of the target means for a batch (rule 24).
 
 use crate::{
     database::postgres::{PgError, Refusal},
+    model::Problem,
     target::ApplyError,
 };
 
@@ -12,6 +13,8 @@ pub enum Failure {
     Rows(Box<Refusal>),
     /// Several rows claim one target key.
     Clash,
+    /// Some row has what no PostgreSQL text can hold, so that the batch cannot be sent as it is: find it.
+    Unsendable,
     /// The dead letters changed since they were read: read them again.
     Reload,
     /// The whole batch is off.
@@ -42,9 +45,9 @@ impl From<PgError> for Failure {
             PgError::Unreachable(reason) | PgError::Protocol(reason) => {
                 return Failure::Stop(ApplyError::Unreachable(reason));
             }
-            PgError::Login(reason) => {
+            PgError::Login(problem) => {
                 let remedy = "check the user, password and privileges of [target] url".to_owned();
-                return Failure::Stop(ApplyError::Halt { reason, remedy });
+                return Failure::Stop(ApplyError::Halt(Problem::new(problem.to_string(), remedy)));
             }
         };
         let sqlstate = refusal.sqlstate.as_str();
@@ -52,11 +55,10 @@ impl From<PgError> for Failure {
             "22" | "23" => Failure::Rows(refusal),
             _ if sqlstate == TWICE => Failure::Clash,
             _ if refusal.passes() || sqlstate == ABORTED => Failure::Stop(transient(&refusal)),
-            _ => Failure::Stop(ApplyError::Halt {
-                reason: format!("the target refused a statement: {refusal}"),
-                remedy: "run `cutover check`, which compares the transforms with the target's tables and privileges"
-                    .into(),
-            }),
+            _ => Failure::Stop(ApplyError::Halt(Problem::new(
+                format!("the target refused a statement: {refusal}"),
+                "run `cutover check`, which compares the transforms with the target's tables and privileges",
+            ))),
         }
     }
 }
@@ -81,4 +83,33 @@ pub fn is_orphan(refusal: &Refusal) -> bool {
 /// Whether a row's value is taken by another.
 pub fn is_taken(refusal: &Refusal) -> bool {
     matches!(refusal.sqlstate.as_str(), UNIQUE | EXCLUSION)
+}
+
+/// An error that no row is to blame for.
+pub fn stop(error: PgError) -> ApplyError {
+    match Failure::from(error) {
+        Failure::Stop(error) => error,
+        Failure::Rows(refusal) => ApplyError::Halt(Problem::new(
+            format!("the target refused cutover's own tables: {refusal}"),
+            "let nothing else write to the schema `cutover`, and start again",
+        )),
+        Failure::Clash | Failure::Reload => clash(),
+        Failure::Unsendable => unsendable(),
+    }
+}
+
+/// The transform gives two rows one key, whichever way the batch is written.
+pub fn clash() -> ApplyError {
+    ApplyError::Halt(Problem::new(
+        "the target met one key twice in one statement",
+        "make the target's key depend on the source's key alone, one to one",
+    ))
+}
+
+/// A batch that cannot be sent whichever way it is written.
+pub fn unsendable() -> ApplyError {
+    ApplyError::Halt(Problem::new(
+        "the batch has a text with a NUL byte (0x00), which PostgreSQL cannot store",
+        "take the byte out in the transform or at the source, and start again",
+    ))
 }

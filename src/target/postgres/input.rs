@@ -1,89 +1,20 @@
-//! From a batch's events to the arrays that the statements take.
+//! From items to the arrays that the statements take.
 //!
-//! Events of one source row become one [`Item`]: the newest image is what the target must show, and
-//! where a plan does not make one row of each the older images are dead facts at their change's version. Images that no plan reads are
-//! not decoded, and columns that no plan reads are not sent.
+//! The newest image of an [`Item`] is what the target must show, and where a plan does not make one row of each the
+//! older images are dead facts at their change's version. Images that no plan reads are not decoded, and columns that
+//! no plan reads are not sent.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use bytes::Bytes;
-
+use super::items::Item;
 use crate::{
     log::envelope,
-    model::{ColumnType, Coverage, Op, Plan, TTL_COLUMN, TableSchema, Version},
-    target::{ApplyError, Event, RowEvent},
+    model::{ColumnType, Coverage, Op, Plan, Problem, TTL_COLUMN, TableSchema, Version},
+    target::{ApplyError, RowEvent},
 };
-
-/// Which source row: the table and the record's key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SourceKey {
-    pub table: String,
-    pub key: Bytes,
-}
-
-impl SourceKey {
-    pub fn of(event: &RowEvent) -> Self {
-        SourceKey { table: event.schema.table.to_string(), key: event.key.clone() }
-    }
-}
-
-/// What a batch says of one source row.
-#[derive(Debug, Clone)]
-pub struct Item<'a> {
-    /// By version; never empty.
-    pub events: Vec<&'a RowEvent>,
-    /// Older events of the row that were set aside: what they replaced is still at the target.
-    pub held: Vec<&'a RowEvent>,
-    /// Of the images before, send only that of the oldest event set aside: the target shows it, and never showed the
-    /// others, which may not be possible to transform.
-    pub without_before: bool,
-}
-
-impl<'a> Item<'a> {
-    pub fn new(event: &'a RowEvent) -> Self {
-        Item { events: vec![event], held: Vec::new(), without_before: false }
-    }
-
-    /// The newest event.
-    pub fn newest(&self) -> Option<&'a RowEvent> {
-        self.events.last().copied()
-    }
-}
-
-/// Groups row events by source row, in order of first appearance.
-pub fn items<'a>(events: &'a [Event]) -> Vec<Item<'a>> {
-    let mut items: Vec<Item<'a>> = Vec::new();
-    // The address tells schemas apart cheaply; two schemas of one table must still meet, so tables are numbered.
-    let mut tables: HashMap<usize, usize> = HashMap::new();
-    let mut names: Vec<&'a TableSchema> = Vec::new();
-    let mut places: HashMap<(usize, &'a [u8]), usize> = HashMap::with_capacity(events.len());
-    for event in events {
-        let Event::Row(event) = event else { continue };
-        let table = *tables.entry(Arc::as_ptr(&event.schema) as usize).or_insert_with(|| {
-            let place = names.iter().position(|known| known.table == event.schema.table);
-            place.unwrap_or_else(|| {
-                names.push(&event.schema);
-                names.len() - 1
-            })
-        });
-        match places.get(&(table, event.key.as_ref())).and_then(|place| items.get_mut(*place)) {
-            Some(item) => item.events.push(event),
-            None => {
-                places.insert((table, event.key.as_ref()), items.len());
-                items.push(Item::new(event));
-            }
-        }
-    }
-    for item in &mut items {
-        item.events.sort_by_key(|event| event.version);
-        // After an append that failed the log may have a record twice.
-        item.events.dedup_by_key(|event| event.version);
-    }
-    items
-}
 
 /// How rows of one schema go into one plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,9 +26,9 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// Matches by name. A column that the plan reads and the schema lacks stops the pipeline: the log keeps everything. Rows
-    /// from before a column was added go without it where no transform asks for it: with a column that is new to both
-    /// sides their table is copied again.
+    /// Matches by name. A column that the plan reads and the schema lacks stops the pipeline: the log keeps everything.
+    /// Rows from before a column was added go without it where no transform asks for it: with a column that is new to
+    /// both sides their table is copied again.
     pub fn new(index: usize, plan: &Plan, schema: &TableSchema, before_plan: bool) -> Result<Self, ApplyError> {
         let mut binding = Binding { plan: index, columns: Vec::new(), types: Vec::new() };
         for name in &plan.reads {
@@ -109,14 +40,10 @@ impl Binding {
                     binding.types.push(added.column_type.clone());
                     continue;
                 }
-                return Err(ApplyError::Halt {
-                    reason: format!(
-                        "{} reads column `{name}`, which source table {} no longer has",
-                        plan.name(),
-                        schema.table
-                    ),
-                    remedy: "change the transform and start again; the log keeps every change until then".into(),
-                });
+                return Err(ApplyError::Halt(Problem::new(
+                    format!("{} reads column `{name}`, which source table {} no longer has", plan.name(), schema.table),
+                    "change the transform and start again; the log keeps every change until then",
+                )));
             };
             binding.columns.push(Some(place));
             binding.types.push(column.column_type.clone());
@@ -159,7 +86,7 @@ impl Bindings {
 
 /// Images on their way into one statement.
 #[derive(Debug, Default)]
-pub struct Images {
+pub struct ImageRows {
     pub versions: Vec<Version>,
     pub dead: Vec<bool>,
     /// The item that each image belongs to.
@@ -167,7 +94,7 @@ pub struct Images {
     rows: Vec<usize>,
 }
 
-impl Images {
+impl ImageRows {
     fn push(&mut self, item: usize, row: usize, version: Version, dead: bool) {
         self.versions.push(version);
         self.dead.push(dead);
@@ -176,47 +103,48 @@ impl Images {
     }
 }
 
-/// The images of one binding, by the statement that they go to. With partial coverage both look at `live`, which has them
-/// all; with a filter `dead` has them all, and `live` the newest.
+/// The images of one binding, by the statement that they go to. With partial coverage both look at `live`, which has
+/// them all; with a filter `dead` has them all, and `live` the newest.
 #[derive(Debug, Default)]
-pub struct Group {
-    pub live: Images,
-    pub dead: Images,
-    /// Of a filter: images after an update without one before it, and, dead, the keys that are all that is known of deleted rows.
-    gone: Images,
+pub struct BindingImages {
+    pub live: ImageRows,
+    pub dead: ImageRows,
+    /// Of a filter: images after an update without one before it, and, dead, the keys that are all that is known of
+    /// deleted rows.
+    gone: ImageRows,
 }
 
-impl Group {
+impl BindingImages {
     /// What the statement of dead facts looks at; none if it would find nothing.
-    pub fn for_dead(&self) -> Option<&Images> {
+    pub fn for_dead(&self) -> Option<&ImageRows> {
         [&self.dead, &self.live].into_iter().find(|images| images.dead.iter().any(|dead| *dead))
     }
 
     /// What the statement of dead facts that are told by their key looks at; none if it would find nothing.
-    pub fn for_gone(&self) -> Option<&Images> {
+    pub fn for_gone(&self) -> Option<&ImageRows> {
         Some(&self.gone).filter(|images| !images.versions.is_empty())
     }
 
     /// What the statement of live facts looks at; none if it would find nothing.
-    pub fn for_live(&self) -> Option<&Images> {
+    pub fn for_live(&self) -> Option<&ImageRows> {
         Some(&self.live).filter(|images| images.dead.iter().any(|dead| !*dead))
     }
 }
 
 /// Everything that a set of items sends.
 #[derive(Debug, Default)]
-pub struct Input<'a> {
+pub struct WriteInput<'a> {
     rows: Vec<envelope::Row<'a>>,
     /// By binding.
-    pub groups: BTreeMap<usize, Group>,
+    pub groups: BTreeMap<usize, BindingImages>,
     /// Items that hold what no PostgreSQL text can: a NUL byte.
     pub unsendable: Vec<usize>,
 }
 
-impl<'a> Input<'a> {
+impl<'a> WriteInput<'a> {
     /// Decodes and sorts the items' images.
     pub fn new(plans: &[Plan], bindings: &mut Bindings, items: &[Item<'a>]) -> Result<Self, ApplyError> {
-        let mut input = Input { rows: Vec::with_capacity(items.len()), ..Input::default() };
+        let mut input = WriteInput { rows: Vec::with_capacity(items.len()), ..WriteInput::default() };
         let mut schemas: HashMap<usize, Arc<[usize]>> = HashMap::new();
         for (index, item) in items.iter().enumerate() {
             let Some(newest) = item.newest() else { continue };
@@ -243,8 +171,8 @@ impl<'a> Input<'a> {
                 input.unsendable.push(index);
                 continue;
             }
-            let shown = if item.without_before { 1 } else { item.held.len() };
-            let held = item.held.iter().take(shown).map(|event| (*event, newest.version));
+            let shown = if item.without_before { 1 } else { item.parked.len() };
+            let parked = item.parked.iter().take(shown).map(|event| (*event, newest.version));
             let older = item.events.iter().rev().skip(1).map(|event| (*event, event.version));
             let alone = key_alone(op, before.as_ref(), &newest.schema);
             let after = after.map(|row| input.keep(row));
@@ -254,7 +182,7 @@ impl<'a> Input<'a> {
             }
             input.newest(plans, bindings, index, newest.version, &places, (before, after), item.without_before);
             let mut removed = after.is_none();
-            for (event, version) in older.chain(held) {
+            for (event, version) in older.chain(parked) {
                 let places = bound(event, bindings)?;
                 if places.iter().any(|place| plan_of(plans, bindings, *place).is_some_and(looks_back)) {
                     let last = std::mem::take(&mut removed);
@@ -303,7 +231,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// A change of a row of which the source logs no more than the key before it: filters whose keys follow from the source's are told.
+    /// A change of a row of which the source logs no more than the key before it: filters whose keys follow from the
+    /// source's are told.
     fn keep_gone(
         &mut self,
         plans: &[Plan],
@@ -322,8 +251,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// An earlier image of an item's row: what it made is gone, unless the newest makes it again. With `last` the row was removed after
-    /// it, and this is how it was.
+    /// An earlier image of an item's row: what it made is gone, unless the newest makes it again. With `last` the row
+    /// was removed after it, and this is how it was.
     fn keep_older(
         &mut self,
         plans: &[Plan],
@@ -405,7 +334,7 @@ impl<'a> Input<'a> {
     }
 
     /// One column of these images, as the array to send.
-    pub fn column(&self, images: &Images, column: Option<usize>) -> Vec<Option<&str>> {
+    pub fn column(&self, images: &ImageRows, column: Option<usize>) -> Vec<Option<&str>> {
         images
             .rows
             .iter()
@@ -419,8 +348,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Whether no more than the key is known of the row before this change: PostgreSQL logs no image before an update, and of a
-/// deleted row its key, unless it is told to.
+/// Whether no more than the key is known of the row before this change: PostgreSQL logs no image before an update, and
+/// of a deleted row its key, unless it is told to.
 fn key_alone(op: Op, before: Option<&envelope::Row<'_>>, schema: &TableSchema) -> bool {
     match (op, before) {
         (Op::Update, None) => true,
@@ -440,7 +369,8 @@ fn coverage(plans: &[Plan], bindings: &Bindings, place: usize) -> Option<Coverag
     plan_of(plans, bindings, place).map(|plan| plan.coverage)
 }
 
-/// Whether a plan can tell by an earlier image that it had made a row: a filter or a set, or an owner whose absence counts.
+/// Whether a plan can tell by an earlier image that it had made a row: a filter or a set, or an owner whose absence
+/// counts.
 fn looks_back(plan: &Plan) -> bool {
     plan.coverage != Coverage::Total || plan.role.counts_deaths()
 }
@@ -460,8 +390,10 @@ fn has_nul(row: &envelope::Row<'_>, columns: &[Option<usize>]) -> bool {
 
 /// A record that cannot be read is never skipped: its row would be lost.
 fn decode(event: &RowEvent) -> Result<envelope::Decoded<'_>, ApplyError> {
-    envelope::cells(&event.value, &event.schema).map_err(|error| ApplyError::Halt {
-        reason: format!("the record of {} at offset {} cannot be read: {error}", event.schema.table, event.offset),
-        remedy: "find out what wrote it; then copy the table again with `cutover resnapshot`".into(),
+    envelope::cells(&event.value, &event.schema).map_err(|error| {
+        ApplyError::Halt(Problem::new(
+            format!("the record of {} at offset {} cannot be read: {error}", event.schema.table, event.offset),
+            "find out what wrote it; then copy the table again with `cutover resnapshot`",
+        ))
     })
 }

@@ -1,34 +1,41 @@
 //! The lane: its lock, its offset, its lease.
 //!
-//! A lane is a target table in a partition, or, of rows that several source tables share, a target table. Two writers of one lane never write at the same time unless neither makes dead
-//! facts: a statement that waits for a row lock still works with the tombstones that it saw before it waited
-//! (CORRECTNESS rule 1). The offset moves in the same transaction, from where it must be, under the
-//! lease's epoch (rule 19).
+//! A lane is a target table in a partition, or, of rows that several source tables share, a target table. Two writers
+//! of one lane never write at the same time unless neither makes dead facts: a statement that waits for a row lock
+//! still works with the tombstones that it saw before it waited (rule 1). The offset moves in the same
+//! transaction, from where it must be, under the lease's epoch (rule 19).
 
 use sha2::{Digest, Sha256};
 use tokio_postgres::Row;
 
-use super::{PostgresSink, failure::Failure, steps::Param, stop};
+use super::{
+    PostgresSink,
+    answers::Mark,
+    failure::{Failure, stop},
+    input::WriteInput,
+    parked,
+    steps::{Param, Steps},
+};
 use crate::{
     database::postgres::{PgError, Session},
-    log::Offset,
-    model::{Plan, Position, Role, TableName, Version},
-    target::{ApplyError, Batch},
+    log::{Offset, Topic},
+    model::{Plan, PlanRole, Position, Problem, TableName, Version},
+    target::{ApplyError, Batch, BatchEvent},
 };
 
 /// Locks are taken in the order of their numbers, so that two transactions never wait for each other.
 pub const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) k";
-pub const LOCK_SHARED: &str = "SELECT pg_catalog.pg_advisory_xact_lock_shared(k) FROM unnest($1::bigint[]) k";
+const LOCK_SHARED: &str = "SELECT pg_catalog.pg_advisory_xact_lock_shared(k) FROM unnest($1::bigint[]) k";
 
 /// Moves the offset; no row means that another worker has.
-pub const ADVANCE: &str = "
+const ADVANCE: &str = "
 UPDATE cutover.offsets SET next_offset = $7, position = coalesce($8::text::jsonb, position),
   clock = greatest(clock, $9), newest_commit_us = greatest(newest_commit_us, $10), updated_at = clock_timestamp()
 WHERE pipeline = $1 AND topic = $2 AND part = $3 AND log_epoch = $4 AND lease_epoch = $5 AND next_offset = $6
 RETURNING 1";
 
 /// Only asks whether the lease is still ours.
-pub const HOLDS: &str = "
+const HOLDS: &str = "
 SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND log_epoch = $4 AND lease_epoch = $5";
 
 const CLAIM: &str = "
@@ -51,12 +58,12 @@ pub struct Claim {
 /// In place of a partition: all of them.
 const WHOLE: u32 = u32::MAX;
 
-/// The number of the lock of a plan's lane. Several source tables may reach a row through different partitions, so that the
-/// lane of rows that they share is the whole target.
+/// The number of the lock of a plan's lane. Several source tables may reach a row through different partitions, so that
+/// the lane of rows that they share is the whole target.
 pub(super) fn lock_of(plan: &Plan, partition: u32) -> i64 {
     match plan.role {
-        Role::Whole | Role::Set { .. } => lock_key(&plan.target.name, partition),
-        Role::Share(_) => lock_key(&plan.target.name, WHOLE),
+        PlanRole::Whole | PlanRole::Set { .. } => lock_key(&plan.target.name, partition),
+        PlanRole::Share(_) => lock_key(&plan.target.name, WHOLE),
     }
 }
 
@@ -85,6 +92,39 @@ impl PostgresSink {
         read_claim(&row).map_err(stop)
     }
 
+    /// Queues what begins a batch: locks, offset, mark. With a transaction already open the batch is a part of it that
+    /// can be taken back alone.
+    pub(super) async fn queue_prelude(
+        &mut self,
+        steps: &mut Steps<'_, Mark>,
+        batch: &Batch,
+        input: &WriteInput<'_>,
+    ) -> Result<(), Failure> {
+        let truncates = batch.events.iter().any(|event| matches!(event, BatchEvent::Truncate { .. }));
+        let mut plans: Vec<usize> =
+            input.groups.keys().filter_map(|place| self.bindings.all.get(*place)).map(|binding| binding.plan).collect();
+        if truncates {
+            plans.extend(0..self.plans.len());
+        }
+        let whole = plans.iter().filter_map(|plan| self.plans.get(*plan)).all(|plan| plan.role == PlanRole::Whole);
+        let shared = batch.topic == Topic::Snapshot && !truncates && !input.has_dead() && whole;
+        let locks = self.locks(plans.into_iter());
+        let lock = self.statement(if shared { LOCK_SHARED } else { LOCK }).await?;
+        let offset = self.statement(if self.options.check_offset { ADVANCE } else { HOLDS }).await?;
+        let offset_params = self.offset_params(batch)?;
+        let mark = self.statement(parked::MARK).await?;
+        if self.open.is_some() {
+            steps.simple(Mark::Done, "SAVEPOINT cutover_part");
+        }
+        // The mark is read after the lock, so that what another writer of the lane parked is seen.
+        if !locks.is_empty() {
+            steps.query(Mark::Done, lock, vec![Box::new(locks)]);
+        }
+        steps.query(Mark::Lane, offset, offset_params);
+        steps.query(Mark::Parked, mark, vec![Box::new(self.options.pipeline.clone())]);
+        Ok(())
+    }
+
     pub(super) fn fenced(&self) -> ApplyError {
         ApplyError::Fenced {
             topic: self.lane_name(),
@@ -106,10 +146,10 @@ impl PostgresSink {
     pub(super) fn offset_params(&self, batch: &Batch) -> Result<Vec<Param<'static>>, Failure> {
         let number = |offset: Offset| {
             i64::try_from(offset).map_err(|_| {
-                Failure::Stop(ApplyError::Halt {
-                    reason: format!("offset {offset} is beyond what the target can hold"),
-                    remedy: "start a new log".into(),
-                })
+                Failure::Stop(ApplyError::Halt(Problem::new(
+                    format!("offset {offset} is beyond what the target can hold"),
+                    "start a new log",
+                )))
             })
         };
         let mut params: Vec<Param<'static>> = vec![

@@ -1,15 +1,15 @@
-//! The SQL of rows that several source tables share (CORRECTNESS rule 8).
+//! The SQL of rows that several source tables share (rule 8).
 //!
-//! A key is in one of two places. In the *target* a row is shown: its owner's newest fact is live. Anything else that is known
-//! of a key waits in its *pending* table, which has the same columns: what followers bring before the owner does, what they
-//! leave behind when the owner goes, and whole rows that a follower's delete keeps from being shown. Each contributor has a
-//! version of its own in either place; a follower's is negative where its newest fact is a delete. The owner's deletes leave
-//! tombstones like those of any row. All of this is one writer's work at a time: the lane is the whole target's.
+//! A key is in one of two places. In the *target* a row is shown: its owner's newest fact is live. Anything else that
+//! is known of a key waits in its *pending* table, which has the same columns: what followers bring before the owner
+//! does, what they leave behind when the owner goes, and whole rows that a follower's delete keeps from being shown.
+//! Each contributor has a version of its own in either place; a follower's is negative where its newest fact is a
+//! delete. The owner's deletes leave tombstones like those of any row. All of this is one writer's work at a time: the
+//! lane is the whole target's.
 
 use super::{
     pending,
-    statement::{Builder, Counted},
-    write::Part,
+    statement::{Builder, Counted, Part},
 };
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
@@ -192,7 +192,8 @@ impl Merged<'_> {
         )
     }
 
-    /// Dead facts. Answers (facts, rows that went or were cleared). None if nobody follows them: they may come in any order.
+    /// Dead facts. Answers (facts, rows that went or were cleared). None if nobody follows them: they may come in any
+    /// order.
     fn dead(&self, (facts, from): (String, &str)) -> Option<String> {
         let dead = match (self.share.own.on_delete, self.share.own.owns) {
             (OnDelete::Keep, _) => return None,
@@ -203,9 +204,9 @@ impl Merged<'_> {
         Some(format!("WITH {facts},\n{dead}\nSELECT (SELECT count(*) FROM {from}), (SELECT count(*) FROM d)"))
     }
 
-    /// When each key of the owner was last away, though it may be back: see [`Role::counts_deaths`].
+    /// When each key of the owner was last away, though it may be back: see [`PlanRole::counts_deaths`].
     ///
-    /// [`Role::counts_deaths`]: crate::model::Role::counts_deaths
+    /// [`PlanRole::counts_deaths`]: crate::model::PlanRole::counts_deaths
     fn deaths(&self) -> Option<(String, &'static str)> {
         let (builder, keys) = (self.builder, self.builder.keys(""));
         let filters = builder.plan.coverage == Coverage::Filter;
@@ -224,8 +225,8 @@ impl Merged<'_> {
         })
     }
 
-    /// The owner's row goes; what followers have filled waits for its return. Deletes of followers that are older than the
-    /// owner's hide nothing any more.
+    /// The owner's row goes; what followers have filled waits for its return. Deletes of followers that are older than
+    /// the owner's hide nothing any more.
     fn dead_owner(&self, from: &str) -> String {
         let builder = self.builder;
         let older = |row: &str| format!("{} AND {row}.{VERSION_COLUMN} <= f.cutover_v", builder.same_key(row, "f"));
@@ -267,8 +268,8 @@ impl Merged<'_> {
         )
     }
 
-    /// A follower's delete takes the row out of the target, unless its owner has gone, and come again, since. A row of which
-    /// this very delete is known stays as it is: it was judged by tombstones that may be forgotten by now.
+    /// A follower's delete takes the row out of the target, unless its owner has gone, and come again, since. A row of
+    /// which this very delete is known stays as it is: it was judged by tombstones that may be forgotten by now.
     fn dead_and_hidden(&self, from: &str) -> String {
         let (builder, version) = (self.builder, self.version());
         let (others, gone) = (self.others(), sql::ident(&self.share.own.gone()));
@@ -356,15 +357,15 @@ impl Merged<'_> {
         ))
     }
 
-    /// Removes what this contributor has brought before a version (`$1`), where also this holds for the row of that name: a
-    /// TRUNCATE, or a sweep. Answers how many rows went or were cleared. None if deletes are not followed.
+    /// Removes what this contributor has brought before a version (`$1`), where also this holds for the row of that
+    /// name: a TRUNCATE, or a sweep. Answers how many rows went or were cleared. None if deletes are not followed.
     pub fn expire(&self, which: impl Fn(&str) -> String) -> Option<String> {
         let old = |row: &str| format!("{} < $1{}", self.age(row), which(row));
         Some(format!("WITH {}\nSELECT count(*) FROM d", self.removed(old, Some("$1"))?))
     }
 
-    /// Removes this contributor's part, as `d`, of rows for which this holds; where the owner's goes as of a version, deletes
-    /// of followers that are older hide nothing any more.
+    /// Removes this contributor's part, as `d`, of rows for which this holds; where the owner's goes as of a version,
+    /// deletes of followers that are older hide nothing any more.
     fn removed(&self, which: impl Fn(&str) -> String, since: Option<&str>) -> Option<String> {
         let (builder, version) = (self.builder, self.version());
         match (self.share.own.on_delete, self.share.own.owns) {
@@ -413,7 +414,8 @@ impl Merged<'_> {
         )
     }
 
-    /// As [`Self::disown`], of rows that are hidden; the statement goes on. None where no follower's delete hides a row.
+    /// As [`Self::disown`], of rows that are hidden; the statement goes on. None where no follower's delete hides a
+    /// row.
     fn disown_hidden(&self, which: impl Fn(&str) -> String, since: Option<&str>) -> Option<String> {
         self.share.removers().next()?;
         let back = self.share.removers().filter_map(|remover| {

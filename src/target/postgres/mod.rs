@@ -1,33 +1,44 @@
 //! The PostgreSQL sink.
 //!
 //! What enters is a [`Batch`] of a lane; what leaves is one target transaction: the lane's lock, the offset, dead facts
-//! (children before parents), live facts (parents before children). The invariant: for every target key the
-//! row or tombstone with the highest version stays, in whatever order, however often and from however many workers facts come.
-//! The common case sends everything at once; if a row fails, the batch starts again carefully and finds it.
+//! (children before parents), live facts (parents before children). The invariant: for every target key the row or
+//! tombstone with the highest version stays, in whatever order, however often and from however many workers facts come.
+//! The common case sends everything at once; if a row fails, the batch starts again by bisection and finds it.
 //! Deliberately absent: retries of the world's failures. The caller retries, from the stored offset.
+//!
+//! A row goes from `apply` through `batch` (the order of it all), `items` and `parked` (what is known of its source
+//! row), `input` (its images as arrays), `lane` (lock and offset), `side_work` (what a batch writes besides rows),
+//! `write` and `statement` (the SQL that its plan makes), `transaction`, `steps` (all of it on its way) and `answers`,
+//! and is committed in `transaction`.
 
-mod careful;
+mod answers;
+mod batch;
+mod bisect;
 mod config;
+mod dead_letters;
 mod failure;
-mod held;
 mod input;
+mod items;
 mod lane;
-mod letters;
 mod merged;
+mod parked;
 mod pending;
+mod prepared;
+mod schemas;
+mod script;
 mod sets;
+mod side_work;
 mod statement;
 mod steps;
-mod store;
 mod suspects;
 mod sweep;
+mod target;
 mod tombstones;
+mod transaction;
+mod waiting;
 mod write;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use tokio_postgres::Statement;
@@ -36,20 +47,18 @@ pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub use statement::Builder;
 pub use sweep::{Swept, left_statement, sweep, sweep_statement};
+pub use target::PostgresTarget;
 pub use tombstones::{
     collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
 };
 
-use self::{failure::Failure, held::Held, input::Bindings};
-use super::{Applied, ApplyError, Batch, Counts, Pass, Sink};
+use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part};
+use super::{Applied, ApplyError, Batch, Pass, Sink};
 use crate::{
-    database::postgres::{Options, PgError, Session, Target, catalog},
+    database::postgres::{Address, Options, Session, catalog},
     log::Topic,
     model::{Plan, TableSchema, Version},
 };
-
-/// How often a batch starts over because another lane set rows aside meanwhile.
-const RELOADS_MAX: u32 = 5;
 
 /// Rows that wait are tried again after this many batches; more often when nothing else comes.
 const RETRY_BATCHES: u32 = 16;
@@ -57,15 +66,15 @@ const RETRY_BATCHES: u32 = 16;
 /// What a sink works with.
 #[derive(Debug, Clone)]
 pub struct SinkOptions {
-    pub target: Target,
+    pub target: Address,
     pub session: Options,
     pub pipeline: String,
     pub topic: Topic,
     pub partition: u32,
     /// The lease's epoch under which this worker writes.
     pub lease_epoch: i64,
-    /// Move the lane's offset with each batch. Several snapshot writers of one lane leave it alone: the caller then moves it
-    /// with an empty batch, through a sink that has this on, once everything before it is applied.
+    /// Move the lane's offset with each batch. Several snapshot writers of one lane leave it alone: the caller then
+    /// moves it with an empty batch, through a sink that has this on, once everything before it is applied.
     pub check_offset: bool,
     pub config: ApplyConfig,
 }
@@ -81,10 +90,10 @@ pub struct PostgresSink {
     /// By text, for this session.
     statements: HashMap<String, Statement>,
     /// By binding and part, for this session.
-    writes: HashMap<(usize, write::Part), Statement>,
+    writes: HashMap<(usize, Part), Statement>,
     bindings: Bindings,
     schemas: HashMap<u64, Arc<TableSchema>>,
-    held: Held,
+    parked: Parked,
     /// The pass of a replay, if this is not the live stream.
     replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
@@ -105,7 +114,7 @@ impl PostgresSink {
         let rank = |plan: &Plan| order.parents_first.iter().position(|table| *table == plan.target.name);
         let ranks = plans.iter().map(|plan| rank(plan).unwrap_or_default()).collect();
         let schemas = plans.iter().map(|plan| (plan.source.id(), plan.source.clone())).collect();
-        let held = Held::load(&session.client, &options.pipeline).await.map_err(stop)?;
+        let parked = Parked::load(&session.client, &options.pipeline).await.map_err(stop)?;
         Ok(PostgresSink {
             options,
             plans,
@@ -115,7 +124,7 @@ impl PostgresSink {
             writes: HashMap::new(),
             bindings: Bindings::default(),
             schemas,
-            held,
+            parked,
             replay: None,
             since_retry: 0,
             open: None,
@@ -131,8 +140,8 @@ impl PostgresSink {
         self
     }
 
-    /// The same sink for a pass of a replay: with an offset of its own, and the lock of the live lane. Rows that cannot be
-    /// applied are noted, as no dead letters; the pass of deletes writes nothing else.
+    /// The same sink for a pass of a replay: with an offset of its own, and the lock of the live lane. Rows that cannot
+    /// be applied are noted, as no dead letters; the pass of deletes writes nothing else.
     pub fn replaying(mut self, pass: Pass) -> Self {
         self.replay = Some(pass);
         self
@@ -156,7 +165,7 @@ impl PostgresSink {
             self.statements.clear();
             self.writes.clear();
             self.session = Session::open(&self.options.target, &self.options.session).await.map_err(stop)?;
-            self.held = Held::load(&self.session.client, &self.options.pipeline).await.map_err(stop)?;
+            self.parked = Parked::load(&self.session.client, &self.options.pipeline).await.map_err(stop)?;
         } else if self.unfinished {
             self.roll_back().await?;
         }
@@ -172,110 +181,6 @@ impl PostgresSink {
             Err(_) => self.roll_back().await?,
         }
         result
-    }
-
-    async fn roll_back(&mut self) -> Result<(), ApplyError> {
-        self.open = None;
-        self.begun = false;
-        self.session.client.batch_execute("ROLLBACK").await.map_err(|error| stop(error.into()))?;
-        self.held = Held::load(&self.session.client, &self.options.pipeline).await.map_err(stop)?;
-        self.unfinished = false;
-        Ok(())
-    }
-
-    /// Once at full speed; then, if a row is in the way, carefully.
-    async fn write_batch(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let (mut careful, mut reloads) = (false, 0);
-        loop {
-            let mut items = input::items(&batch.events);
-            let mut touched = self.held.fence(&mut items);
-            if self.replay == Some(Pass::Deletes) {
-                // A delete clears nothing before the rest of its event is applied.
-                touched.clear();
-            }
-            let older = held::records(&self.session.client, &self.options.pipeline, &touched, &mut self.schemas);
-            let older = older.await.map_err(stop)?;
-            held::attach(&mut items, &older);
-            let written = if careful {
-                self.carefully(batch, items, &touched).await
-            } else {
-                self.fast(batch, &items, &touched).await
-            };
-            let failure = match written {
-                Ok(applied) => match self.conclude(batch).await {
-                    Ok(()) => return Ok(applied),
-                    Err(failure) => failure,
-                },
-                Err(failure) => failure,
-            };
-            match failure {
-                Failure::Reload if reloads < RELOADS_MAX => reloads += 1,
-                Failure::Rows(refusal) if !careful => {
-                    tracing::debug!(sqlstate = refusal.sqlstate, "a row was refused: looking for it");
-                    careful = true;
-                }
-                Failure::Clash if !careful => careful = true,
-                Failure::Stop(error) => return Err(error),
-                Failure::Rows(refusal) => return Err(stop(PgError::Refused(refusal))),
-                Failure::Clash => return Err(clash()),
-                Failure::Reload => {
-                    let message = "other lanes keep setting rows aside".to_owned();
-                    return Err(ApplyError::Transient { sqlstate: String::new(), message });
-                }
-            }
-            self.undo().await?;
-            self.held = Held::load(&self.session.client, &self.options.pipeline).await.map_err(stop)?;
-        }
-    }
-
-    /// Commits, unless the source's transaction goes on in the next batch.
-    async fn conclude(&mut self, batch: &Batch) -> Result<(), Failure> {
-        let rows = self.open.unwrap_or_default() + batch.events.len() as u64;
-        self.begun = false;
-        if !batch.complete && rows < self.options.config.transaction_rows_max {
-            if self.open.replace(rows).is_some() {
-                self.session.client.batch_execute("RELEASE cutover_part").await.map_err(PgError::from)?;
-            }
-            return Ok(());
-        }
-        if !batch.complete {
-            tracing::warn!(
-                rows,
-                "a source transaction is larger than [apply] transaction_rows_max: readers of the target see it in parts"
-            );
-        }
-        self.open = None;
-        self.session.client.batch_execute("COMMIT").await.map_err(PgError::from)?;
-        Ok(())
-    }
-
-    /// Takes back what this batch wrote: its own part of an open transaction, or the transaction.
-    async fn undo(&mut self) -> Result<(), ApplyError> {
-        if !std::mem::take(&mut self.begun) {
-            return Ok(());
-        }
-        let undo = match self.open {
-            Some(_) => "ROLLBACK TO cutover_part; RELEASE cutover_part",
-            None => "ROLLBACK",
-        };
-        self.session.client.batch_execute(undo).await.map_err(|error| stop(error.into()))
-    }
-
-    /// Whether a row of this partition waits. Other sinks set rows aside too, so that only the target knows.
-    async fn anything_waits(&mut self) -> Result<bool, PgError> {
-        let statement = self.statement(held::WAITS).await?;
-        let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
-    }
-
-    /// The prepared form of a statement of ours.
-    async fn statement(&mut self, text: &str) -> Result<Statement, PgError> {
-        if let Some(known) = self.statements.get(text) {
-            return Ok(known.clone());
-        }
-        let statement = self.session.client.prepare(text).await?;
-        self.statements.insert(text.to_owned(), statement.clone());
-        Ok(statement)
     }
 
     /// A target table as metrics name it: as its transform's file does, without the schema that unqualified names mean.
@@ -312,7 +217,7 @@ impl Sink for PostgresSink {
 
     async fn retry_waiting(&mut self) -> Result<Applied, ApplyError> {
         if self.open.is_some() {
-            return Ok(Applied { waiting: self.held.waiting.len() as u64, ..Applied::default() });
+            return Ok(Applied { waiting: self.parked.waiting.len() as u64, ..Applied::default() });
         }
         self.since_retry = 0;
         self.ready().await?;
@@ -323,32 +228,4 @@ impl Sink for PostgresSink {
         };
         self.finish(result).await
     }
-}
-
-/// An error that no row is to blame for.
-fn stop(error: PgError) -> ApplyError {
-    match Failure::from(error) {
-        Failure::Stop(error) => error,
-        Failure::Rows(refusal) => ApplyError::Halt {
-            reason: format!("the target refused cutover's own tables: {refusal}"),
-            remedy: "let nothing else write to the schema `cutover`, and start again".into(),
-        },
-        Failure::Clash | Failure::Reload => clash(),
-    }
-}
-
-fn clash() -> ApplyError {
-    ApplyError::Halt {
-        reason: "the target met one key twice in one statement".into(),
-        remedy: "make the target's key depend on the source's key alone, one to one".into(),
-    }
-}
-
-/// Adds counts up by table.
-fn add(tables: &mut BTreeMap<String, Counts>, table: String, counts: Counts) {
-    let sum = tables.entry(table).or_default();
-    sum.inserted += counts.inserted;
-    sum.updated += counts.updated;
-    sum.deleted += counts.deleted;
-    sum.stale += counts.stale;
 }

@@ -1,7 +1,9 @@
-//! The tables of what is known of merged rows that are not shown (CORRECTNESS rule 8), and what their targets get beside.
+//! The tables of what is known of merged rows that are not shown (rule 8), and what their targets get
+//! beside.
 //!
-//! A pending table has the target's columns that transforms fill, with the target's defaults, and without NOT NULL where
-//! only the owner can fill a column. Made and kept up at every start, since the target's columns may have changed.
+//! A pending table has the target's columns that transforms fill, with the target's defaults, and without NOT NULL
+//! where only the owner can fill a column. Made and kept up at every start, since the target's columns may have
+//! changed.
 
 use std::collections::HashMap;
 
@@ -60,7 +62,8 @@ pub(super) async fn prepare(session: &Session, target: &TargetTable, share: &Sha
                 None => {
                     let collation =
                         column.collation.as_ref().map(|name| format!(" COLLATE {name}")).unwrap_or_default();
-                    // A value that the target refuses is its contributor's fault, not that of the owner which comes later.
+                    // A value that the target refuses is its contributor's fault, not that of the owner which comes
+                    // later.
                     let given = if column.not_null && !contributor.owns { " NOT NULL" } else { "" };
                     changes
                         .push(format!("ADD COLUMN IF NOT EXISTS {own} {}{collation}{default}{given}", like.type_sql));

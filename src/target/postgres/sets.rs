@@ -1,13 +1,13 @@
-//! The SQL of sets: the rows that one source row makes, none among them (CORRECTNESS rule 9).
+//! The SQL of sets: the rows that one source row makes, none among them (rule 9).
 //!
-//! The newest image of a source row says all of its set. What was there and is not any more goes, whoever wrote it; what is
-//! there is written. A set's version is remembered by its parent's key, also of an empty set and of a deleted parent:
-//! images that are older do nothing. A removal by Time to Live that the `SELECT` passes over is no image: the set stays.
+//! The newest image of a source row says all of its set. What was there and is not any more goes, whoever wrote it;
+//! what is there is written. A set's version is remembered by its parent's key, also of an empty set and of a deleted
+//! parent: images that are older do nothing. A removal by Time to Live that the `SELECT` passes over is no image: the
+//! set stays.
 
 use super::{
-    statement::{Builder, Counted, key_type},
+    statement::{Builder, Counted, Part, key_type},
     tombstones,
-    write::Part,
 };
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
@@ -124,7 +124,7 @@ impl SetOf<'_> {
         Some(format!("NOT (i.dead AND i.c{place} IS TRUE AND NOT EXISTS (SELECT FROM {}))", self.builder.made()))
     }
 
-    /// What a parent's newest set has no more, and the set's version. Answers (sets, rows deleted).
+    /// What a parent's newest set no longer has, and the set's version. Answers (sets, rows deleted).
     fn dead(&self) -> String {
         let (builder, parents) = (self.builder, self.parents(""));
         format!(

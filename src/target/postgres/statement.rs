@@ -3,17 +3,36 @@
 //!
 //! A *dead* fact says that a key is gone as of its version: it leaves a tombstone and removes an older row. A *live*
 //! fact is a row: it is written unless the row or the tombstone there is newer. Dead facts go first, in a statement of
-//! their own, so that a unique value may move between rows of one batch (CORRECTNESS rule 5).
+//! their own, so that a unique value may move between rows of one batch (rule 5).
 //!
 //! Parameters: `$1` the versions, where [`is_marked`] `$2` whether the image is dead, then one array of
 //! texts for each source column that the `SELECT` reads. Text casts to every type, and is as fast as typed arrays.
 
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
-    model::{ColumnType, Coverage, Identity, Plan, Role, TargetColumn},
+    model::{ColumnType, Coverage, Identity, Plan, PlanRole, TargetColumn},
 };
 
-use super::{merged::Merged, sets::SetOf, tombstones, write::Part};
+use super::{merged::Merged, sets::SetOf, tombstones};
+
+/// The parts of a plan's work, each a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    Dead,
+    /// Dead facts of which the source logs no more than the key.
+    Gone,
+    Replace,
+    Live,
+    /// Rows that nothing hides any more.
+    Show,
+    /// Rows that a filter leaves out, of a copy.
+    Unmatched,
+    Clashes,
+    /// Rows that the target has newer.
+    Late,
+    /// Rows without the parent that the plan's foreign key of this number asks for.
+    Orphans(usize),
+}
 
 /// Whether a part of a plan is told of each image whether it is dead; else all its images are of one kind.
 pub fn is_marked(coverage: Coverage, part: Part) -> bool {
@@ -39,9 +58,9 @@ impl Builder<'_> {
     /// The statement of a part; none if the plan has no such part.
     pub(super) fn part(&self, part: Part) -> Option<String> {
         match &self.plan.role {
-            Role::Whole => self.whole(part),
-            Role::Share(share) => Merged { builder: self, share }.part(part),
-            Role::Set { parent } => SetOf { builder: self, parent }.part(part),
+            PlanRole::Whole => self.whole(part),
+            PlanRole::Share(share) => Merged { builder: self, share }.part(part),
+            PlanRole::Set { parent } => SetOf { builder: self, parent }.part(part),
         }
     }
 
@@ -59,8 +78,8 @@ impl Builder<'_> {
         }
     }
 
-    /// The images `i`: `i.v`, `i.n` (the image's place, from 1), a column `c0`, `c1`, … for each that is read and, where
-    /// this part is told, `i.dead`. Images older than the table's TRUNCATE fence are left out.
+    /// The images `i`: `i.v`, `i.n` (the image's place, from 1), a column `c0`, `c1`, … for each that is read and,
+    /// where this part is told, `i.dead`. Images older than the table's TRUNCATE fence are left out.
     pub(super) fn images(&self, part: Part) -> String {
         let marked = is_marked(self.plan.coverage, part);
         let first = if marked { 3 } else { 2 };
@@ -130,9 +149,10 @@ impl Builder<'_> {
         )
     }
 
-    /// Removes what the target has of copied rows that the filter leaves out; after the live facts, which leave nothing that
-    /// is older than its image. No tombstone is needed: the stream brings every change from before in its order. Answers how
-    /// many rows went. None for a plan that is no filter, or whose keys cannot be told without its `SELECT`.
+    /// Removes what the target has of copied rows that the filter leaves out; after the live facts, which leave nothing
+    /// that is older than its image. No tombstone is needed: the stream brings every change from before in its order.
+    /// Answers how many rows went. None for a plan that is no filter, or whose keys cannot be told without its
+    /// `SELECT`.
     pub fn unmatched(&self) -> Option<String> {
         let keys = self.copied_keys()?;
         Some(format!(
@@ -273,9 +293,9 @@ impl Builder<'_> {
         )
     }
 
-    /// Dead facts, one for each key, of rows that are known by their key alone before a change: what was deleted, and what
-    /// the filter leaves out now, whether it had passed before or not. None for a plan that is no filter, or whose keys cannot be
-    /// told without its `SELECT`.
+    /// Dead facts, one for each key, of rows that are known by their key alone before a change: what was deleted, and
+    /// what the filter leaves out now, whether it had passed before or not. None for a plan that is no filter, or whose
+    /// keys cannot be told without its `SELECT`.
     pub(super) fn gone_facts(&self) -> Option<(String, &'static str)> {
         let keys = self.copied_keys()?;
         let places: Vec<String> = (1..=self.plan.target.key.len()).map(|place| place.to_string()).collect();

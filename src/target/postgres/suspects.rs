@@ -1,15 +1,15 @@
-//! The SQL of the careful way: statements that point at the rows which keep a batch out, or make way for them.
+//! The SQL of bisection: statements that point at the rows which keep a batch out, or make way for them.
 
-use super::{statement::Builder, write::Part};
+use super::statement::{Builder, Part};
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
     model::{Coverage, ForeignKey},
 };
 
 impl Builder<'_> {
-    /// Removes the rows that the live facts replace and inserts them again with their new values, and with
-    /// what they had in columns that the transform does not fill: unique values may then have been swapped. All removals
-    /// come before the first insert, because counting them needs them all.
+    /// Removes the rows that the live facts replace and inserts them again with their new values, and with what they
+    /// had in columns that the transform does not fill: unique values may then have been swapped. All removals come
+    /// before the first insert, because counting them needs them all.
     pub fn replace(&self) -> String {
         let facts = match self.plan.coverage {
             Coverage::Total | Coverage::Filter => format!(
@@ -27,8 +27,8 @@ impl Builder<'_> {
         self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), &[])
     }
 
-    /// As [`Self::replace`], of the facts `l`. What the row's version is called and how it compares; the columns `kept_too` are
-    /// no transform's.
+    /// As [`Self::replace`], of the facts `l`. What the row's version is called and how it compares; the columns
+    /// `kept_too` are no transform's.
     pub(super) fn replaced(&self, facts: &str, (version, current): (&str, &str), kept_too: &[&str]) -> String {
         let mut others: Vec<&str> = self
             .plan
@@ -63,7 +63,7 @@ impl Builder<'_> {
         )
     }
 
-    /// The places of live images that claim a target key which a newer one claims as well (CORRECTNESS rule 7).
+    /// The places of live images that claim a target key which a newer one claims as well (rule 7).
     pub fn clashes(&self) -> String {
         let live = match self.plan.coverage {
             Coverage::Total | Coverage::Filter => "",

@@ -1,25 +1,26 @@
-//! Removing what the source has no more: after a TRUNCATE, and after a repeated copy.
+//! Removing what the source no longer has: after a TRUNCATE, and after a repeated copy.
 //!
-//! A TRUNCATE removes what is older than itself. A repeated copy has given every row of the source a version of its own time or
-//! newer: what is older at the target was deleted while nobody captured it; so were rows set aside that are older. Rows
-//! that others still refer to are left for a later sweep, after those that refer to them have been copied too; rows whose newest state is
-//! a dead letter stay as they are. Of rows that several source tables share only the contributor's part goes.
+//! A TRUNCATE removes what is older than itself. A repeated copy has given every row of the source a version of its own
+//! time or newer: what is older at the target was deleted while nobody captured it; so were parked rows that are older.
+//! Rows that others still refer to are left for a later sweep, after those that refer to them have been copied too;
+//! rows whose newest state is a dead letter stay as they are. Of rows that several source tables share only the
+//! contributor's part goes.
 
 use tokio_postgres::types::ToSql;
 
 use super::{
     lane,
     merged::Merged,
-    sets,
+    sets, side_work,
     statement::{Builder, cast, key_type},
 };
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
-    model::{Plan, Role, Share, Version},
+    model::{Plan, PlanRole, Share, Version},
 };
 
 /// The dead letters and waiting rows of a source table from before its copy.
-const FORGET: [&str; 2] = [super::store::FENCE_DEAD, super::store::FENCE_WAITING];
+const FORGET: [&str; 2] = [side_work::FENCE_DEAD, side_work::FENCE_WAITING];
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,28 +40,28 @@ pub(super) fn truncate(plan: &Plan) -> Vec<String> {
     let older = |table: &str| format!("DELETE FROM {table} WHERE {VERSION_COLUMN} < $1");
     let target = sql::table(&plan.target.name);
     match &plan.role {
-        Role::Whole => vec![older(&target)],
-        Role::Set { .. } => vec![older(&target), older(&sql::table(&sets::table(&plan.target.name)))],
-        Role::Share(share) => merged(plan, share, |merged| merged.expire(|_| String::new())).into_iter().collect(),
+        PlanRole::Whole => vec![older(&target)],
+        PlanRole::Set { .. } => vec![older(&target), older(&sql::table(&sets::table(&plan.target.name)))],
+        PlanRole::Share(share) => merged(plan, share, |merged| merged.expire(|_| String::new())).into_iter().collect(),
     }
 }
 
 /// What puts rows into the target that such a removal has uncovered.
 pub(super) fn show(plan: &Plan) -> Option<String> {
     match &plan.role {
-        Role::Whole | Role::Set { .. } => None,
-        Role::Share(share) => merged(plan, share, |merged| merged.show()),
+        PlanRole::Whole | PlanRole::Set { .. } => None,
+        PlanRole::Share(share) => merged(plan, share, |merged| merged.show()),
     }
 }
 
-/// That the lease is held and the row of this name has no dead letter (`$2` the pipeline, `$3` the lease's epoch, `$4` the source
-/// table). None if the row's key is not that of the source, so that dead letters cannot be told.
+/// That the lease is held and the row of this name has no dead letter (`$2` the pipeline, `$3` the lease's epoch, `$4`
+/// the source table). None if the row's key is not that of the source, so that dead letters cannot be told.
 fn settled(plan: &Plan, row: &str) -> Option<String> {
     let table = &plan.source.table;
     let places = plan.key_reads.as_ref()?;
     let keys = match &plan.role {
-        Role::Whole | Role::Share(_) => &plan.target.key,
-        Role::Set { parent } => parent,
+        PlanRole::Whole | PlanRole::Share(_) => &plan.target.key,
+        PlanRole::Set { parent } => parent,
     };
     let same = keys.iter().zip(places).map(|(key, place)| {
         let (name, target) = (plan.reads.get(*place)?, plan.target.column(key)?);
@@ -81,8 +82,8 @@ fn settled(plan: &Plan, row: &str) -> Option<String> {
 /// Which rows go (`$1` the version before which they do).
 fn stale(plan: &Plan) -> Option<String> {
     let version = match &plan.role {
-        Role::Whole | Role::Set { .. } => VERSION_COLUMN.to_owned(),
-        Role::Share(share) => sql::ident(&share.own.version),
+        PlanRole::Whole | PlanRole::Set { .. } => VERSION_COLUMN.to_owned(),
+        PlanRole::Share(share) => sql::ident(&share.own.version),
     };
     Some(format!("g.{version} > 0 AND g.{version} < $1\n{}", settled(plan, "g")?))
 }
@@ -106,15 +107,15 @@ fn childless(plan: &Plan, plans: &[Plan]) -> String {
     children.concat()
 }
 
-/// The statement that removes stale rows of a plan's target, but for those that rows of other plans' targets refer to.
+/// The statement that removes stale rows of a plan's target, except those that rows of other plans' targets refer to.
 /// None if there is nothing to remove, or if it cannot be told.
 pub fn sweep_statement(plan: &Plan, plans: &[Plan]) -> Option<String> {
     match &plan.role {
-        Role::Whole | Role::Set { .. } => {
+        PlanRole::Whole | PlanRole::Set { .. } => {
             let (target, stale) = (sql::table(&plan.target.name), stale(plan)?);
             Some(format!("DELETE FROM {target} g WHERE {stale}{}", childless(plan, plans)))
         }
-        Role::Share(share) => {
+        PlanRole::Share(share) => {
             let (shown, waiting) = (settled(plan, "g")?, settled(plan, "p")?);
             let shown = format!(" AND g.{} > 0\n{shown}{}", sql::ident(&share.own.version), childless(plan, plans));
             let which = |row: &str| if row == "g" { shown.clone() } else { format!("\n{waiting}") };
@@ -131,8 +132,8 @@ pub fn left_statement(plan: &Plan) -> Option<String> {
     Some(format!("SELECT EXISTS (SELECT FROM {} g WHERE {})", sql::table(&plan.target.name), stale(plan)?))
 }
 
-/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. The session is
-/// of no more use after an error: it may be inside a transaction.
+/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. The
+/// session is of no more use after an error: it may be inside a transaction.
 pub async fn sweep(
     session: &Session,
     pipeline: &str,
@@ -150,8 +151,8 @@ pub async fn sweep(
     }
     let params: [&(dyn ToSql + Sync); 4] = [&before, &pipeline, &lease_epoch, &source];
     let rows = match &plan.role {
-        Role::Whole | Role::Set { .. } => client.execute(&delete, &params).await?,
-        Role::Share(_) => {
+        PlanRole::Whole | PlanRole::Set { .. } => client.execute(&delete, &params).await?,
+        PlanRole::Share(_) => {
             client.query(lane::LOCK, &[&vec![lane::lock_of(plan, 0)]]).await?;
             client.query_one(&delete, &params).await?.try_get::<_, i64>(0)?.unsigned_abs()
         }

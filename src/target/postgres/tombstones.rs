@@ -1,4 +1,5 @@
-//! What the target needs beside its own tables: version columns, and a tombstone table for each (merged rows and sets: more).
+//! What the target needs beside its own tables: version columns, and a tombstone table for each (merged rows and sets:
+//! more).
 //!
 //! A tombstone is a deleted key with the version of its delete. The tables are typed, and shared by all pipelines that
 //! write the target table.
@@ -6,7 +7,7 @@
 use super::{pending, sets};
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
-    model::{Plan, Role, TableName, TargetColumn, Version},
+    model::{Plan, PlanRole, TableName, TargetColumn, Version},
 };
 
 /// The tombstone table of a target table.
@@ -45,14 +46,14 @@ pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
     session.client.batch_execute(&create).await?;
     add_version(session, &target.name, VERSION_COLUMN).await?;
     match &plan.role {
-        Role::Whole => Ok(()),
-        Role::Share(share) => {
+        PlanRole::Whole => Ok(()),
+        PlanRole::Share(share) => {
             for contributor in share.all() {
                 add_version(session, &target.name, &contributor.version).await?;
             }
             pending::prepare(session, target, share).await
         }
-        Role::Set { parent } => sets::prepare(session, target, parent).await,
+        PlanRole::Set { parent } => sets::prepare(session, target, parent).await,
     }
 }
 
@@ -80,10 +81,10 @@ async fn add_version(session: &Session, target: &TableName, version: &str) -> Re
 pub async fn highest_version(session: &Session, plan: &Plan) -> Result<Version, PgError> {
     let target = &plan.target.name;
     let (version, beside) = match &plan.role {
-        Role::Whole => (VERSION_COLUMN.to_owned(), table(target)),
-        Role::Share(share) if share.own.owns => (VERSION_COLUMN.to_owned(), table(target)),
-        Role::Share(share) => (format!("abs({})", sql::ident(&share.own.version)), pending::table(target)),
-        Role::Set { .. } => (VERSION_COLUMN.to_owned(), sets::table(target)),
+        PlanRole::Whole => (VERSION_COLUMN.to_owned(), table(target)),
+        PlanRole::Share(share) if share.own.owns => (VERSION_COLUMN.to_owned(), table(target)),
+        PlanRole::Share(share) => (format!("abs({})", sql::ident(&share.own.version)), pending::table(target)),
+        PlanRole::Set { .. } => (VERSION_COLUMN.to_owned(), sets::table(target)),
     };
     let highest = format!(
         "SELECT greatest((SELECT max({version}) FROM {}), (SELECT max({version}) FROM {}), 0)",
@@ -98,9 +99,9 @@ pub async fn collect(session: &Session, plan: &Plan, version: Version) -> Result
     let target = &plan.target.name;
     // First what is judged by tombstones, then these.
     let beside = match &plan.role {
-        Role::Share(share) => pending::collect(session, target, share, version).await?,
-        Role::Set { parent } => sets::collect(session, target, parent, version).await?,
-        Role::Whole => 0,
+        PlanRole::Share(share) => pending::collect(session, target, share, version).await?,
+        PlanRole::Set { parent } => sets::collect(session, target, parent, version).await?,
+        PlanRole::Whole => 0,
     };
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&table(target)));
     Ok(beside + session.client.execute(&delete, &[&version]).await?)

@@ -1,18 +1,21 @@
-//! The source as capture and copies see it: the model server's binlog as captured events, and chunks read from its tables.
+//! The source as capture and copies see it: the model server's binlog as captured events, and chunks read from its
+//! tables.
 //!
-//! Stands in for `capture::mysql` and `database::mysql::scan`, with the same rules: the clock ticks once for a row inserted or
-//! deleted and twice for one updated, of any table; what was captured is held against what the server has before
-//! anything is read; a chunk waits until what it is labelled with is visible.
+//! Stands in for `capture::mysql` and `database::mysql::scan`, with the same rules: the clock ticks once for a row
+//! inserted or deleted and twice for one updated, of any table; what was captured is held against what the server has
+//! before anything is read; a chunk waits until what it is labelled with is visible.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use cutover::{
-    model::{Change, Clock, GtidSet, Images, MysqlPosition, Op, Position, TableName, TableSchema, Value, Version},
-    observe::{self, Ambient},
-    pipeline::capture::OpenSource,
-    snapshot::{Block, OpenScan, Range, Scan, SnapshotError},
-    source::{CaptureError, Captured, Source},
+    model::{
+        Change, Clock, DebeziumConnector, GtidSet, Images, MysqlPosition, Op, Position, Problem, TableName,
+        TableSchema, Value, Version,
+    },
+    observe::{self, Environment},
+    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    source::{CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Source, SourceError},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -36,8 +39,6 @@ const BLOCK_ROWS: usize = 3;
 pub struct ModelServer {
     pub server: Arc<Server>,
     pub gate: Arc<Gate>,
-    /// The highest version that the target has (CORRECTNESS rule 2).
-    pub clock_min: Version,
 }
 
 impl ModelServer {
@@ -45,15 +46,19 @@ impl ModelServer {
         &self.server.chance
     }
 
+    fn scanner(&self) -> ModelScan {
+        ModelScan { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate) }
+    }
+
     fn is(&self, mutation: Mutation) -> bool {
         self.chance().run.mutation == Some(mutation)
     }
 
-    fn source(&self, next: usize, position: MysqlPosition, clock: Clock) -> Box<dyn Source> {
+    fn stream_at(&self, next: usize, position: MysqlPosition, clock: Clock) -> Box<dyn ChangeStream> {
         // After a failover the place is one in the new server's files.
         let position = MysqlPosition { gtids: position.gtids, ..self.server.place(next) };
-        let schemas = WATCHED.iter().map(|table| Captured::Schema(source::schema(table)));
-        let mut delivered: VecDeque<Captured> = schemas.collect();
+        let schemas = WATCHED.iter().map(|table| CaptureEvent::Schema(source::schema(table)));
+        let mut delivered: VecDeque<CaptureEvent> = schemas.collect();
         delivered.push_back(heartbeat(&position, clock.last(), self.chance().now_us()));
         Box::new(ModelSource {
             server: Arc::clone(&self.server),
@@ -67,8 +72,8 @@ impl ModelServer {
     }
 }
 
-fn heartbeat(position: &MysqlPosition, clock: Version, at_us: i64) -> Captured {
-    Captured::Heartbeat { position: Position::Mysql(position.clone()), clock, at_us }
+fn heartbeat(position: &MysqlPosition, clock: Version, at_us: i64) -> CaptureEvent {
+    CaptureEvent::Heartbeat { position: Position::Mysql(position.clone()), clock, at_us }
 }
 
 fn away() -> CaptureError {
@@ -76,8 +81,25 @@ fn away() -> CaptureError {
 }
 
 #[async_trait]
-impl OpenSource for ModelServer {
-    async fn open(&self, from: Option<(Position, Version)>) -> Result<Box<dyn Source>, CaptureError> {
+impl Source for ModelServer {
+    async fn examine(&self) -> Result<Examined, SourceError> {
+        if self.server.is_away() {
+            return Err(SourceError::Unreachable("the model's source is away".into()));
+        }
+        Ok(Examined {
+            tables: WATCHED.iter().map(|table| TableSchema::clone(&source::schema(table))).collect(),
+            end: Position::Mysql(self.server.end()),
+            now_us: self.chance().now_us(),
+            connector: DebeziumConnector::Mysql,
+            at: Instant::now(),
+        })
+    }
+
+    async fn stream(
+        &self,
+        selection: &Selection,
+        from: Option<(Position, Version)>,
+    ) -> Result<Box<dyn ChangeStream>, CaptureError> {
         self.chance().sleep(Duration::from_millis(5)).await;
         if self.server.is_away() {
             return Err(away());
@@ -88,14 +110,14 @@ impl OpenSource for ModelServer {
                 unreachable!("every simulated source is a MySQL server")
             }
             None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
-            None => (self.server.end(), self.clock_min.max(self.chance().now_us())),
+            None => (self.server.end(), selection.clock_min.max(self.chance().now_us())),
         };
         for attempt in 0..50 {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             let (reason, remedy) = match self.server.seek(&from) {
-                Ok(next) => return Ok(self.source(next, from, Clock::new(clock, AHEAD_MAX_US))),
+                Ok(next) => return Ok(self.stream_at(next, from, Clock::new(clock, AHEAD_MAX_US))),
                 Err(Refused::Away) => return Err(away()),
                 Err(Refused::NeverExecuted(set)) if attempt == 49 => (format!("never executed {set}"), String::new()),
                 Err(Refused::NeverExecuted(_)) => continue,
@@ -104,21 +126,54 @@ impl OpenSource for ModelServer {
             if self.is(Mutation::SkipGaps) {
                 let end = self.server.end();
                 if let Ok(next) = self.server.seek(&end) {
-                    return Ok(self.source(next, end, Clock::new(clock, AHEAD_MAX_US)));
+                    return Ok(self.stream_at(next, end, Clock::new(clock, AHEAD_MAX_US)));
                 }
             }
-            return Err(CaptureError::Lost { reason, remedy });
+            return Err(CaptureError::Lost(Problem::new(reason, remedy)));
         }
         Err(away())
     }
 
-    async fn open_anew(&self, clock: Version) -> Result<Box<dyn Source>, CaptureError> {
+    async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError> {
         if self.server.is_away() {
             return Err(away());
         }
         let from = Position::Mysql(self.server.end());
         let clock = if self.is(Mutation::ClockStartsLow) { 0 } else { clock.max(self.chance().now_us()) };
-        OpenSource::open(self, Some((from, clock))).await
+        self.stream(selection, Some((from, clock))).await
+    }
+
+    async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        if self.server.is_away() {
+            return Err(SnapshotError::Source("away".into()));
+        }
+        Ok(Box::new(self.scanner()))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        Ok(source::schema(table))
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        Ok(Position::Mysql(self.server.end()))
+    }
+
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        captured: &observe::Captured,
+    ) -> Result<Block, SnapshotError> {
+        let Position::Mysql(position) = &captured.position else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        let scan = self.scanner();
+        scan.make_visible(position).await?;
+        self.chance().sleep(Duration::from_millis(5)).await;
+        let wanted: Vec<Key> = keys.iter().map(|key| key.iter().map(source::integer).collect()).collect();
+        let rows = scan.rows(&table.table.table).await?;
+        let rows = rows.into_iter().filter(|(key, _)| wanted.contains(key)).map(|(_, row)| row).collect();
+        Ok(Block { version: captured.watermark(), rows })
     }
 }
 
@@ -131,12 +186,12 @@ struct ModelSource {
     next: usize,
     position: MysqlPosition,
     clock: Clock,
-    delivered: VecDeque<Captured>,
+    delivered: VecDeque<CaptureEvent>,
 }
 
 #[async_trait]
-impl Source for ModelSource {
-    async fn next(&mut self) -> Result<Captured, CaptureError> {
+impl ChangeStream for ModelSource {
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
         let (server, chance) = (Arc::clone(&self.server), Arc::clone(&self.server.chance));
         let silent = Instant::now() + HEARTBEAT_EVERY;
         loop {
@@ -178,7 +233,7 @@ impl ModelSource {
         let commit_us = logged.commit_us;
         let mut ours = false;
         if let Err(error) = self.clock.check(commit_us, self.server.chance.now_us()) {
-            return Err(CaptureError::Halt { reason: error.to_string(), remedy: String::new() });
+            return Err(CaptureError::Halt(Problem::new(error.to_string(), String::new())));
         }
         let once = self.server.chance.run.mutation == Some(Mutation::ClockPerTransaction);
         let at = once.then(|| self.clock.tick(commit_us));
@@ -199,7 +254,7 @@ impl ModelSource {
         self.next += 1;
         if ours {
             let (position, clock) = (Position::Mysql(self.position.clone()), self.clock.last());
-            self.delivered.push_back(Captured::Commit { position, clock, commit_us });
+            self.delivered.push_back(CaptureEvent::Commit { position, clock, commit_us });
         }
         Ok(())
     }
@@ -209,7 +264,7 @@ impl ModelSource {
         let mut row = |op, before: Option<Vec<Value>>, after: Option<Vec<Value>>, version| {
             let images = Images { before, after };
             let change = Change { schema: Arc::clone(&schema), op, images, version, commit_us };
-            self.delivered.push_back(Captured::Change(change));
+            self.delivered.push_back(CaptureEvent::Change(change));
         };
         match step {
             Step::Insert { after, .. } => row(Op::Insert, None, Some(after), version),
@@ -220,32 +275,14 @@ impl ModelSource {
             }
             Step::Update { before, after, .. } => row(Op::Update, Some(before), Some(after), version),
             Step::Truncate { .. } => {
-                self.delivered.push_back(Captured::Truncate { table: schema, version, commit_us });
+                self.delivered.push_back(CaptureEvent::Truncate { table: schema, version, commit_us });
             }
             Step::Alter { column, .. } => {
                 let columns = vec![schema.columns[column].name.clone()];
                 let table = TableName::clone(&schema.table);
-                self.delivered.push_back(Captured::Rewritten { table, columns, clock: version });
+                self.delivered.push_back(CaptureEvent::Rewritten { table, columns, clock: version });
             }
         }
-    }
-}
-
-#[async_trait]
-impl OpenScan for ModelServer {
-    async fn open(&self) -> Result<Box<dyn Scan>, SnapshotError> {
-        if self.server.is_away() {
-            return Err(SnapshotError::Source("away".into()));
-        }
-        Ok(Box::new(ModelScan { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate) }))
-    }
-
-    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
-        Ok(source::schema(table))
-    }
-
-    async fn end(&self) -> Result<Position, SnapshotError> {
-        Ok(Position::Mysql(self.server.end()))
     }
 }
 
@@ -255,7 +292,7 @@ struct ModelScan {
 }
 
 impl ModelScan {
-    /// Waits until everything that was captured is visible (CORRECTNESS rule 13).
+    /// Waits until everything that was captured is visible (rule 13).
     async fn make_visible(&self, captured: &MysqlPosition) -> Result<(), SnapshotError> {
         let captured: GtidSet = captured.gtids.as_deref().unwrap_or_default().parse().unwrap();
         let deadline = Instant::now() + VISIBLE_WAIT;
@@ -313,7 +350,7 @@ impl Scan for ModelScan {
     async fn read(
         &mut self,
         table: &Arc<TableSchema>,
-        range: &Range,
+        range: &KeyRange,
         _floor: Version,
         captured: &mut watch::Receiver<Option<observe::Captured>>,
         blocks: mpsc::Sender<Block>,

@@ -1,10 +1,10 @@
 //! Everything that a simulated run leaves to chance, drawn from its seed; and what happened in it.
 //!
-//! Every kind of fault has a stream of numbers of its own, so that a run without one kind, or with fewer of all, is otherwise
-//! the run that it was: that is what shrinking a failure needs.
+//! Every kind of fault has a stream of numbers of its own, so that a run without one kind, or with fewer of all, is
+//! otherwise the run that it was: that is what shrinking a failure needs.
 //!
-//! Most runs leave out about half of the kinds and make a few of the others many times as likely (Groce et al., "Swarm Testing",
-//! ISSTA 2012): where everything goes wrong at once, what is common hides what is rare.
+//! Most runs leave out about half of the kinds and make a few of the others many times as likely (Groce et al., "Swarm
+//! Testing", ISSTA 2012): where everything goes wrong at once, what is common hides what is rare.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use cutover::observe::Ambient;
+use cutover::observe::Environment;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::{sync::Notify, time::Instant};
 
@@ -57,6 +57,10 @@ pub enum Fault {
     LogLost,
     /// A table is copied again.
     Resnapshot,
+    /// A part of the log is replayed.
+    Replay,
+    /// Dead letters are tried again.
+    Retry,
     Truncate,
     /// Rows are rewritten without events.
     Alter,
@@ -65,7 +69,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 21] = [
         Fault::Kill,
         Fault::Stop,
         Fault::Zombie,
@@ -82,6 +86,8 @@ impl Fault {
         Fault::LogTailLost,
         Fault::LogLost,
         Fault::Resnapshot,
+        Fault::Replay,
+        Fault::Retry,
         Fault::Truncate,
         Fault::Alter,
         Fault::Slow,
@@ -203,7 +209,8 @@ fn odds(mut dice: SmallRng, often: &BTreeSet<Fault>) -> BTreeMap<Fault, f64> {
     Fault::ALL.iter().map(|fault| (*fault, of(fault))).collect()
 }
 
-/// What the load of a run is fond of, as most applications are of something, and how slow its parts are beside each other.
+/// What the load of a run is fond of, as most applications are of something, and how slow its parts are beside each
+/// other.
 #[derive(Debug, Clone, Copy)]
 pub struct Taste {
     /// A kind of step that is every second one.
@@ -317,7 +324,7 @@ impl Chance {
     }
 }
 
-impl Ambient for Chance {
+impl Environment for Chance {
     fn now_us(&self) -> i64 {
         BEGIN_US + i64::try_from(self.began.elapsed().as_micros()).unwrap()
     }

@@ -1,7 +1,7 @@
 //! A model log: what was appended and when it became durable, and what a broker or a disk may do to it.
 //!
-//! Two characters: the embedded log, whose appends are atomic, and one like a broker, where any prefix per partition of an append
-//! that failed may be there, and where an older writer is fenced by a newer one.
+//! Two characters: the embedded log, whose appends are atomic, and one like a broker, where any prefix per partition of
+//! an append that failed may be there, and where an older writer is fenced by a newer one.
 
 use std::{
     sync::{Arc, Mutex},
@@ -86,9 +86,11 @@ impl Disk {
         state.streams = Disk::empty(self.partitions);
     }
 
-    /// The newest records are gone, though `append` had answered.
+    /// The newest records are gone, though `append` had answered. What a writer from before puts now is void, since it
+    /// stands elsewhere than its writer says (docs/adr/0008-records-say-where-they-stand.md): it is refused here.
     pub fn lose_tail(&self) {
         let mut state = self.state.lock().unwrap();
+        state.writer += 1;
         for streams in &mut state.streams {
             for stream in streams {
                 let lost = self.chance.number(0..4).min(stream.records.len() as u64) as usize;

@@ -1,9 +1,11 @@
-//! The simulator: the real pipeline, from captured events to committed rows, over models of source, log and target, driven by a seed.
+//! The simulator: the real pipeline, from captured events to committed rows, over models of source, log and target,
+//! driven by a seed.
 //!
-//! One run is one thread, one paused clock and one seed, so that it is the same run every time. Real are the capture loop, the clock,
-//! the copier, batches, apply loops, the sink with its SQL, the lease and the state in the target; models are the MySQL server
-//! (`source`, `capture`), the log (`log`) and PostgreSQL (`postgres`), which speaks its wire protocol and knows what
-//! each statement means. What the models claim of the servers, `simulator_claims` asks of the servers.
+//! One run is one thread, one paused clock and one seed, so that it is the same run every time. Real are the capture
+//! loop, the clock, the copier, batches, apply loops, the sink with its SQL, the lease and the state in the target;
+//! models are the MySQL server (`source`, `capture`), the log (`log`) and PostgreSQL (`postgres`), which speaks its
+//! wire protocol and knows what each statement means. What the models claim of the servers, `simulator_claims` asks of
+//! the servers.
 //!
 //! `make simulate` plays many seeds, `make simulate RUN=…` one with its history.
 
@@ -15,6 +17,7 @@ mod mutations;
 mod oracle;
 pub mod postgres;
 mod source;
+pub mod statements;
 mod target;
 mod worker;
 mod world;
@@ -68,7 +71,8 @@ fn play(run: Run) -> Result<Seen, String> {
     }
 }
 
-/// The smallest run that is found to fail as well: without kinds of faults, with fewer of them, with fewer transactions.
+/// The smallest run that is found to fail as well: without kinds of faults, with fewer of them, with fewer
+/// transactions.
 fn shrink(run: &Run) -> Run {
     let mut smallest = run.clone();
     let try_smaller = |smallest: &mut Run, smaller: Run| {
@@ -223,6 +227,8 @@ notices! {
     notices_when_a_log_without_its_tail_is_written_to: NoTailCheck,
     notices_when_the_offset_is_stored_apart_from_the_rows: OffsetOutsideTransaction,
     notices_when_tombstones_are_forgotten_while_tables_are_copied: TombstonesForgottenEarly,
+    notices_when_tombstones_are_forgotten_while_a_replay_runs: TombstonesForgottenInReplay,
+    notices_when_a_request_is_passed_over: RequestPassedOver,
     notices_when_a_repeated_copy_does_not_sweep: NoSweep,
     notices_when_an_older_delete_removes_a_newer_row: DeadIgnoresVersion,
     notices_when_a_new_clock_starts_below_the_targets_versions: ClockStartsLow,

@@ -1,4 +1,4 @@
-//! The rules of CORRECTNESS, each broken on purpose, to show that a simulated run notices.
+//! The rules of docs/rules.md, each broken on purpose, to show that a simulated run notices.
 
 use super::chance::Fault;
 
@@ -39,18 +39,22 @@ pub enum Mutation {
     OffsetUnchecked,
     /// Rule 22: tombstones are forgotten while tables are copied.
     TombstonesForgottenEarly,
+    /// Rule 22: the leader forgets tombstones while a replay brings old rows again.
+    TombstonesForgottenInReplay,
+    /// A leader passes over a request, which is never answered.
+    RequestPassedOver,
     /// Rule 23: a dead letter does not fence its key.
     NoDeadLetterFence,
     /// Rule 12: a table whose rows were rewritten is copied again from before that.
     RecopyTooEarly,
     /// Rule 17: a log that is lost before a position was stored does not have the copies made again.
     NoCopyWithoutPosition,
-    /// A repeated copy does not look for what the source has no more.
+    /// A repeated copy does not look for what the source no longer has.
     NoSweep,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 21] = [
+    pub const ALL: [Mutation; 23] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -68,6 +72,8 @@ impl Mutation {
         Mutation::OffsetOutsideTransaction,
         Mutation::OffsetUnchecked,
         Mutation::TombstonesForgottenEarly,
+        Mutation::TombstonesForgottenInReplay,
+        Mutation::RequestPassedOver,
         Mutation::NoDeadLetterFence,
         Mutation::RecopyTooEarly,
         Mutation::NoCopyWithoutPosition,
@@ -76,11 +82,13 @@ impl Mutation {
 }
 
 impl Mutation {
-    /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None stands for the runs
-    /// that every test plays.
+    /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
+    /// stands for the runs that every test plays.
     pub fn shown_by(self) -> Vec<Fault> {
         match self {
             Mutation::NoTailCheck => vec![Fault::LogTailLost],
+            Mutation::TombstonesForgottenInReplay => vec![Fault::Replay, Fault::Slow],
+            Mutation::RequestPassedOver => vec![Fault::Resnapshot],
             Mutation::NoDeadLetterFence => vec![Fault::Resnapshot, Fault::Slow],
             Mutation::NoCopyWithoutPosition => vec![Fault::LogLost, Fault::Slow],
             Mutation::ResumeAtTheNewestPartition => vec![Fault::LogRefuses, Fault::Kill],

@@ -55,9 +55,18 @@ impl Oracle {
         postgres.cutover_rows("waiting").len()
     }
 
+    /// The requests that nobody has answered.
+    pub fn asked(&self, postgres: &Postgres) -> Vec<String> {
+        let requests = postgres.cutover_rows("requests");
+        let open = requests.iter().filter(|request| request["state"] == Value::text("new"));
+        open.map(|request| request["command"].str().to_owned()).collect()
+    }
+
     /// The keys of the open dead letters, as the log has them.
     pub fn dead_letters(&self, postgres: &Postgres) -> Vec<String> {
-        postgres.cutover_rows("dead_letters").iter().map(|letter| letter["key_text"].str().to_owned()).collect()
+        let letters = postgres.cutover_rows("dead_letters");
+        let open = letters.iter().filter(|letter| letter["state"] == Value::text("open"));
+        open.map(|letter| letter["key_text"].str().to_owned()).collect()
     }
 
     /// A row goes with a tombstone that is as new. What a sweep removes was never met, and a TRUNCATE leaves a fence.
@@ -91,7 +100,7 @@ impl Oracle {
         }
     }
 
-    /// Nothing older than a dead letter of its row is written (CORRECTNESS rule 23).
+    /// Nothing older than a dead letter of its row is written (rule 23).
     fn hold_refused(&self, session: &SessionInfo, changes: &[Change]) {
         let mut refused = self.refused.lock().unwrap();
         for change in changes.iter().filter(|change| change.table == "cutover.dead_letters") {
@@ -171,6 +180,8 @@ pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
         no_truncate_fence: is(Mutation::NoTruncateFence),
         no_dead_letter_fence: is(Mutation::NoDeadLetterFence),
         no_replace: is(Mutation::NoReplace),
+        no_tail_check: is(Mutation::NoTailCheck),
+        request_passed_over: is(Mutation::RequestPassedOver),
     };
     let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };
     let postgres = Postgres::with(target::tables(), faults, settings);
@@ -220,8 +231,10 @@ impl Watch for Oracle {
                 self.chance.note(format!("{session}: {table} {:?} -> {:?}", change.before, change.after));
             }
             let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
-            // Pipeline, topic, partition, log epoch, offset, lease epoch.
-            if change.table == "cutover.offsets" && before[3] == after[3] {
+            // Pipeline, topic, partition, log epoch, offset, lease epoch. A replay that begins anew starts from its
+            // beginning.
+            let replays = || before[1].str().starts_with("replay.");
+            if change.table == "cutover.offsets" && before[3] == after[3] && !replays() {
                 self.hold(before[4].int() <= after[4].int() && before[5].int() <= after[5].int(), || {
                     format!("{} moved an offset from {before:?} back to {after:?}", session.application_name)
                 });

@@ -1,8 +1,8 @@
 //! A model of a MySQL server with GTIDs: tables, transactions, a binlog, and the ways in which the three differ.
 //!
-//! What it claims, and `simulator_claims` holds against the real servers: a transaction is in the binlog, and may be streamed, before a
-//! read can see it; transactions become visible out of order; a DDL keeps reads of its table out until it is visible;
-//! an executed GTID set waits for exactly what it names.
+//! What it claims, and `simulator_claims` holds against the real servers: a transaction is in the binlog, and may be
+//! streamed, before a read can see it; transactions become visible out of order; a DDL keeps reads of its table out
+//! until it is visible; an executed GTID set waits for exactly what it names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use std::{
 
 use cutover::{
     model::{Column, ColumnType, GtidSet, MysqlPosition, TableName, TableSchema, Value},
-    observe::Ambient,
+    observe::Environment,
 };
 use tokio::sync::{Notify, futures::Notified};
 

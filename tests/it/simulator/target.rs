@@ -1,10 +1,23 @@
 //! The target's tables: what the transforms of the simulated pipeline say, in SQL and once more here.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use cutover::model::{Coverage, ForeignKey, Plan, PlanColumn, Role, TableName, TargetColumn, TargetTable, Value};
+use async_trait::async_trait;
+use cutover::{
+    config::Config,
+    database::postgres,
+    log::{Offset, record::ChunkEnd},
+    model::{
+        ColumnType, Coverage, ForeignKey, Plan, PlanColumn, PlanRole, TableName, TableSchema, TargetColumn,
+        TargetTable, Value, Version,
+    },
+    snapshot::SnapshotError,
+    state::Store,
+    target::{ApplyError, Checked, Lane, Resume, Settings, Sink, Target, TargetError, postgres::PostgresTarget},
+};
 
 use super::{
+    mutations::Mutation,
     postgres::{ModelTable, SourceRow, SqlError, Unique, Value as Stored},
     source::{self, BAD, Key, Row, Tables, integer},
 };
@@ -40,7 +53,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
     Plan {
         select: format!("SELECT {} FROM {}{filter}", names.join(", "), target.name.table),
         columns: names.iter().map(|name| PlanColumn { name: name.clone(), cast: None }).collect(),
-        role: Role::Whole,
+        role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
         reads: names,
         file: None,
@@ -101,4 +114,93 @@ pub fn expected(source: &Tables) -> BTreeMap<&'static str, BTreeMap<Key, Row>> {
 pub fn refused(source: &Tables) -> Vec<Key> {
     let bad = |row: &Row| row[2] == Value::Text(BAD.into());
     source.of("notes").into_iter().filter(|(_, row)| bad(row)).map(|(key, _)| key).collect()
+}
+
+/// The real target, with its plans, over the model PostgreSQL.
+pub fn planned(config: &Config, address: postgres::Address, store: Arc<Store>, number: i64) -> PostgresTarget {
+    let settings = Settings {
+        pipeline: config.name.clone(),
+        url: config.target.url.clone(),
+        schema: config.target.schema.clone(),
+        ca_file: None,
+        transforms: config.transform.folder.clone(),
+        apply: config.apply.clone(),
+        partitions: config.log.partitions,
+        store,
+    };
+    let plans = tables().into_iter().map(|table| table.plan).collect();
+    PostgresTarget::planned(settings, address, number, plans)
+}
+
+/// The target of a run, with its rule broken where that is one of the target's.
+#[derive(Debug)]
+pub struct Twisted {
+    pub inner: Arc<dyn Target>,
+    pub mutation: Option<Mutation>,
+}
+
+#[async_trait]
+impl Target for Twisted {
+    // Tables and transforms need no check, and are there.
+    async fn prepare(&self, _tables: &[TableSchema], _planned_at: Version) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    async fn check(&self, tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError> {
+        self.inner.check(tables).await
+    }
+
+    async fn reload(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn plans(&self) -> Arc<[Plan]> {
+        self.inner.plans()
+    }
+
+    async fn column_types(&self, table: &str) -> Result<BTreeMap<String, ColumnType>, TargetError> {
+        self.inner.column_types(table).await
+    }
+
+    fn number(&self) -> i64 {
+        self.inner.number()
+    }
+
+    fn under(&self, number: i64) -> Arc<dyn Target> {
+        Arc::new(Twisted { inner: self.inner.under(number), mutation: self.mutation })
+    }
+
+    async fn resume(&self, lane: Lane, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError> {
+        self.inner.resume(lane, partition, log_epoch).await
+    }
+
+    async fn open(&self, lane: Lane, partition: u32) -> Result<Box<dyn Sink>, ApplyError> {
+        self.inner.open(lane, partition).await
+    }
+
+    async fn advance(
+        &self,
+        partition: u32,
+        log_epoch: &str,
+        to: Offset,
+        chunks: &[ChunkEnd],
+    ) -> Result<(), ApplyError> {
+        self.inner.advance(partition, log_epoch, to, chunks).await
+    }
+
+    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
+        if self.mutation == Some(Mutation::NoSweep) { Ok(true) } else { self.inner.sweep(table, before).await }
+    }
+
+    async fn highest_version(&self) -> Result<Version, TargetError> {
+        self.inner.highest_version().await
+    }
+
+    async fn forget_tombstones(&self, version: Version) -> Result<(), TargetError> {
+        self.inner.forget_tombstones(version).await
+    }
+
+    async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
+        self.inner.run_script(file).await
+    }
 }

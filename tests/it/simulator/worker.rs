@@ -1,7 +1,6 @@
-//! A worker as `control::worker` puts it together, around the model source and the model log.
+//! A worker, `control::worker` itself, around the model source, the model log and the model PostgreSQL.
 //!
-//! Real are the lease, the state in the target, capture loop, copier, apply loops and sinks. Everything that leaves the
-//! "process" goes through its gate, so that it can be paused as SIGSTOP would.
+//! Everything that leaves the "process" goes through its gate, so that it can be paused as SIGSTOP would.
 
 use std::{
     pin::Pin,
@@ -16,20 +15,18 @@ use std::{
 use async_trait::async_trait;
 use cutover::{
     control::{
-        lease::{self, Lease},
-        source::Notes,
-        store::Store,
-        target::PgTarget,
+        error::{Attempt, WorkerError},
+        notes::Notes,
+        parts::Parts,
+        worker::{Role, Worker},
     },
-    database::postgres::{Dial, Options, PgError, Target, Wire},
-    log::{Log, Topic},
-    observe::{Frontier, Halt, Halts},
-    pipeline::{
-        apply::{self, ApplyLoop},
-        batches::Bounds,
-        capture::CaptureLoop,
-    },
-    snapshot::copier::Copier,
+    database::postgres::{self, Dial, Options, Wire},
+    log::{Log, LogError},
+    observe::{Environment, EventSink, EventSinkError, Frontier, Halts, NumberedEvent},
+    pipeline::capture::Register,
+    source::Source,
+    state::{Store, lease::Lease},
+    target::{Target, TargetError},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -37,7 +34,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{capture::ModelServer, mutations::Mutation, target, world::World};
+use super::{
+    capture::ModelServer,
+    mutations::Mutation,
+    target::{self, Twisted},
+    world::World,
+};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(2);
@@ -129,9 +131,9 @@ pub fn store(world: &World, gate: &Arc<Gate>) -> Arc<Store> {
     Arc::new(Store::new("sim", address(world, gate), options))
 }
 
-fn address(world: &World, gate: &Arc<Gate>) -> Target {
+fn address(world: &World, gate: &Arc<Gate>) -> postgres::Address {
     let dial = Gated { inner: Arc::clone(&world.postgres) as _, gate: Arc::clone(gate) };
-    Target::parse(&world.config.target.url).unwrap().through(Arc::new(dial))
+    postgres::Address::parse(&world.config.target.url).unwrap().through(Arc::new(dial))
 }
 
 /// A running worker.
@@ -152,15 +154,21 @@ impl Process {
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
+        let parts: Arc<dyn Parts> = Arc::new(Models { world: Arc::clone(world), gate: Arc::clone(&process.gate) });
         let worker = Worker {
-            world: Arc::clone(world),
-            gate: Arc::clone(&process.gate),
+            config: Arc::clone(&world.config),
+            role: Role::All,
+            store: store(world, &process.gate),
+            parts,
             halts: Arc::clone(&process.halts),
             frontier: Arc::clone(&process.frontier),
             stop: process.stop.clone(),
         };
         let mut process = process;
-        process.tasks.spawn(worker.run());
+        if world.is(Mutation::TombstonesForgottenEarly) || world.is(Mutation::TombstonesForgottenInReplay) {
+            process.tasks.spawn(forget_early(worker.clone(), world.is(Mutation::TombstonesForgottenInReplay)));
+        }
+        process.tasks.spawn(supervise(worker));
         process
     }
 
@@ -180,168 +188,95 @@ impl Process {
     }
 }
 
-struct Worker {
-    world: Arc<World>,
-    gate: Arc<Gate>,
-    halts: Arc<Halts>,
-    frontier: Arc<Frontier>,
-    stop: CancellationToken,
+/// Starts the worker again whenever it ends by itself.
+async fn supervise(worker: Worker) {
+    loop {
+        match Box::pin(worker.run(false, |_| {})).await {
+            Ok(_) => return,
+            Err(error) => worker.halts.trouble("start", &error.to_string()),
+        }
+        tokio::select! { biased; () = worker.stop.cancelled() => return, () = tokio::time::sleep(RETRY_EVERY) => {} }
+    }
 }
 
-impl Worker {
-    async fn run(self) {
-        loop {
-            match Box::pin(self.attempt()).await {
-                Ok(()) => return,
-                Err(error) => self.halts.trouble("start", &error.to_string()),
-            }
-            tokio::select! { biased; () = self.stop.cancelled() => return, () = tokio::time::sleep(RETRY_EVERY) => {} }
+/// A leader that forgets tombstones although something old may still come: always, or only while a replay runs.
+async fn forget_early(worker: Worker, in_replay: bool) {
+    // A replay of so few rows is over soon.
+    let every = if in_replay { FORGET_EVERY / 200 } else { FORGET_EVERY };
+    loop {
+        tokio::time::sleep(every).await;
+        let applied = worker.frontier.applied_clock();
+        if applied == 0 || (in_replay && !worker.store.any_replay().await.unwrap_or_default()) {
+            continue;
+        }
+        if let Ok(target) = worker.parts.target(Arc::clone(&worker.store), 0) {
+            let _ = target.forget_tombstones(applied).await;
         }
     }
+}
 
-    async fn attempt(&self) -> Result<(), PgError> {
-        let (store, leases) = (store(&self.world, &self.gate), store(&self.world, &self.gate));
-        let lease = {
-            let session = leases.session().await?;
-            let taken = lease::acquire(session.client()?, "sim", "worker", "simulated").await?;
-            let lease = taken.map_err(|holder| PgError::Unreachable(format!("{} holds the lease", holder.holder)))?;
-            lease::end_predecessor(session.client()?, "sim").await?;
-            lease
-        };
-        let log = self.world.log.open(Arc::clone(&self.gate));
-        for (partition, newest_us) in store.newest_commits().await? {
-            self.frontier.applied_changes(partition, 0, None, Some(newest_us));
-        }
-        store.register_tables(&super::source::WATCHED.map(str::to_owned)).await?;
-        let plans = target::tables().into_iter().map(|table| table.plan).collect();
-        let config = Arc::clone(&self.world.config);
-        let target =
-            PgTarget::planned(config, address(&self.world, &self.gate), Arc::clone(&store), lease.epoch, plans);
-        let target = Arc::new(target);
-        let fallback = store.position().await?;
-        let clock_min = if fallback.is_none() { target.highest_version().await? } else { 0 };
-        if !self.judge_log(&store, &*log).await? {
-            self.stop.cancelled().await;
-            return Ok(());
-        }
-        let server =
-            Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate), clock_min });
-        let work = self.stop.child_token();
-        let _ended_with_this = work.clone().drop_guard();
-        let mut tasks = JoinSet::new();
-        let capture = CaptureLoop {
-            source: Arc::clone(&server) as _,
-            register: self.world.register(Notes { store: Arc::clone(&store), used: target.used_columns() }),
-            log: Arc::clone(&log) as _,
-            frontier: Arc::clone(&self.frontier),
-            halts: Arc::clone(&self.halts),
-            ambient: Arc::clone(&self.world.chance) as _,
-            pipeline: "sim".into(),
-            connector: "mysql".into(),
-            fallback,
-        };
-        tasks.spawn(capture.run(work.clone()));
-        tasks.spawn(self.copier(&server, &store, &target, &log).run(work.clone()));
-        for partition in 0..log.partitions() {
-            for topic in [Topic::Changes, Topic::Snapshot] {
-                tasks.spawn(self.apply_loop(&target, &log, topic, partition).run(work.clone()));
-            }
-        }
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => {}
-            () = renew(&leases, lease) => self.halts.trouble("lease", "it was lost"),
-            () = self.forget_tombstones(&target) => {}
-        }
-        work.cancel();
-        while tasks.join_next().await.is_some() {}
-        if let Ok(session) = leases.session().await
-            && let Ok(client) = session.client()
-        {
-            let _ = lease::release(client, "sim", "worker", lease).await;
-        }
+/// Events that nobody follows.
+#[derive(Debug)]
+struct Nowhere;
+
+#[async_trait]
+impl EventSink for Nowhere {
+    async fn append(&self, _events: &[NumberedEvent]) -> Result<(), EventSinkError> {
+        Ok(())
+    }
+}
+
+/// The parts of a simulated worker.
+struct Models {
+    world: Arc<World>,
+    gate: Arc<Gate>,
+}
+
+#[async_trait]
+impl Parts for Models {
+    fn store(&self) -> Result<Arc<Store>, WorkerError> {
+        Ok(store(&self.world, &self.gate))
+    }
+
+    // The model's tables are there from the beginning.
+    async fn prepare_state(&self, _store: &Store) -> Result<(), Attempt> {
         Ok(())
     }
 
-    async fn judge_log(&self, store: &Store, log: &dyn Log) -> Result<bool, PgError> {
-        if self.world.is(Mutation::NoTailCheck) {
-            return Ok(true);
-        }
-        for (topic, partition, next) in store.next_offsets(log.epoch()).await? {
-            if let Err(error) = apply::reaches(log, topic, partition, next).await {
-                self.halts.halt("log", Halt { reason: error.to_string(), remedy: String::new() });
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn source(&self, _store: Arc<Store>, _frontier: Arc<Frontier>) -> Result<Arc<dyn Source>, WorkerError> {
+        Ok(Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate) }))
     }
 
-    fn copier(
-        &self,
-        server: &Arc<ModelServer>,
-        store: &Arc<Store>,
-        target: &Arc<PgTarget>,
-        log: &Arc<impl Log + 'static>,
-    ) -> Copier {
-        let snapshot = &self.world.config.snapshot;
-        Copier {
-            scans: Arc::clone(server) as _,
-            progress: Arc::clone(store) as _,
-            sweep: self.world.sweep(target),
-            log: Arc::clone(log) as _,
-            frontier: Arc::clone(&self.frontier),
-            halts: Arc::clone(&self.halts),
-            ambient: Arc::clone(&self.world.chance) as _,
-            pipeline: "sim".into(),
-            connector: "mysql".into(),
-            chunk_rows: snapshot.chunk_rows,
-            parallel: snapshot.parallel,
-            lag_max_seconds: snapshot.lag_max_seconds,
-        }
+    async fn log(&self, _lease: Lease) -> Result<Arc<dyn Log>, LogError> {
+        Ok(self.world.log.open(Arc::clone(&self.gate)))
     }
 
-    fn apply_loop(
-        &self,
-        target: &Arc<PgTarget>,
-        log: &Arc<impl Log + 'static>,
-        topic: Topic,
-        partition: u32,
-    ) -> ApplyLoop {
-        let config = &self.world.config;
-        ApplyLoop {
-            target: Arc::clone(target) as _,
-            log: Arc::clone(log) as _,
-            frontier: Arc::clone(&self.frontier),
-            halts: Arc::clone(&self.halts),
-            ambient: Arc::clone(&self.world.chance) as _,
-            topic,
-            partition,
-            bounds: Bounds { rows_max: config.apply.batch_rows_max, bytes_max: config.apply.batch_bytes_max },
-            sinks: if topic == Topic::Changes { 1 } else { config.snapshot.apply_parallel },
-        }
+    fn target(&self, store: Arc<Store>, number: i64) -> Result<Arc<dyn Target>, TargetError> {
+        let inner = target::planned(&self.world.config, address(&self.world, &self.gate), store, number);
+        Ok(Arc::new(Twisted { inner: Arc::new(inner), mutation: self.world.chance.run.mutation }))
     }
 
-    /// As the steward does.
-    async fn forget_tombstones(&self, target: &PgTarget) {
-        loop {
-            tokio::time::sleep(FORGET_EVERY).await;
-            let applied = self.frontier.applied_clock();
-            let idle = self.world.is_following() || self.world.is(Mutation::TombstonesForgottenEarly);
-            if idle && applied > 0 {
-                let _ = target.forget_tombstones(applied).await;
-            }
-        }
+    fn register(&self, notes: Notes) -> Arc<dyn Register> {
+        self.world.register(notes)
     }
-}
 
-/// Renews the lease until it is lost.
-async fn renew(leases: &Store, lease: Lease) {
-    loop {
-        tokio::time::sleep(lease::RENEW_EVERY).await;
-        let Ok(session) = leases.session().await else { continue };
-        let Ok(client) = session.client() else { continue };
-        if let Ok(false) = lease::renew(client, "sim", "worker", lease).await {
-            return;
-        }
+    fn transforms(&self) -> Result<String, TargetError> {
+        Ok("simulated".into())
+    }
+
+    fn event_sink(&self) -> Result<Arc<dyn EventSink>, LogError> {
+        Ok(Arc::new(Nowhere))
+    }
+
+    fn environment(&self) -> Arc<dyn Environment> {
+        Arc::clone(&self.world.chance) as _
+    }
+
+    fn process(&self) -> String {
+        "simulated".into()
+    }
+
+    fn forget_every(&self) -> Duration {
+        FORGET_EVERY
     }
 }

@@ -1,5 +1,5 @@
-//! One run: a source under load, a worker, a target, and an operator on a bad day. At the end all is calm, and the target
-//! must show what the source has.
+//! One run: a source under load, a worker, a target, and an operator on a bad day. At the end all is calm, and the
+//! target must show what the source has.
 
 use std::{
     path::PathBuf,
@@ -10,11 +10,16 @@ use std::{
 use async_trait::async_trait;
 use cutover::{
     config::Config,
-    control::{source::Notes, target::PgTarget},
+    control::{notes::Notes, replay::Ask},
     model::{Position, TableName, TableSchema, Value, Version},
+    observe::Environment as _,
     pipeline::capture::Register,
-    snapshot::{SnapshotError, Sweep},
     source::CaptureError,
+    state::{
+        dead_letters::{DeadLetterState, Selection},
+        replays::From,
+        requests::Command,
+    },
 };
 
 use super::{
@@ -88,17 +93,6 @@ impl World {
     pub fn register(self: &Arc<Self>, notes: Notes) -> Arc<dyn Register> {
         Arc::new(Registered { notes, world: Arc::clone(self) })
     }
-
-    pub fn sweep(self: &Arc<Self>, target: &Arc<PgTarget>) -> Arc<dyn Sweep> {
-        Arc::new(Swept { target: Arc::clone(target), world: Arc::clone(self) })
-    }
-
-    /// Whether every table is copied, and nothing waits or is set aside.
-    pub fn is_following(&self) -> bool {
-        self.oracle.is_copied(&self.postgres)
-            && self.oracle.waiting(&self.postgres) == 0
-            && self.oracle.dead_letters(&self.postgres).is_empty()
-    }
 }
 
 struct Registered {
@@ -123,18 +117,6 @@ impl Register for Registered {
 
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
         self.notes.all_copied_again().await
-    }
-}
-
-struct Swept {
-    target: Arc<PgTarget>,
-    world: Arc<World>,
-}
-
-#[async_trait]
-impl Sweep for Swept {
-    async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
-        if self.world.is(Mutation::NoSweep) { Ok(true) } else { self.target.sweep(table, before).await }
     }
 }
 
@@ -185,6 +167,10 @@ impl World {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let amends = load::amends(&self.source.newest());
             if !amends.is_empty() {
+                // What still holds one of these rows was to be seen first.
+                while !self.source.is_free(&amends) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 self.source.commit(amends);
             }
         }
@@ -302,13 +288,48 @@ impl Operator {
         if self.strikes(Fault::Resnapshot, 0.03) {
             self.copy_again(WATCHED[chance.number(0..3) as usize]).await;
         }
+        if self.strikes(Fault::Replay, 0.02) {
+            self.replay().await;
+        }
+        if self.strikes(Fault::Retry, 0.02) {
+            self.retry().await;
+        }
+    }
+
+    /// Leaves a request, as a command does.
+    async fn ask(&self, command: Command, arguments: &serde_json::Value) {
+        let store = worker::store(&self.world, &Arc::<Gate>::default());
+        let asked = tokio::time::timeout(Duration::from_secs(5), store.ask_with(command, arguments)).await;
+        self.world.chance.note(format!("asked: {} {arguments}: {}", command.name(), matches!(asked, Ok(Ok(_)))));
     }
 
     /// `cutover resnapshot TABLE`
     async fn copy_again(&self, table: &str) {
+        self.ask(Command::Resnapshot, &serde_json::json!({ "subject": table })).await;
+    }
+
+    /// `cutover replay --from TIMESTAMP`, or from the beginning, sometimes of one table.
+    async fn replay(&self) {
+        let chance = &self.world.chance;
+        let from = if chance.likely(0.5) {
+            From::Beginning
+        } else {
+            From::TimeUs(chance.now_us() - chance.number(0..5_000_000).cast_signed())
+        };
+        let tables = if chance.likely(0.5) { Vec::new() } else { vec![WATCHED[chance.number(0..3) as usize].into()] };
+        let ask = Ask { from, label: "simulated".into(), tables, dry_run: chance.likely(0.1) };
+        self.ask(Command::Replay, &serde_json::to_value(ask).unwrap()).await;
+    }
+
+    /// `cutover dlq retry`
+    async fn retry(&self) {
         let store = worker::store(&self.world, &Arc::<Gate>::default());
-        let asked = tokio::time::timeout(Duration::from_secs(5), store.queue_copy(table, 0)).await;
-        self.world.chance.note(format!("asked to copy {table} again: {}", matches!(asked, Ok(Ok(true)))));
+        let letters = store.dead_letters(DeadLetterState::Open, &Selection::All);
+        let Ok(Ok(letters)) = tokio::time::timeout(Duration::from_secs(5), letters).await else { return };
+        let ids: Vec<i64> = letters.iter().map(|letter| letter.id).collect();
+        if !ids.is_empty() {
+            self.ask(Command::RetryDeadLetters, &serde_json::json!({ "ids": ids })).await;
+        }
     }
 
     /// Does what a halt's remedy says.
@@ -319,9 +340,9 @@ impl Operator {
             return Ok(());
         }
         self.repaired = Some(tokio::time::Instant::now());
-        self.world.chance.note(format!("halted: {}", halt.reason));
-        let source_lost = ["never executed", "purged"].iter().any(|word| halt.reason.contains(word));
-        let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.reason.contains(word));
+        self.world.chance.note(format!("halted: {}", halt.what));
+        let source_lost = ["never executed", "purged"].iter().any(|word| halt.what.contains(word));
+        let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.what.contains(word));
         if source_lost {
             for table in WATCHED {
                 self.copy_again(table).await;
@@ -331,7 +352,7 @@ impl Operator {
             self.world.log.lose();
             self.start();
         } else {
-            return Err(format!("a halt that nothing explains: {} ({})", halt.reason, halt.remedy));
+            return Err(format!("a halt that nothing explains: {} ({})", halt.what, halt.fix));
         }
         Ok(())
     }
@@ -364,7 +385,11 @@ impl Operator {
         let reached =
             captured.is_some_and(|captured| captured.position.covers(&end) && process.frontier.reached(&captured.ends));
         let (oracle, postgres) = (&self.world.oracle, &self.world.postgres);
-        reached && process.halts.first().is_none() && oracle.is_copied(postgres) && oracle.waiting(postgres) == 0
+        reached
+            && process.halts.first().is_none()
+            && oracle.is_copied(postgres)
+            && oracle.waiting(postgres) == 0
+            && oracle.asked(postgres).is_empty()
     }
 
     fn whereabouts(&self) -> String {
@@ -378,9 +403,10 @@ impl Operator {
             )
         });
         format!(
-            "source at {:?}; {}; copied {}, waiting {}, dead letters {:?}",
+            "source at {:?}; {}; asked {:?}, copied {}, waiting {}, dead letters {:?}",
             self.world.source.end(),
             worker.unwrap_or_default(),
+            oracle.asked(postgres),
             oracle.is_copied(postgres),
             format_args!("{:?}", postgres.cutover_rows("waiting")),
             oracle.dead_letters(postgres)

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use cutover::{
-    control::{lease, store::Store},
     log::{Topic, record::ChunkEnd},
     model::Plan,
-    snapshot::{Chunk, Progress, Range},
+    snapshot::{Chunk, KeyRange, Progress},
+    state::{Store, lease},
     target::postgres::{left_statement, sweep_statement},
 };
 
@@ -226,7 +226,7 @@ async fn copies(rig: &Rig) -> Vec<String> {
     lines.push(format!("{:?}", store.began(&copy, 4).await.unwrap()));
     lines.push(format!("{:?}", store.began(&copy, 9).await.unwrap()));
     let chunk = |number, lower: Option<&str>, upper: Option<&str>| {
-        let range = Range { lower: lower.map(str::to_owned), upper: upper.map(str::to_owned) };
+        let range = KeyRange { lower: lower.map(str::to_owned), upper: upper.map(str::to_owned) };
         Chunk { number, range, done: false }
     };
     store.add_chunk(&copy, &chunk(1, None, Some("[5]")), false).await.unwrap();

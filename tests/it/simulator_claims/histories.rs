@@ -3,7 +3,7 @@
 use cutover::{
     log::Topic,
     target::{
-        Applied, ApplyError, Batch, Event, Sink,
+        Applied, ApplyError, Batch, BatchEvent, Sink,
         postgres::{ApplyConfig, PostgresSink, SinkOptions},
     },
 };
@@ -46,7 +46,7 @@ impl Lane {
         Lane { sink, topic, next }
     }
 
-    async fn apply(&mut self, events: Vec<Event>, complete: bool) -> Result<Applied, ApplyError> {
+    async fn apply(&mut self, events: Vec<BatchEvent>, complete: bool) -> Result<Applied, ApplyError> {
         let batch = Batch {
             topic: self.topic,
             partition: 0,
@@ -112,13 +112,13 @@ impl Source {
     }
 
     /// One change of the source.
-    fn change(&mut self) -> Vec<Event> {
+    fn change(&mut self) -> Vec<BatchEvent> {
         self.version += 10_000;
         let (table, id) = (*[0, 0, 1, 2].choose(&mut self.random).unwrap(), self.random.random_range(0..KEYS));
         let schema = Self::schema(table);
         if self.random.random_bool(0.02) {
             self.rows[table].fill(None);
-            return vec![Event::Truncate { schema, version: self.version }];
+            return vec![BatchEvent::Truncate { schema, version: self.version }];
         }
         let before = self.rows[table][id].clone();
         match before {
@@ -136,7 +136,7 @@ impl Source {
     }
 
     /// An update; now and then of two rows that change places in a unique column.
-    fn swap(&mut self, table: usize, id: usize, before: &Value) -> Vec<Event> {
+    fn swap(&mut self, table: usize, id: usize, before: &Value) -> Vec<BatchEvent> {
         let schema = Self::schema(table);
         let other = self.random.random_range(0..KEYS);
         if let (0, true, Some(second)) = (table, other != id, self.rows[0][other].clone())
@@ -158,7 +158,7 @@ impl Source {
     }
 
     /// Rows as a copy reads them, now or a while ago.
-    fn copied(&mut self) -> Vec<Event> {
+    fn copied(&mut self) -> Vec<BatchEvent> {
         let table = self.random.random_range(0..3);
         let schema = Self::schema(table);
         let seen = self.version - 10_000 * self.random.random_range(0..20);
@@ -172,10 +172,10 @@ impl Source {
 }
 
 /// Every batch of a history, for which lane, and whether its transaction ends there.
-fn batches(seed: u64) -> Vec<(Topic, Vec<Event>, bool)> {
+fn batches(seed: u64) -> Vec<(Topic, Vec<BatchEvent>, bool)> {
     let mut source = Source::new(seed);
-    let mut seen: Vec<Event> = Vec::new();
-    let mut batches: Vec<(Topic, Vec<Event>, bool)> = Vec::new();
+    let mut seen: Vec<BatchEvent> = Vec::new();
+    let mut batches: Vec<(Topic, Vec<BatchEvent>, bool)> = Vec::new();
     for _ in 0..BATCHES {
         if source.random.random_bool(0.25) {
             let events = source.copied();

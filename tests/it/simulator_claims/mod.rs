@@ -1,9 +1,10 @@
 //! What the model of PostgreSQL claims, claimed of real servers too.
 //!
-//! Each test plays scripts of two or three sessions, statement by statement, on PostgreSQL 15, on 18 and on the model, and compares
-//! answers, SQLSTATEs, who waited and when it went on, and the tables at the end. What a test asserts beyond
-//! that is the point of its claim: `b3: waits` is the third step counted from 0, of session `b`.
+//! Each test plays scripts of two or three sessions, statement by statement, on PostgreSQL 15, on 18 and on the model,
+//! and compares answers, SQLSTATEs, who waited and when it went on, and the tables at the end. What a test asserts
+//! beyond that is the point of its claim: `b3: waits` is the third step counted from 0, of session `b`.
 
+mod control;
 mod cutover_tables;
 mod foreign_keys;
 mod histories;

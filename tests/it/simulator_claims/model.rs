@@ -1,4 +1,5 @@
-//! What the model can do that no claim of a real server shows: faults on demand, weaknesses, the same run for the same seed.
+//! What the model can do that no claim of a real server shows: faults on demand, weaknesses, the same run for the same
+//! seed.
 
 use std::{
     sync::{Arc, Mutex},
@@ -7,12 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use cutover::{
-    control::lease,
-    database::postgres::{Session, Target},
+    database::postgres::{Address, Session},
     log::Topic,
-    model::{Coverage, Op, Plan, PlanColumn, Role, TableName, TargetColumn, TargetTable, Version},
+    model::{Coverage, Op, Plan, PlanColumn, PlanRole, TableName, TargetColumn, TargetTable, Version},
+    state::lease,
     target::{
-        ApplyError, Batch, Event, RowEvent, Sink,
+        ApplyError, Batch, BatchEvent, Pass, RowEvent, Sink,
         postgres::{ApplyConfig, PostgresSink, SinkOptions},
     },
 };
@@ -23,7 +24,8 @@ use super::{rig::options, tables::parents};
 use crate::{
     apply_rig::{EPOCH, PIPELINE},
     simulator::postgres::{
-        Change, Fault, Faults, ModelTable, Moment, Point, Postgres, SessionInfo, Settings, Value, Watch, Weakness,
+        Change, Fault, Faults, ModelTable, Moment, Point, Postgres, SessionInfo, Settings, SqlError, Value, Watch,
+        Weakness,
     },
 };
 
@@ -60,10 +62,17 @@ fn parents_table() -> ModelTable {
         columns: columns.into(),
         identity: String::new(),
         coverage: Coverage::Total,
-        role: Role::Whole,
+        role: PlanRole::Whole,
         key_reads: Some(vec![0]),
     };
-    ModelTable::new(plan, Arc::new(|row| Ok(vec![vec![row.get("id"), row.get("name")]])))
+    let refused = |row: &[Value]| {
+        let bad = row[1] == Value::text("bad");
+        bad.then(|| SqlError::of("23514", "parents_name_check", "the name is bad"))
+    };
+    ModelTable {
+        check: Some(Arc::new(refused)),
+        ..ModelTable::new(plan, Arc::new(|row| Ok(vec![vec![row.get("id"), row.get("name")]])))
+    }
 }
 
 /// Faults as a function of the moment.
@@ -84,8 +93,8 @@ fn sound() -> Arc<Postgres> {
     model(Weakness::default(), |_| Fault::Continue)
 }
 
-fn target(pg: &Arc<Postgres>) -> Target {
-    Target::parse("postgresql://cutover@localhost/model").unwrap().through(pg.clone())
+fn target(pg: &Arc<Postgres>) -> Address {
+    Address::parse("postgresql://cutover@localhost/model").unwrap().through(pg.clone())
 }
 
 async fn session(pg: &Arc<Postgres>, name: &str) -> Session {
@@ -101,6 +110,19 @@ struct Lane {
 
 impl Lane {
     async fn open(pg: &Arc<Postgres>, topic: Topic) -> Result<Self, ApplyError> {
+        let mut sink = Self::sink(pg, topic).await?;
+        let next = sink.claim(EPOCH).await?.next_offset;
+        Ok(Lane { sink, topic, next })
+    }
+
+    /// As [`Self::open`], for a pass of a replay.
+    async fn replaying(pg: &Arc<Postgres>, pass: Pass) -> Result<Self, ApplyError> {
+        let mut sink = Self::sink(pg, pass.topic()).await?.replaying(pass);
+        let next = sink.claim(EPOCH).await?.next_offset;
+        Ok(Lane { sink, topic: pass.topic(), next })
+    }
+
+    async fn sink(pg: &Arc<Postgres>, topic: Topic) -> Result<PostgresSink, ApplyError> {
         let options = SinkOptions {
             target: target(pg),
             session: options(&lease::sink_name(PIPELINE, topic, 0), false),
@@ -111,12 +133,10 @@ impl Lane {
             check_offset: true,
             config: ApplyConfig::default(),
         };
-        let mut sink = PostgresSink::open(options, Arc::from([parents_table().plan])).await?;
-        let next = sink.claim(EPOCH).await?.next_offset;
-        Ok(Lane { sink, topic, next })
+        PostgresSink::open(options, Arc::from([parents_table().plan])).await
     }
 
-    async fn apply(&mut self, events: Vec<Event>) -> Result<(), ApplyError> {
+    async fn apply(&mut self, events: Vec<BatchEvent>) -> Result<(), ApplyError> {
         let batch = Batch {
             topic: self.topic,
             partition: 0,
@@ -135,11 +155,11 @@ impl Lane {
     }
 }
 
-fn event(op: Op, id: i64, name: &str, version: Version) -> Event {
+fn event(op: Op, id: i64, name: &str, version: Version) -> BatchEvent {
     let row = json!({ "id": id, "name": name });
     let (before, after) = if op == Op::Delete { (Some(&row), None) } else { (None, Some(&row)) };
     let value = json!({ "before": before, "after": after, "source": {}, "op": op.letter().to_string(), "ts_ms": 0 });
-    Event::Row(RowEvent {
+    BatchEvent::Row(RowEvent {
         schema: parents(),
         key: Bytes::from(json!({ "id": id }).to_string()),
         value: Bytes::from(value.to_string()),
@@ -279,6 +299,44 @@ async fn a_stranded_session_keeps_its_locks_until_it_is_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replay_has_offsets_of_its_own_and_notes_what_it_cannot_apply() {
+    let pg = sound();
+    let mut live = Lane::open(&pg, Topic::Changes).await.unwrap();
+    live.apply(vec![event(Op::Insert, 1, "a", 5), event(Op::Insert, 2, "b", 6)]).await.unwrap();
+    live.apply(vec![event(Op::Delete, 3, "c", 9)]).await.unwrap();
+    let control = session(&pg, "control").await;
+    let client = &control.client;
+    let topics = ["replay.deletes", "replay.snapshot", "replay.changes"].map(str::to_owned).to_vec();
+    let (parts, nexts) = (vec![0i32; 3], vec![0i64, 0, 4]);
+    let begin = Postgres::text_of("begin replay");
+    client.execute(begin, &[&PIPELINE, &1i64, &"{}", &EPOCH, &topics, &parts, &nexts]).await.unwrap();
+    let mut deletes = Lane::replaying(&pg, Pass::Deletes).await.unwrap();
+    deletes.apply(vec![event(Op::Delete, 4, "d", 7), event(Op::Insert, 5, "e", 8)]).await.unwrap();
+    assert_eq!(pg.rows(PARENTS), [row(1, "a", 5), row(2, "b", 6)].into());
+    assert_eq!(pg.tombstones(PARENTS), [(vec![Value::Int(3)], 9), (vec![Value::Int(4)], 7)].into());
+    let mut changes = Lane::replaying(&pg, Pass::Changes).await.unwrap();
+    assert_eq!((deletes.next, changes.next), (1, 4));
+    let bad = |version| vec![event(Op::Insert, 1, "x", version), event(Op::Update, 2, "bad", version)];
+    changes.apply(bad(6)).await.unwrap();
+    let noted = || {
+        let letters = pg.cutover_rows("dead_letters");
+        letters.iter().map(|row| (row["version"].int(), row["state"].str().to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(noted(), [(6, "replay".to_owned())]);
+    assert_eq!(pg.rows(PARENTS), [row(1, "x", 6), row(2, "b", 6)].into());
+    changes.apply(bad(7)).await.unwrap();
+    assert_eq!(noted(), [(7, "replay".to_owned())]);
+    changes.apply(vec![event(Op::Update, 2, "good", 8)]).await.unwrap();
+    assert!(noted().is_empty());
+    assert_eq!(pg.rows(PARENTS), [row(1, "x", 7), row(2, "good", 8)].into());
+    let end = Postgres::text_of("end replay");
+    client.execute(end, &[&PIPELINE, &1i64, &"done", &""]).await.unwrap();
+    let lanes = pg.cutover_rows("offsets").iter().map(|row| row["topic"].str().to_owned()).collect::<Vec<_>>();
+    assert_eq!(lanes, ["changes"]);
+    pg.check();
+}
+
+#[tokio::test(start_paused = true)]
 #[should_panic(expected = "does not know this statement")]
 async fn a_statement_that_is_not_known_breaks_the_model() {
     let pg = sound();
@@ -287,7 +345,7 @@ async fn a_statement_that_is_not_known_breaks_the_model() {
 }
 
 /// What a weak server ends with where a sound one ends with `sound`.
-async fn weak(weakness: Weakness, events: &[(Topic, Event)]) -> [usize; 2] {
+async fn weak(weakness: Weakness, events: &[(Topic, BatchEvent)]) -> [usize; 2] {
     let mut ends = [0; 2];
     for (end, weakness) in ends.iter_mut().zip([Weakness::default(), weakness]) {
         let pg = model(weakness, |_| Fault::Continue);
@@ -307,7 +365,7 @@ async fn each_weakness_of_a_statement_shows() {
     let buried = [(changes, event(Op::Delete, 1, "x", 6)), (snapshot, event(Op::Read, 1, "right", 5))];
     let newer = [(changes, event(Op::Insert, 1, "right", 6)), (snapshot, event(Op::Read, 1, "wrong", 5))];
     let kept = [(changes, event(Op::Insert, 1, "right", 6)), (changes, event(Op::Delete, 1, "x", 5))];
-    let truncate = Event::Truncate { schema: parents(), version: 6 };
+    let truncate = BatchEvent::Truncate { schema: parents(), version: 6 };
     let fenced = [(changes, truncate), (snapshot, event(Op::Read, 1, "right", 5))];
     let off = Weakness::default();
     for (weakness, events, ends) in [

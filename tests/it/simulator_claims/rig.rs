@@ -1,14 +1,15 @@
 //! Running the same script on real servers and on the model, and writing down what happened in the same words.
 //!
-//! A script is a list of statements, each on a session. The next one is sent when the one before has answered or waits for a
-//! lock. What is written down: answers, SQLSTATEs, who waited and after which statement it went on, and the
+//! A script is a list of statements, each on a session. The next one is sent when the one before has answered or waits
+//! for a lock. What is written down: answers, SQLSTATEs, who waited and after which statement it went on, and the
 //! tables at the end.
 
 use std::{sync::Arc, time::Duration};
 
 use cutover::{
-    database::postgres::{Options, Session, Target, state},
+    database::postgres::{Address, Options, Session},
     model::Plan,
+    state::format,
     target::postgres::{Builder, prepare_target},
 };
 use tokio::task::JoinHandle;
@@ -70,8 +71,8 @@ async fn real(name: &'static str, pg: support::Postgres, deferral: Deferral) -> 
     let sources = [tables::users(), tables::parents(), tables::children()];
     let checked = checked(&pg, &sources, &TRANSFORMS).await;
     assert!(checked.passed(), "{:#?}", checked.problems);
-    let session = Session::open(&Target::parse(&pg.url()).unwrap(), &options("prepare", false)).await.unwrap();
-    state::ensure(&session.client).await.unwrap();
+    let session = Session::open(&Address::parse(&pg.url()).unwrap(), &options("prepare", false)).await.unwrap();
+    format::ensure(&session.client).await.unwrap();
     for plan in &checked.plans {
         prepare_target(&session, plan).await.unwrap();
     }
@@ -90,11 +91,11 @@ pub fn options(name: &str, replica: bool) -> Options {
 }
 
 impl Rig {
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> Address {
         match &self.server {
-            Server::Real(pg) => Target::parse(&pg.url()).unwrap(),
+            Server::Real(pg) => Address::parse(&pg.url()).unwrap(),
             Server::Model(pg) => {
-                Target::parse("postgresql://cutover_admin@localhost/model").unwrap().through(pg.clone())
+                Address::parse("postgresql://cutover_admin@localhost/model").unwrap().through(pg.clone())
             }
         }
     }
@@ -325,8 +326,8 @@ pub async fn play(rig: &Rig, steps: &[Step], replica: bool) -> Vec<String> {
     lines
 }
 
-/// Waits until every statement under way has answered or waits for a lock. What the step itself came to is told first: whether its
-/// answer or that of a statement that it let go on is noticed first is left to chance.
+/// Waits until every statement under way has answered or waits for a lock. What the step itself came to is told first:
+/// whether its answer or that of a statement that it let go on is noticed first is left to chance.
 async fn settle(
     rig: &Rig,
     now: usize,
@@ -363,8 +364,8 @@ async fn settle(
     lines.extend(told.into_iter().map(|(_, _, line)| line));
 }
 
-/// Plays the scripts, each on empty tables, on both real servers and on the model: all must tell the same. What they told,
-/// without the tables.
+/// Plays the scripts, each on empty tables, on both real servers and on the model: all must tell the same. What they
+/// told, without the tables.
 pub async fn claims(deferral: Deferral, replica: bool, scripts: &[Vec<Step>]) -> Vec<Vec<String>> {
     let mut all = rigs(deferral).await;
     let mut told = Vec::new();
@@ -384,6 +385,13 @@ pub async fn claims(deferral: Deferral, replica: bool, scripts: &[Vec<Step>]) ->
         told.push(expected.unwrap_or_default().into_iter().filter(|line| !table(line)).collect());
     }
     told
+}
+
+/// What the model alone tells of a script that needs no table of the user.
+pub async fn told_by_model(steps: &[Step]) -> Vec<String> {
+    let server = Server::Model(model::Postgres::new(Vec::new(), Arc::new(NoFaults)));
+    let rig = Rig { name: "model", server, plans: Arc::from([]), deferral: Deferral::NotDeferrable };
+    play(&rig, steps, false).await
 }
 
 /// As [`claims`], of one script without the replica role.

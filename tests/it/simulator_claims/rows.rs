@@ -9,7 +9,7 @@ use crate::{apply_rig::PIPELINE, simulator::postgres::Deferral};
 
 #[tokio::test]
 async fn claim_a_statement_that_waited_keeps_its_old_view_of_tombstones() {
-    // The trap of CORRECTNESS rule 1: the row comes back although its tombstone is there.
+    // The trap of rule 1: the row comes back although its tombstone is there.
     let told = claim(vec![
         live("a", "1", "x", 3),
         simple("a", "BEGIN"),

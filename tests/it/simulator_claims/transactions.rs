@@ -203,12 +203,12 @@ async fn claim_statements_sent_together_run_in_order_and_fail_together() {
 
 #[tokio::test]
 async fn claim_the_replica_role_is_refused_to_whom_may_not_have_it() {
-    use cutover::database::postgres::{Session, Target};
+    use cutover::database::postgres::{Address, Session};
     let pg = crate::support::Postgres::v15().await;
     let role = pg.role("secret").await;
-    let real = Target::parse(&pg.url_as(&role, "secret")).unwrap();
+    let real = Address::parse(&pg.url_as(&role, "secret")).unwrap();
     let model = Postgres::new(Vec::new(), Arc::new(crate::simulator::postgres::NoFaults));
-    let model = Target::parse("postgresql://cutover@localhost/model").unwrap().through(model);
+    let model = Address::parse("postgresql://cutover@localhost/model").unwrap().through(model);
     for target in [real, model] {
         let session = Session::open(&target, &super::rig::options("a", true)).await.unwrap();
         assert!(!session.replica);

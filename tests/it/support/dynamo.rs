@@ -23,8 +23,8 @@ pub struct Dynamo {
 }
 
 impl Dynamo {
-    /// On the service that all tests of this process share. DynamoDB Local gets slower with every change that it has seen: one that
-    /// outlives the process would be of no use after some runs.
+    /// On the service that all tests of this process share. DynamoDB Local gets slower with every change that it has
+    /// seen: one that outlives the process would be of no use after some runs.
     pub async fn shared() -> Self {
         static URL: OnceCell<String> = OnceCell::const_new();
         Self::at(URL.get_or_init(async || Own::Dynamodb.share()).await)

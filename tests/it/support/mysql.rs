@@ -60,8 +60,8 @@ impl Mysql {
         server::url_with(self.admin_url, Some((user, password)), &self.database)
     }
 
-    /// A user of this test's own, with these grants (`SELECT ON db.*`); its name is the database's, and it goes with it.
-    /// Granting again adds to what it has.
+    /// A user of this test's own, with these grants (`SELECT ON db.*`); its name is the database's, and it goes with
+    /// it. Granting again adds to what it has.
     pub async fn user(&self, password: &str, grants: &[&str]) -> String {
         let user = &self.database;
         self.exec(&format!("CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '{password}'")).await;

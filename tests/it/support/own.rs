@@ -1,7 +1,7 @@
 //! Servers of this test process alone, for tests that kill, pause or reconfigure them.
 //!
-//! They are an instance of `scripts/services` with ports of its own, started when first asked for. A guard process wipes them
-//! when this process is gone, however it ended. One test has a server at a time.
+//! They are an instance of `scripts/services` with ports of its own, started when first asked for. A guard process
+//! wipes them when this process is gone, however it ended. One test has a server at a time.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

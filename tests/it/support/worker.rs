@@ -156,7 +156,8 @@ impl Worker {
         body
     }
 
-    /// A sample by its name, labels included as they are printed: `cutover_changes_applied_total{table="t",op="insert"}`.
+    /// A sample by its name, labels included as they are printed:
+    /// `cutover_changes_applied_total{table="t",op="insert"}`.
     pub async fn metric(&self, sample: &str) -> Option<f64> {
         let metrics = self.metrics().await;
         metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())

@@ -13,7 +13,7 @@ use crate::{
     database::dynamodb::{
         Connector, Item, Service,
         catalog::{self, TableFacts},
-        scan::{self, Place},
+        scan::{self, ScanPosition},
     },
     model::TableSchema,
 };
@@ -72,7 +72,7 @@ pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
 async fn plan(service: &Service, facts: TableFacts, names: &mut BTreeSet<String>) -> Result<Planned, InitError> {
     let schema = facts.schema;
     let table = &schema.table.table;
-    let items: Vec<Item> = scan::page(service, table, &Place::start_of(0, 1), SAMPLE_ITEMS).await?.items;
+    let items: Vec<Item> = scan::page(service, table, &ScanPosition::start_of(0, 1), SAMPLE_ITEMS).await?.items;
     let sample = Sample::of(&items, |name| schema.key_columns().any(|column| column.name == name));
     let mut taken = BTreeSet::new();
     let mut columns: Vec<Column> = Vec::new();

@@ -1,4 +1,5 @@
-//! What the items of a table look like, told from some of them: a column for each attribute, with a type that fits all that was seen.
+//! What the items of a table look like, told from some of them: a column for each attribute, with a type that fits all
+//! that was seen.
 
 use std::{
     cmp::Reverse,

@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use crate::model::{Column, ColumnType, TTL_COLUMN, TableName, TableSchema, Value};
+use crate::model::{Column, ColumnType, Problem, TTL_COLUMN, TableName, TableSchema, Value};
 
 /// The column that holds the whole item.
 pub const ITEM_COLUMN: &str = "item";
@@ -41,15 +41,29 @@ pub enum Attribute {
 
 /// Why an item cannot be a row.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}", self.problem())]
 pub enum AttributeError {
-    #[error("an attribute has a type that this release does not know; use a newer one")]
     UnknownType,
-    #[error("an attribute of type N is not a number; report this with the item's type of attributes")]
     NotANumber,
-    #[error(
-        "an item lacks its key attribute `{0}`, or has it with another type; that contradicts DynamoDB's own rules: report it"
-    )]
     Key(String),
+}
+
+impl AttributeError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            AttributeError::UnknownType => {
+                Problem::new("an attribute has a type that this release does not know", "use a newer one")
+            }
+            AttributeError::NotANumber => {
+                Problem::new("an attribute of type N is not a number", "report this with the item's type of attributes")
+            }
+            AttributeError::Key(told) => Problem::new(
+                format!("an item lacks its key attribute `{told}`, or has it with another type"),
+                "that contradicts DynamoDB's own rules: report it",
+            ),
+        }
+    }
 }
 
 /// Both clients have a type of their own for the same thing.

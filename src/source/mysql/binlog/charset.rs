@@ -23,7 +23,7 @@ enum Form {
     Ascii,
     /// ASCII, and a table for the upper half.
     Single(&'static [u16; 128]),
-    /// Swedish seven bits: ASCII but for ten letters.
+    /// Swedish seven bits: ASCII except for ten letters.
     Swe7,
     Utf16 {
         big_endian: bool,
@@ -31,7 +31,7 @@ enum Form {
     /// UTF-16 without surrogates.
     Ucs2,
     Utf32,
-    /// Sequences of several bytes, as the Encoding Standard has them but for `runs`.
+    /// Sequences of several bytes, as the Encoding Standard has them except for `runs`.
     Multi {
         encoding: &'static Encoding,
         runs: &'static [Run],

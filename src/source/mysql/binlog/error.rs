@@ -2,58 +2,62 @@
 //!
 //! Every variant halts the source: skipping what cannot be read loses rows. Messages never carry row values.
 
-use crate::model::Disposition;
+use crate::model::{Disposition, Problem};
 
 /// An event that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum DecodeError {
-    #[error(
-        "the binlog event ends inside its {what}; check the source's binlog file with mysqlbinlog --verify-binlog-checksum"
-    )]
     Truncated { what: &'static str },
-    #[error(
-        "the binlog event's {what} is malformed; check the source's binlog file with mysqlbinlog --verify-binlog-checksum"
-    )]
     Malformed { what: &'static str },
-    #[error(
-        "the binlog event says checksum {stored:08x} and its bytes have {computed:08x}; the binlog or the connection is corrupt, check the source's disk and read from another replica"
-    )]
     Checksum { stored: u32, computed: u32 },
-    #[error(
-        "binlog event type {event_type} is unknown to this release; upgrade cutover, or report the server's version"
-    )]
     UnknownEvent { event_type: u8 },
-    #[error("the source wrote {what}, which cannot be followed; {remedy}")]
     Refused { what: &'static str, remedy: &'static str },
-    #[error("the source reports a binlog incident ({message}): events may be missing; find out why in its error log")]
     Incident { message: String },
-    #[error(
-        "the binlog event's {what} has {bytes} bytes, more than the {bytes_max} that are accepted; raise the issue with the server's version"
-    )]
     TooLarge { what: &'static str, bytes: u64, bytes_max: u64 },
-    #[error("the rows event is for table id {rows} and the table map for {map}; the events are out of order")]
     TableId { rows: u64, map: u64 },
-    #[error("the rows event has {rows} columns and its table map {map}; the events do not belong together")]
     ColumnCount { rows: u64, map: usize },
-    #[error("the row image lacks column {column} (counted from 1); set binlog_row_image=FULL on the source")]
     PartialImage { column: usize },
-    #[error("column {column} `{name}`: {error}")]
     Value { column: usize, name: String, error: ValueError },
 }
 
 /// A column value that cannot be decoded. Small, because it is returned once for every cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.problem())]
 pub enum ValueError {
-    #[error("the row ends inside the value; the binlog is corrupt or the table map is not this table's")]
     Truncated,
-    #[error("the {0} is malformed; the binlog is corrupt or the table map is not this table's")]
     Malformed(&'static str),
-    #[error("the bytes are no {0} text; correct the row at the source (CONVERT the column through BINARY)")]
     Undecodable(&'static str),
-    #[error("a zero or partial date, and zero_dates is `error`; correct the row or choose another zero_dates")]
     ZeroDate,
-    #[error("JSON nested deeper than {0} levels, which no MySQL server writes; the binlog is corrupt")]
     JsonDepth(usize),
+}
+
+impl ValueError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            ValueError::Truncated => Problem::new(
+                "the row ends inside the value",
+                "the binlog is corrupt or the table map is not this table's",
+            ),
+            ValueError::Malformed(told) => Problem::new(
+                format!("the {told} is malformed"),
+                "the binlog is corrupt or the table map is not this table's",
+            ),
+            ValueError::Undecodable(told) => Problem::new(
+                format!("the bytes are no {told} text"),
+                "correct the row at the source (CONVERT the column through BINARY)",
+            ),
+            ValueError::ZeroDate => Problem::new(
+                "a zero or partial date, and zero_dates is `error`",
+                "correct the row or choose another zero_dates",
+            ),
+            ValueError::JsonDepth(told) => Problem::new(
+                format!("JSON nested deeper than {told} levels, which no MySQL server writes"),
+                "the binlog is corrupt",
+            ),
+        }
+    }
 }
 
 /// The event's table map is not of the table that the catalog describes: the schema is to be read again for this
@@ -77,6 +81,52 @@ pub enum SchemaMismatch {
 }
 
 impl DecodeError {
+    /// What is wrong, and what to do about it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            DecodeError::Truncated { what } => Problem::new(
+                format!("the binlog event ends inside its {what}"),
+                "check the source's binlog file with mysqlbinlog --verify-binlog-checksum",
+            ),
+            DecodeError::Malformed { what } => Problem::new(
+                format!("the binlog event's {what} is malformed"),
+                "check the source's binlog file with mysqlbinlog --verify-binlog-checksum",
+            ),
+            DecodeError::Checksum { stored, computed } => Problem::new(
+                format!("the binlog event says checksum {stored:08x} and its bytes have {computed:08x}"),
+                "the binlog or the connection is corrupt, check the source's disk and read from another replica",
+            ),
+            DecodeError::UnknownEvent { event_type } => Problem::new(
+                format!("binlog event type {event_type} is unknown to this release"),
+                "upgrade cutover, or report the server's version",
+            ),
+            DecodeError::Refused { what, remedy } => {
+                Problem::new(format!("the source wrote {what}, which cannot be followed"), *remedy)
+            }
+            DecodeError::Incident { message } => Problem::new(
+                format!("the source reports a binlog incident ({message}): events may be missing"),
+                "find out why in its error log",
+            ),
+            DecodeError::TooLarge { what, bytes, bytes_max } => Problem::new(
+                format!("the binlog event's {what} has {bytes} bytes, more than the {bytes_max} that are accepted"),
+                "raise the issue with the server's version",
+            ),
+            DecodeError::TableId { rows, map } => Problem::new(
+                format!("the rows event is for table id {rows} and the table map for {map}"),
+                "the events are out of order",
+            ),
+            DecodeError::ColumnCount { rows, map } => Problem::new(
+                format!("the rows event has {rows} columns and its table map {map}"),
+                "the events do not belong together",
+            ),
+            DecodeError::PartialImage { column } => Problem::new(
+                format!("the row image lacks column {column} (counted from 1)"),
+                "set binlog_row_image=FULL on the source",
+            ),
+            DecodeError::Value { column, name, error } => error.problem().at(format_args!("column {column} `{name}`")),
+        }
+    }
+
     /// What the reader does next: always halt. A decoder's error does not go away by trying again.
     pub fn disposition(&self) -> Disposition {
         Disposition::Halt

@@ -66,7 +66,7 @@ pub(super) mod event_type {
 
 /// One event of the binlog.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event<'a> {
+pub enum BinlogEvent<'a> {
     /// The stream goes on at `position` of `file`.
     Rotate {
         position: u64,
@@ -113,29 +113,31 @@ pub struct FormatDescription {
 ///
 /// `body` is what lies between header and checksum. Of a format description that includes the byte that names
 /// the checksum; a body from which a client has already cut that byte is told by the header's `event_size`.
-pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Event<'a>, DecodeError> {
+pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<BinlogEvent<'a>, DecodeError> {
     use event_type::*;
     match header.event_type {
-        QUERY => query::decode(body).map(Event::Query),
+        QUERY => query::decode(body).map(BinlogEvent::Query),
         ROTATE => decode_rotate(header, body),
-        FORMAT_DESCRIPTION => decode_format_description(header, body).map(Event::FormatDescription),
-        XID => Reader::new(body).u64().during("XID").map(Event::Xid),
-        TABLE_MAP => TableMapBody::new(flavor, body).map(Event::TableMap),
-        WRITE_ROWS_V1 => rows::decode(RowsKind::Write, Layout::V1, body).map(Event::Rows),
-        UPDATE_ROWS_V1 => rows::decode(RowsKind::Update, Layout::V1, body).map(Event::Rows),
-        DELETE_ROWS_V1 => rows::decode(RowsKind::Delete, Layout::V1, body).map(Event::Rows),
-        WRITE_ROWS => rows::decode(RowsKind::Write, Layout::V2, body).map(Event::Rows),
-        UPDATE_ROWS => rows::decode(RowsKind::Update, Layout::V2, body).map(Event::Rows),
-        DELETE_ROWS => rows::decode(RowsKind::Delete, Layout::V2, body).map(Event::Rows),
-        HEARTBEAT => Ok(Event::Heartbeat { file: file_name(body)?, position: u64::from(header.log_pos) }),
+        FORMAT_DESCRIPTION => decode_format_description(header, body).map(BinlogEvent::FormatDescription),
+        XID => Reader::new(body).u64().during("XID").map(BinlogEvent::Xid),
+        TABLE_MAP => TableMapBody::new(flavor, body).map(BinlogEvent::TableMap),
+        WRITE_ROWS_V1 => rows::decode(RowsKind::Write, Layout::V1, body).map(BinlogEvent::Rows),
+        UPDATE_ROWS_V1 => rows::decode(RowsKind::Update, Layout::V1, body).map(BinlogEvent::Rows),
+        DELETE_ROWS_V1 => rows::decode(RowsKind::Delete, Layout::V1, body).map(BinlogEvent::Rows),
+        WRITE_ROWS => rows::decode(RowsKind::Write, Layout::V2, body).map(BinlogEvent::Rows),
+        UPDATE_ROWS => rows::decode(RowsKind::Update, Layout::V2, body).map(BinlogEvent::Rows),
+        DELETE_ROWS => rows::decode(RowsKind::Delete, Layout::V2, body).map(BinlogEvent::Rows),
+        HEARTBEAT => Ok(BinlogEvent::Heartbeat { file: file_name(body)?, position: u64::from(header.log_pos) }),
         HEARTBEAT_V2 => decode_heartbeat_v2(header, body),
-        GTID => gtid::decode_gtid(body).map(Event::Gtid),
-        GTID_TAGGED => gtid::decode_tagged_gtid(body).map(Event::Gtid),
-        ANONYMOUS_GTID => gtid::decode_gtid(body).map(|gtid| Event::AnonymousGtid(gtid.commit)),
-        PREVIOUS_GTIDS => gtid::decode_previous_gtids(body).map(Event::PreviousGtids),
+        GTID => gtid::decode_gtid(body).map(BinlogEvent::Gtid),
+        GTID_TAGGED => gtid::decode_tagged_gtid(body).map(BinlogEvent::Gtid),
+        ANONYMOUS_GTID => gtid::decode_gtid(body).map(|gtid| BinlogEvent::AnonymousGtid(gtid.commit)),
+        PREVIOUS_GTIDS => gtid::decode_previous_gtids(body).map(BinlogEvent::PreviousGtids),
         XA_PREPARE => decode_xa_prepare(body).during("XA transaction id"),
-        TRANSACTION_PAYLOAD => TransactionPayload::decode(body).map(Event::TransactionPayload),
-        STOP | IGNORABLE | ROWS_QUERY | TRANSACTION_CONTEXT | VIEW_CHANGE => Ok(Event::Ignorable(header.event_type)),
+        TRANSACTION_PAYLOAD => TransactionPayload::decode(body).map(BinlogEvent::TransactionPayload),
+        STOP | IGNORABLE | ROWS_QUERY | TRANSACTION_CONTEXT | VIEW_CHANGE => {
+            Ok(BinlogEvent::Ignorable(header.event_type))
+        }
         INCIDENT => Err(incident(body)),
         PARTIAL_UPDATE_ROWS => Err(DecodeError::Refused {
             what: "partial JSON updates",
@@ -148,20 +150,20 @@ pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Eve
             })
         }
         other => match flavor {
-            Flavor::MariaDb => decode_mariadb(header, body),
-            Flavor::Mysql if header.is_ignorable() => Ok(Event::Ignorable(other)),
+            Flavor::Mariadb => decode_mariadb(header, body),
+            Flavor::Mysql if header.is_ignorable() => Ok(BinlogEvent::Ignorable(other)),
             Flavor::Mysql => Err(DecodeError::UnknownEvent { event_type: other }),
         },
     }
 }
 
-fn decode_mariadb<'a>(header: &Header, body: &'a [u8]) -> Result<Event<'a>, DecodeError> {
+fn decode_mariadb<'a>(header: &Header, body: &'a [u8]) -> Result<BinlogEvent<'a>, DecodeError> {
     use event_type::*;
-    let compressed = |kind, layout| rows::decode_compressed(kind, layout, body).map(Event::Rows);
+    let compressed = |kind, layout| rows::decode_compressed(kind, layout, body).map(BinlogEvent::Rows);
     match header.event_type {
-        MARIADB_GTID => gtid::decode_mariadb_gtid(header.server_id, body).map(Event::MariaDbGtid),
-        MARIADB_GTID_LIST => gtid::decode_mariadb_gtid_list(body).map(Event::MariaDbGtidList),
-        MARIADB_QUERY_COMPRESSED => query::decode_compressed(body).map(Event::Query),
+        MARIADB_GTID => gtid::decode_mariadb_gtid(header.server_id, body).map(BinlogEvent::MariaDbGtid),
+        MARIADB_GTID_LIST => gtid::decode_mariadb_gtid_list(body).map(BinlogEvent::MariaDbGtidList),
+        MARIADB_QUERY_COMPRESSED => query::decode_compressed(body).map(BinlogEvent::Query),
         MARIADB_WRITE_ROWS_COMPRESSED_V1 => compressed(RowsKind::Write, Layout::V1),
         MARIADB_UPDATE_ROWS_COMPRESSED_V1 => compressed(RowsKind::Update, Layout::V1),
         MARIADB_DELETE_ROWS_COMPRESSED_V1 => compressed(RowsKind::Delete, Layout::V1),
@@ -170,14 +172,14 @@ fn decode_mariadb<'a>(header: &Header, body: &'a [u8]) -> Result<Event<'a>, Deco
         MARIADB_DELETE_ROWS_COMPRESSED => compressed(RowsKind::Delete, Layout::V2),
         // The server decrypts what it sends, so that the start of encryption means nothing to a client.
         MARIADB_ANNOTATE_ROWS | MARIADB_BINLOG_CHECKPOINT | MARIADB_START_ENCRYPTION => {
-            Ok(Event::Ignorable(header.event_type))
+            Ok(BinlogEvent::Ignorable(header.event_type))
         }
-        other if header.is_ignorable() => Ok(Event::Ignorable(other)),
+        other if header.is_ignorable() => Ok(BinlogEvent::Ignorable(other)),
         other => Err(DecodeError::UnknownEvent { event_type: other }),
     }
 }
 
-fn decode_rotate<'a>(header: &Header, body: &[u8]) -> Result<Event<'a>, DecodeError> {
+fn decode_rotate<'a>(header: &Header, body: &[u8]) -> Result<BinlogEvent<'a>, DecodeError> {
     // The ROTATE that a server makes to begin a stream comes before the format description that tells whether
     // there are checksums; MariaDB's has one. Its own bytes prove it.
     let body = match body.split_last_chunk::<4>() {
@@ -190,7 +192,7 @@ fn decode_rotate<'a>(header: &Header, body: &[u8]) -> Result<Event<'a>, DecodeEr
     };
     let mut reader = Reader::new(body);
     let position = reader.u64().during("position")?;
-    Ok(Event::Rotate { position, file: file_name(reader.rest())? })
+    Ok(BinlogEvent::Rotate { position, file: file_name(reader.rest())? })
 }
 
 /// A binlog file's name. It is the operator's to choose, within what a file system and a prompt can show.
@@ -228,7 +230,7 @@ fn decode_format_description(header: &Header, body: &[u8]) -> Result<FormatDescr
     Ok(FormatDescription { server_version, checksum })
 }
 
-fn decode_heartbeat_v2<'a>(header: &Header, body: &[u8]) -> Result<Event<'a>, DecodeError> {
+fn decode_heartbeat_v2<'a>(header: &Header, body: &[u8]) -> Result<BinlogEvent<'a>, DecodeError> {
     const END: u64 = 0;
     const FILE: u64 = 1;
     const POSITION: u64 = 2;
@@ -247,10 +249,10 @@ fn decode_heartbeat_v2<'a>(header: &Header, body: &[u8]) -> Result<Event<'a>, De
         }
     }
     let file = file.ok_or(DecodeError::Malformed { what: "heartbeat" })?;
-    Ok(Event::Heartbeat { file, position })
+    Ok(BinlogEvent::Heartbeat { file, position })
 }
 
-fn decode_xa_prepare<'a>(body: &[u8]) -> Result<Event<'a>, Short> {
+fn decode_xa_prepare<'a>(body: &[u8]) -> Result<BinlogEvent<'a>, Short> {
     let mut reader = Reader::new(body);
     let one_phase = reader.u8()? != 0;
     let format = reader.u32()?;
@@ -259,7 +261,7 @@ fn decode_xa_prepare<'a>(body: &[u8]) -> Result<Event<'a>, Short> {
     let (global, branch) = (reader.bytes(global)?, reader.bytes(branch)?);
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     // As MySQL spells it in its own XA COMMIT query events.
-    Ok(Event::XaPrepare { one_phase, xid: format!("X'{}',X'{}',{format}", hex(global), hex(branch)) })
+    Ok(BinlogEvent::XaPrepare { one_phase, xid: format!("X'{}',X'{}',{format}", hex(global), hex(branch)) })
 }
 
 fn incident(body: &[u8]) -> DecodeError {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    DecodeOptions, Event, Flavor, Header, RowDecoder, SqlMode, TableMap, TableMapBody, WireType, count_rows,
+    BinlogEvent, DecodeOptions, Flavor, Header, RowDecoder, SqlMode, TableMap, TableMapBody, WireType, count_rows,
     ddl::{self, Statement},
     decode,
 };
@@ -15,9 +15,9 @@ pub fn event(bytes: &[u8]) {
     let flavor = flavor(*first);
     let (Ok(header), Some(body)) = (Header::parse(bytes), bytes.get(Header::LENGTH..)) else { return };
     match decode(flavor, &header, body) {
-        Ok(Event::TableMap(map)) => drop(map.parse()),
-        Ok(Event::Query(query)) => drop(ddl::classify(&query.sql, &query.schema, query.sql_mode)),
-        Ok(Event::TransactionPayload(payload)) => {
+        Ok(BinlogEvent::TableMap(map)) => drop(map.parse()),
+        Ok(BinlogEvent::Query(query)) => drop(ddl::classify(&query.sql, &query.schema, query.sql_mode)),
+        Ok(BinlogEvent::TransactionPayload(payload)) => {
             for event in payload.events().into_iter().flatten().flatten() {
                 drop(decode(flavor, &event.header, &event.body));
             }
@@ -35,7 +35,7 @@ pub fn rows(bytes: &[u8]) {
     let Ok(map) = (TableMapBody { flavor, table_id: 0, bytes: map }).parse() else { return };
     let Some((event_type, body)) = rows.split_first() else { return };
     let header = Header { timestamp: 0, event_type: *event_type, server_id: 0, event_size: 0, log_pos: 0, flags: 0 };
-    let Ok(Event::Rows(rows)) = decode(flavor, &header, body) else { return };
+    let Ok(BinlogEvent::Rows(rows)) = decode(flavor, &header, body) else { return };
     let counted = count_rows(&map, &rows);
     let Ok(decoder) = RowDecoder::new(&map, fitting_schema(&map), &DecodeOptions::default()) else { return };
     let Ok(images) = decoder.rows(&rows) else { return };
@@ -103,7 +103,7 @@ fn named_statements(input: &mut Input<'_>, mode: SqlMode) {
 }
 
 fn flavor(byte: u8) -> Flavor {
-    if byte & 1 == 0 { Flavor::Mysql } else { Flavor::MariaDb }
+    if byte & 1 == 0 { Flavor::Mysql } else { Flavor::Mariadb }
 }
 
 /// A catalog in which every column is what the map says.

@@ -1,7 +1,7 @@
 //! The pure binlog decoder: bytes of one event in, a typed event out.
 //!
 //! What enters is one event as the server sent it: the common header, parsed by [`Header::parse`], and the body
-//! without its trailing checksum. What leaves is an [`Event`]; rows leave through a [`RowDecoder`], one row at a
+//! without its trailing checksum. What leaves is a [`BinlogEvent`]; rows leave through a [`RowDecoder`], one row at a
 //! time, spelled as `model::value` says. The invariant: every byte sequence gives a value or an error, never a
 //! panic and never a guess, and nothing is allocated by a length that the data only claims. What this version of
 //! the decoder does not know is an error as well, because a skipped event is a lost row.
@@ -16,7 +16,7 @@ mod charset;
 mod charset_runs;
 mod charset_tables;
 mod collation;
-pub mod ddl;
+pub(crate) mod ddl;
 mod decimal;
 mod error;
 mod event;
@@ -39,7 +39,7 @@ mod temporal;
 mod wire_type;
 
 pub use error::{DecodeError, SchemaMismatch, ValueError};
-pub use event::{Event, FormatDescription, decode};
+pub use event::{BinlogEvent, FormatDescription, decode};
 pub use gtid::{CommitInfo, Gtid, MariaDbGtid};
 pub use header::{Checksum, Frame, Header, verify_checksum};
 pub use payload::{InnerEvent, InnerEvents, TransactionPayload};
@@ -49,14 +49,7 @@ pub use rows::{Rows, RowsKind, count_rows};
 pub use table_map::{ColumnMeta, OptionalMetadata, TableMap, TableMapBody};
 pub use wire_type::WireType;
 
-pub use crate::model::ZeroDates;
-
-/// Whose binlog it is: event types 160 and above, and some bodies, differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Flavor {
-    Mysql,
-    MariaDb,
-}
+pub use crate::model::{Flavor, ZeroDates};
 
 /// What the configuration, and the server's release, say about values that can be spelled in several ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

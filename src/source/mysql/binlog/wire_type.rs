@@ -198,7 +198,7 @@ impl WireType {
             | WireType::Blob { .. }
             | WireType::VarcharCompressed { .. }
             | WireType::BlobCompressed { .. } => true,
-            WireType::Geometry { .. } => flavor == Flavor::MariaDb,
+            WireType::Geometry { .. } => flavor == Flavor::Mariadb,
             _ => false,
         }
     }

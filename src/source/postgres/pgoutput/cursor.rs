@@ -47,8 +47,8 @@ impl<'a> Cursor<'a> {
         self.array(what).map(i64::from_be_bytes)
     }
 
-    /// A count of things that take at least `bytes_min` bytes each: more of them than fit in what is left are refused here, so that
-    /// nobody makes room for them.
+    /// A count of things that take at least `bytes_min` bytes each: more of them than fit in what is left are refused
+    /// here, so that nobody makes room for them.
     pub(super) fn count(&self, count: usize, bytes_min: usize, what: &'static str) -> Result<usize, DecodeError> {
         if count.saturating_mul(bytes_min) > self.0.len() { Err(DecodeError::Truncated { what }) } else { Ok(count) }
     }

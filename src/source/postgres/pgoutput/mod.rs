@@ -1,9 +1,10 @@
 //! The messages of PostgreSQL's logical replication: pure functions of bytes.
 //!
-//! What enters: the payload of one `CopyData` of a walsender, and inside of it one message of the plugin `pgoutput`, protocol
-//! version 1. What leaves: the same as borrowed values, column values still as the server's text. Invariants: no panic, no
-//! allocation larger than the message, nothing skipped: a byte too many or too few is an error. Deliberately absent: parts of
-//! transactions that have not committed (protocol 2 and later), and binary values, neither of which is asked for.
+//! What enters: the payload of one `CopyData` of a walsender, and inside of it one message of the plugin `pgoutput`,
+//! protocol version 1. What leaves: the same as borrowed values, column values still as the server's text. Invariants:
+//! no panic, no allocation larger than the message, nothing skipped: a byte too many or too few is an error.
+//! Deliberately absent: parts of transactions that have not committed (protocol 2 and later), and binary values,
+//! neither of which is asked for.
 //!
 //! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
@@ -86,13 +87,13 @@ pub struct Relation {
     pub id: u32,
     pub schema: String,
     pub table: String,
-    pub identity: Identity,
+    pub identity: ReplicaIdentity,
     pub columns: Vec<RelationColumn>,
 }
 
 /// What of a row is written to the log when it is changed or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Identity {
+pub enum ReplicaIdentity {
     /// The primary key.
     Default,
     Nothing,
@@ -102,14 +103,14 @@ pub enum Identity {
     Index,
 }
 
-impl Identity {
+impl ReplicaIdentity {
     /// From the letter that the catalog (`pg_class.relreplident`) and the protocol have for it.
     pub fn from_letter(letter: u8) -> Option<Self> {
         Some(match letter {
-            b'd' => Identity::Default,
-            b'n' => Identity::Nothing,
-            b'f' => Identity::Full,
-            b'i' => Identity::Index,
+            b'd' => ReplicaIdentity::Default,
+            b'n' => ReplicaIdentity::Nothing,
+            b'f' => ReplicaIdentity::Full,
+            b'i' => ReplicaIdentity::Index,
             _ => return None,
         })
     }
@@ -231,7 +232,7 @@ fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, DecodeError> {
     // Empty stands for the schema of what is built in.
     let schema = if schema.is_empty() { "pg_catalog" } else { schema }.to_owned();
     let table = cursor.text("table")?.to_owned();
-    let identity = Identity::from_letter(cursor.u8("replica identity")?);
+    let identity = ReplicaIdentity::from_letter(cursor.u8("replica identity")?);
     let identity = identity.ok_or(DecodeError::Malformed { what: "replica identity" })?;
     let count = cursor.u16("number of columns")?;
     let count = cursor.count(usize::from(count), 10, "columns")?;

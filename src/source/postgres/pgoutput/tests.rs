@@ -89,7 +89,7 @@ fn a_relation_names_its_columns_and_its_identity() {
         id: 16_385,
         schema: "public".into(),
         table: "items".into(),
-        identity: Identity::Default,
+        identity: ReplicaIdentity::Default,
         columns: vec![column(true, "id", 23), column(false, "na\u{ef}f", 25)],
     };
     assert_eq!(Message::decode(&relation_bytes()), Ok(Message::Relation(expected)));

@@ -1,7 +1,7 @@
 //! What a statement does to rows: reading through its snapshot, writing with row locks, waiting where PostgreSQL waits.
 //!
-//! The traps of READ COMMITTED are here. A row that another transaction has locked is waited for, and then only that row is read
-//! anew: everything else that the statement looked at stays as its snapshot showed it. `ON CONFLICT` takes
+//! The traps of READ COMMITTED are here. A row that another transaction has locked is waited for, and then only that
+//! row is read anew: everything else that the statement looked at stays as its snapshot showed it. `ON CONFLICT` takes
 //! the newest row, seen or not. Foreign keys look with a snapshot of their own.
 
 use super::{

@@ -96,4 +96,8 @@ pub struct Weakness {
     pub no_dead_letter_fence: bool,
     /// Rows that trade a unique value are not removed before they are inserted.
     pub no_replace: bool,
+    /// Nobody finds how far the target is in the log.
+    pub no_tail_check: bool,
+    /// Every other request is not found.
+    pub request_passed_over: bool,
 }

@@ -1,7 +1,7 @@
 //! Waiting: advisory locks with their queues, transactions that wait for others, and who is in a deadlock.
 //!
-//! An advisory lock is handed over in the order of the queue; a request that conflicts with one ahead of it waits behind it.
-//! Whoever waits for a transaction is woken when that ends, or goes back to a savepoint, and looks again.
+//! An advisory lock is handed over in the order of the queue; a request that conflicts with one ahead of it waits
+//! behind it. Whoever waits for a transaction is woken when that ends, or goes back to a savepoint, and looks again.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,18 +1,18 @@
-//! A PostgreSQL server that lives in this process: deterministic, in memory, and exact in what the product's correctness
-//! depends on.
+//! A PostgreSQL server that lives in this process: deterministic, in memory, and exact in what the product's
+//! correctness depends on.
 //!
-//! What enters is the wire protocol of the product's own client, over a pipe ([`Dial`]); what leaves is its answers, and for
-//! the world around it committed rows, a report of every commit ([`Watch`]), and faults on demand ([`Faults`]).
-//! It knows the finite set of statements that the product sends and means what they mean at READ COMMITTED: snapshots for each
-//! statement, row locks and who waits for them, unique keys, foreign keys, advisory locks, savepoints, deadlocks. The
-//! invariant: whatever claim it makes about PostgreSQL, `simulator_claims` makes the same one of a real server.
-//! Deliberately absent: SQL. A text that is not known is a panic that prints it ([`Postgres::check`]).
+//! What enters is the wire protocol of the product's own client, over a pipe ([`Dial`]); what leaves is its answers,
+//! and for the world around it committed rows, a report of every commit ([`Watch`]), and faults on demand ([`Faults`]).
+//! It knows the finite set of statements that the product sends and means what they mean at READ COMMITTED: snapshots
+//! for each statement, row locks and who waits for them, unique keys, foreign keys, advisory locks, savepoints,
+//! deadlocks. The invariant: whatever claim it makes about PostgreSQL, `simulator_claims` makes the same one of a real
+//! server. Deliberately absent: SQL. A text that is not known is a panic that prints it ([`Postgres::check`]).
 //!
-//! Time is tokio's clock, which the world pauses. Nothing depends on the order of a hash map, on a thread, or on chance.
+//! Time is tokio's clock, which the world pauses. Nothing depends on the order of a hash map, on a thread, or on
+//! chance.
 
 mod exec;
 mod faults;
-mod letters;
 mod locks;
 mod own;
 mod plan;
@@ -144,8 +144,8 @@ impl Postgres {
         self.end_sessions(which, None)
     }
 
-    /// The clients of these sessions are cut off: they find their connections closed, while the server keeps the sessions with all
-    /// their locks, until something ends them.
+    /// The clients of these sessions are cut off: they find their connections closed, while the server keeps the
+    /// sessions with all their locks, until something ends them.
     pub fn strand_sessions(&self, which: impl Fn(&SessionInfo) -> bool) -> usize {
         let pids = self.pids(which);
         let controls = locked(&self.controls);
@@ -231,7 +231,7 @@ impl Postgres {
 
     /// The text of a statement of the product, by the name that it has here.
     pub fn text_of(name: &str) -> &'static str {
-        let found = texts::TEXTS.iter().find(|known| known.name == name);
+        let found = texts::all().find(|known| known.name == name);
         found.unwrap_or_else(|| panic!("no statement is called `{name}`")).text
     }
 

@@ -1,4 +1,4 @@
-//! The tables of the `cutover` schema: columns and unique indexes, as `database::postgres::state` makes them.
+//! The tables of the `cutover` schema: columns and unique indexes, as `state::format` makes them.
 
 use super::{
     shape::{Index, Shape},
@@ -19,20 +19,26 @@ macro_rules! own_table {
 }
 
 own_table!(offsets = 0: pipeline, topic, part, log_epoch, next_offset, lease_epoch, position, clock, newest_commit_us, updated_at);
-own_table!(lease = 1: pipeline, role, epoch, holder, expires_at, backend_pid, backend_start);
+own_table!(lease = 1: pipeline, role, epoch, holder, transforms_hash, expires_at, backend_pid, backend_start);
 own_table!(schemas = 2: pipeline, id, source_table, clock, seq, definition);
 own_table!(fences = 3: pipeline, source_table, version);
 own_table!(dead_letters = 4: id, pipeline, source_table, key_text, version, schema_id, topic, part, log_offset, sqlstate, error,
-    record, created_at, state, attempts, renewed_at, mark);
+    record, created_at, state, attempts, renewed_at, mark, closed_at);
 own_table!(waiting = 5: pipeline, source_table, key_text, version, part, schema_id, value, reason, since, attempts);
 own_table!(chunks = 6: pipeline, source_table, generation, chunk, lower, upper, rows, state, parts_done, updated_at);
 own_table!(tables = 7: pipeline, source_table, generation, state, rows_estimate, rows_copied, bounds_done, not_before, position,
     requested_at, started_at, finished_at, updated_at);
 own_table!(notes = 8: pipeline, key, value, updated_at);
+own_table!(checkpoints = 9: pipeline, name, details, created_at);
+own_table!(requests = 10: id, pipeline, command, arguments, state, answer, created_at, updated_at);
+own_table!(transforms = 11: pipeline, seq, hash, log_epoch, offsets, plans, since);
+own_table!(replays = 12: pipeline, id, state, details, outcome, started_at, resumed_at, resumed_done, finished_at);
+own_table!(events = 13: pipeline, sequence, id, body, carried);
 
 /// The tables, in the order of their numbers.
 pub fn shapes() -> Vec<Shape> {
     let open: fn(&[Value]) -> bool = |row| row[dead_letters::state] == Value::text("open");
+    let running: fn(&[Value]) -> bool = |row| row[replays::state] == Value::text("running");
     let shape = |name: &str, columns: &[&str], key: &[usize], indexes: Vec<Index>| Shape {
         name: format!("cutover.{name}"),
         columns: columns.iter().map(|column| (*column).to_owned()).collect(),
@@ -54,6 +60,10 @@ pub fn shapes() -> Vec<Shape> {
         unique("dead_letters_pkey", &[dead_letters::id], None),
         unique("dead_letters_open_rows", &dead, Some(open)),
     ];
+    let replay = vec![
+        unique("replays_pkey", &[replays::pipeline, replays::id], None),
+        unique("replays_running", &[replays::pipeline], Some(running)),
+    ];
     let waits = [waiting::pipeline, waiting::source_table, waiting::key_text, waiting::version];
     vec![
         keyed("offsets", offsets::NAMES, 3),
@@ -65,5 +75,10 @@ pub fn shapes() -> Vec<Shape> {
         keyed("chunks", chunks::NAMES, 4),
         keyed("tables", tables::NAMES, 2),
         keyed("notes", notes::NAMES, 2),
+        keyed("checkpoints", checkpoints::NAMES, 2),
+        keyed("requests", requests::NAMES, 1),
+        keyed("transforms", transforms::NAMES, 2),
+        shape("replays", replays::NAMES, &[replays::pipeline, replays::id], replay),
+        keyed("events", events::NAMES, 2),
     ]
 }

@@ -1,8 +1,8 @@
 //! What the statements of a plan mean: dead facts, live facts, and what finds the rows at fault.
 //!
-//! The order in which rows are written is that of PostgreSQL's plans: live facts of a plan with one row each in the order in
-//! which they came, everything that is sorted first in the order of its keys, and in a statement of dead facts the
-//! deletes before the tombstones, which nothing in it reads.
+//! The order in which rows are written is that of PostgreSQL's plans: live facts of a plan with one row each in the
+//! order in which they came, everything that is sorted first in the order of its keys, and in a statement of dead facts
+//! the deletes before the tombstones, which nothing in it reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,8 @@
 //! From a statement's text to what it means.
 //!
-//! The product sends a finite set of statements. Those on cutover's own tables are known word by word (`texts`), those of a plan
-//! are built here as the sink builds them. Anything else is a panic: SQL that changes must be taught to the model.
+//! The product sends a finite set of statements. Those on cutover's own tables are known word by word (`texts`), those
+//! of a plan are built here as the sink builds them. Anything else is a panic: SQL that changes must be taught to the
+//! model.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ use super::{
     store::TableId,
     sweep::Stale,
     table::ModelTable,
-    texts::{self, TEXTS},
+    texts,
     value::{Param, Type},
 };
 
@@ -80,7 +81,7 @@ pub fn normalise(text: &str) -> String {
 /// What the text means; none if the model does not know it.
 pub fn recognise(text: &str, pg: &Postgres) -> Option<Known> {
     let normal = normalise(text);
-    if let Some(known) = TEXTS.iter().find(|known| normalise(known.text) == normal) {
+    if let Some(known) = texts::find(&normal) {
         return Some(Known {
             name: known.name,
             params: known.params.to_vec(),

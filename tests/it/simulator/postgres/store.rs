@@ -1,7 +1,7 @@
 //! Tuples, snapshots and transactions: multi-version storage as PostgreSQL has it.
 //!
-//! A row is a chain of tuples. A tuple knows who created it and who ended it; a snapshot sees what was committed when it was
-//! taken, and what its own transaction did in earlier statements. Rolling back takes writes back at once, so no
+//! A row is a chain of tuples. A tuple knows who created it and who ended it; a snapshot sees what was committed when
+//! it was taken, and what its own transaction did in earlier statements. Rolling back takes writes back at once, so no
 //! trace of an aborted transaction is ever met. Deliberately absent: waiting. What must wait answers [`Claim::Busy`] or
 //! [`Clash::Busy`], and `exec` waits.
 
@@ -74,7 +74,8 @@ pub struct Tuple {
     lockers: Vec<Locker>,
 }
 
-/// Who has locked a tuple: for as long as the transaction has the lock of this number, on the tuple and on what updates make of it.
+/// Who has locked a tuple: for as long as the transaction has the lock of this number, on the tuple and on what updates
+/// make of it.
 #[derive(Debug, Clone, Copy)]
 struct Locker {
     tx: TxId,

@@ -6,7 +6,8 @@ use cutover::model::{ColumnType, Plan};
 
 use super::value::{Row, SqlError, Value};
 
-/// One result column. An error in it is raised by the statements that use the column: one of dead facts looks at keys only.
+/// One result column. An error in it is raised by the statements that use the column: one of dead facts looks at keys
+/// only.
 pub type Cell = Result<Value, SqlError>;
 
 /// What a `SELECT` makes of one source row: rows of result columns in the plan's order, or the error of its `WHERE`.

@@ -101,6 +101,7 @@ pub enum Type {
     Seconds,
     Void,
     Bools,
+    Int4s,
     Int8s,
     Texts,
 }
@@ -115,6 +116,7 @@ impl Type {
             Type::Seconds => 701,
             Type::Void => 2278,
             Type::Bools => 1000,
+            Type::Int4s => 1007,
             Type::Int8s => 1016,
             Type::Texts => 1009,
         }

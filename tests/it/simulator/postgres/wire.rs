@@ -152,6 +152,10 @@ pub fn decode(kind: Type, bytes: Option<Bytes>) -> Param {
         Type::Bools => Param::Bools(
             elements(bytes).into_iter().map(|mut value| value.as_mut().is_some_and(|v| v.get_u8() != 0)).collect(),
         ),
+        Type::Int4s => {
+            let number = |value: Option<Bytes>| value.expect("the product sends no null in an integer[]").get_i32();
+            Param::Ints(elements(bytes).into_iter().map(|value| i64::from(number(value))).collect())
+        }
         Type::Int8s => {
             let number = |value: Option<Bytes>| value.expect("the product sends no null in a bigint[]").get_i64();
             Param::Ints(elements(bytes).into_iter().map(number).collect())

@@ -133,7 +133,7 @@ impl Parser<'_> {
     }
 
     /// Whether the keyword is one, and no column of that name: a quoted name is never a keyword, and these words
-    /// are reserved but for VECTOR, which a type follows when it is a name.
+    /// are reserved except VECTOR, which a type follows when it is a name.
     fn index_follows(&mut self) -> bool {
         if self.peek_keyword() != "VECTOR" {
             return true;

@@ -1,4 +1,4 @@
-//! SQL text to words, quoted names, strings and symbols. Comments are gone, but for those that servers execute.
+//! SQL text to words, quoted names, strings and symbols. Comments are gone, except those that servers execute.
 
 use std::collections::VecDeque;
 

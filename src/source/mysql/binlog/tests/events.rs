@@ -17,7 +17,7 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame<'_>> {
     frames
 }
 
-fn recorded(flavor: Flavor, bytes: &[u8]) -> Vec<Event<'_>> {
+fn recorded(flavor: Flavor, bytes: &[u8]) -> Vec<BinlogEvent<'_>> {
     frames(bytes).iter().map(|frame| decode(flavor, &frame.header, frame.body).expect("a known event")).collect()
 }
 
@@ -33,7 +33,7 @@ fn a_wrong_checksum_fails_closed() {
 fn a_compressed_transaction_of_mysql_unpacks_event_by_event() {
     let events = recorded(Flavor::Mysql, include_bytes!("../testdata/mysql97_payload.binlog"));
     let payload = events.iter().find_map(|event| match event {
-        Event::TransactionPayload(payload) => Some(payload),
+        BinlogEvent::TransactionPayload(payload) => Some(payload),
         _ => None,
     });
     let inner: Vec<InnerEvent> =
@@ -41,11 +41,11 @@ fn a_compressed_transaction_of_mysql_unpacks_event_by_event() {
     let (mut rows, mut map, mut committed) = (Vec::new(), None, false);
     for event in &inner {
         match decode(Flavor::Mysql, &event.header, &event.body).expect("a known event") {
-            Event::TableMap(body) => map = Some(body.parse().expect("a table map")),
-            Event::Rows(event) => {
+            BinlogEvent::TableMap(body) => map = Some(body.parse().expect("a table map")),
+            BinlogEvent::Rows(event) => {
                 rows.push((event.kind, count_rows(map.as_ref().expect("a map"), &event).expect("rows")))
             }
-            Event::Xid(_) => committed = true,
+            BinlogEvent::Xid(_) => committed = true,
             _ => {}
         }
     }
@@ -62,7 +62,7 @@ fn a_cut_or_corrupt_compressed_transaction_is_an_error_and_never_an_empty_one() 
         let mut body = frame.body.to_vec();
         body[at] ^= 0x55;
         let events = decode(Flavor::Mysql, &frame.header, &body).and_then(|event| match event {
-            Event::TransactionPayload(payload) => payload.events()?.collect::<Result<Vec<_>, _>>(),
+            BinlogEvent::TransactionPayload(payload) => payload.events()?.collect::<Result<Vec<_>, _>>(),
             other => panic!("{other:?}"),
         });
         assert!(events.is_err() || events.is_ok_and(|events| !events.is_empty()), "byte {at}");
@@ -72,16 +72,16 @@ fn a_cut_or_corrupt_compressed_transaction_is_an_error_and_never_an_empty_one() 
 
 #[test]
 fn compressed_rows_and_queries_of_mariadb_unpack() {
-    let events = recorded(Flavor::MariaDb, include_bytes!("../testdata/mariadb1011_compressed.binlog"));
+    let events = recorded(Flavor::Mariadb, include_bytes!("../testdata/mariadb1011_compressed.binlog"));
     let (mut rows, mut map, mut queries, mut gtids) = (Vec::new(), None, Vec::new(), Vec::new());
     for event in events {
         match event {
-            Event::TableMap(body) => map = Some(body.parse().expect("a table map")),
-            Event::Rows(event) => {
+            BinlogEvent::TableMap(body) => map = Some(body.parse().expect("a table map")),
+            BinlogEvent::Rows(event) => {
                 rows.push((event.kind, count_rows(map.as_ref().expect("a map"), &event).expect("rows")))
             }
-            Event::Query(query) => queries.push(query.sql.into_owned()),
-            Event::MariaDbGtid(gtid) => gtids.push(gtid),
+            BinlogEvent::Query(query) => queries.push(query.sql.into_owned()),
+            BinlogEvent::MariaDbGtid(gtid) => gtids.push(gtid),
             _ => {}
         }
     }
@@ -96,7 +96,7 @@ fn compressed_rows_and_queries_of_mariadb_unpack() {
 fn a_tagged_gtid_names_its_tag() {
     let events = recorded(Flavor::Mysql, include_bytes!("../testdata/mysql97_tagged.binlog"));
     let gtid = events.iter().find_map(|event| match event {
-        Event::Gtid(gtid) => Some(gtid),
+        BinlogEvent::Gtid(gtid) => Some(gtid),
         _ => None,
     });
     let gtid = gtid.expect("a GTID");
@@ -111,14 +111,14 @@ fn a_tagged_gtid_names_its_tag() {
 fn unknown_events_halt_unless_the_server_calls_them_ignorable() {
     let decode = |flavor, event_type, flags| decode(flavor, &header(event_type, flags), &[]);
     assert_eq!(decode(Flavor::Mysql, 200, 0), Err(DecodeError::UnknownEvent { event_type: 200 }));
-    assert_eq!(decode(Flavor::Mysql, 200, 0x80), Ok(Event::Ignorable(200)));
+    assert_eq!(decode(Flavor::Mysql, 200, 0x80), Ok(BinlogEvent::Ignorable(200)));
     assert_eq!(decode(Flavor::Mysql, 166, 0), Err(DecodeError::UnknownEvent { event_type: 166 }));
-    assert_eq!(decode(Flavor::MariaDb, 172, 0), Err(DecodeError::UnknownEvent { event_type: 172 }));
+    assert_eq!(decode(Flavor::Mariadb, 172, 0), Err(DecodeError::UnknownEvent { event_type: 172 }));
     for event_type in [160, 161, 164] {
-        assert_eq!(decode(Flavor::MariaDb, event_type, 0), Ok(Event::Ignorable(event_type)));
+        assert_eq!(decode(Flavor::Mariadb, event_type, 0), Ok(BinlogEvent::Ignorable(event_type)));
     }
     for event_type in [3, 28, 29, 36, 37] {
-        assert_eq!(decode(Flavor::Mysql, event_type, 0), Ok(Event::Ignorable(event_type)));
+        assert_eq!(decode(Flavor::Mysql, event_type, 0), Ok(BinlogEvent::Ignorable(event_type)));
     }
 }
 
@@ -139,8 +139,8 @@ fn what_cannot_be_followed_says_which_setting_to_change() {
 fn the_first_rotate_of_mariadb_has_a_checksum_that_is_no_part_of_the_name() {
     let header = header(4, 0x20);
     let mut body = [&4u64.to_le_bytes()[..], b"bin.000001"].concat();
-    let rotated = |body: &[u8]| match decode(Flavor::MariaDb, &header, body) {
-        Ok(Event::Rotate { position: 4, file }) => file,
+    let rotated = |body: &[u8]| match decode(Flavor::Mariadb, &header, body) {
+        Ok(BinlogEvent::Rotate { position: 4, file }) => file,
         other => panic!("{other:?}"),
     };
     assert_eq!(rotated(&body), "bin.000001");
@@ -153,7 +153,7 @@ fn the_first_rotate_of_mariadb_has_a_checksum_that_is_no_part_of_the_name() {
 
 #[test]
 fn heartbeats_of_both_versions_say_file_and_position() {
-    let expected = |position| Ok(Event::Heartbeat { file: "bin.000001".into(), position });
+    let expected = |position| Ok(BinlogEvent::Heartbeat { file: "bin.000001".into(), position });
     assert_eq!(decode(Flavor::Mysql, &header(27, 0), b"bin.000001"), expected(4));
     let second = [&[1, 10][..], b"bin.000001", &[2, 3, 252, 0, 1, 0]].concat();
     assert_eq!(decode(Flavor::Mysql, &header(41, 0), &second), expected(256));
@@ -164,7 +164,7 @@ fn an_xa_prepare_tells_one_phase_from_two() {
     let body = [&[1, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0][..], b"gb"].concat();
     let xid = "X'67',X'62',7".to_owned();
     let event = decode(Flavor::Mysql, &header(38, 0), &body);
-    assert_eq!(event, Ok(Event::XaPrepare { one_phase: true, xid }));
+    assert_eq!(event, Ok(BinlogEvent::XaPrepare { one_phase: true, xid }));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_query_event_is_read_in_its_session_s_character_set() {
     body.extend(status);
     body.extend(b"shop\0TRUNCATE \"t\xe9\"");
     match decode(Flavor::Mysql, &header(2, 0), &body) {
-        Ok(Event::Query(query)) => {
+        Ok(BinlogEvent::Query(query)) => {
             assert_eq!((query.schema.as_str(), &*query.sql), ("shop", "TRUNCATE \"té\""));
             let statements = ddl::classify(&query.sql, &query.schema, query.sql_mode);
             assert_eq!(statements, [ddl::Statement::Truncate(crate::model::TableName::new("shop", "té"))]);
@@ -197,14 +197,14 @@ fn story(flavor: Flavor, bytes: &[u8]) -> Vec<String> {
     let mut story = Vec::new();
     for event in recorded(flavor, bytes) {
         match event {
-            Event::Query(query) => {
+            BinlogEvent::Query(query) => {
                 let statements = ddl::classify(&query.sql, &query.schema, query.sql_mode);
                 story.extend(statements.iter().map(|statement| format!("{statement:?}")));
             }
-            Event::XaPrepare { one_phase, xid } => story.push(format!("prepared {one_phase} {xid}")),
-            Event::Xid(_) => story.push("xid".into()),
-            Event::MariaDbGtid(gtid) if gtid.is_prepared_xa() => story.push("group prepared".into()),
-            Event::MariaDbGtid(gtid) if gtid.is_completed_xa() => story.push("group completed".into()),
+            BinlogEvent::XaPrepare { one_phase, xid } => story.push(format!("prepared {one_phase} {xid}")),
+            BinlogEvent::Xid(_) => story.push("xid".into()),
+            BinlogEvent::MariaDbGtid(gtid) if gtid.is_prepared_xa() => story.push("group prepared".into()),
+            BinlogEvent::MariaDbGtid(gtid) if gtid.is_completed_xa() => story.push("group completed".into()),
             _ => {}
         }
     }
@@ -219,7 +219,7 @@ fn xa_transactions_are_told_from_committed_ones() {
     let two_phases = ["Xa(Start)", "Xa(End)", "prepared false X'67',X'62',7", "Xa(Commit)"];
     let one_phase = ["Xa(Start)", "Xa(End)", "prepared true X'68',X'',1", truncate];
     assert_eq!(mysql, [two_phases, one_phase].concat());
-    let mariadb = story(Flavor::MariaDb, include_bytes!("../testdata/mariadb1011_xa.binlog"));
+    let mariadb = story(Flavor::Mariadb, include_bytes!("../testdata/mariadb1011_xa.binlog"));
     let two_phases = ["group prepared", "Xa(End)", "prepared false X'67',X'62',7", "group completed", "Xa(Commit)"];
     assert_eq!(mariadb, [&two_phases[..], &["xid", truncate]].concat());
 }

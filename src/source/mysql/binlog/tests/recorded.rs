@@ -54,12 +54,12 @@ impl Recorded {
             let (frame, following) = Frame::split(rest, Checksum::Crc32).expect("a whole event");
             rest = following;
             match decode(self.flavor, &frame.header, frame.body).expect("a known event") {
-                Event::TableMap(map) => {
+                BinlogEvent::TableMap(map) => {
                     let map = map.parse().expect("a table map");
                     let decoder = RowDecoder::new(&map, self.schema(), &options).expect("the same columns");
                     current = Some((map, decoder));
                 }
-                Event::Rows(rows) => {
+                BinlogEvent::Rows(rows) => {
                     let (map, decoder) = current.as_ref().expect("a table map before rows");
                     let before = images.len();
                     images.extend(decoder.rows(&rows).expect("full images").map(|row| row.expect("a row")));
@@ -176,5 +176,5 @@ fn rows_of_mysql_9_7_decode_to_what_it_selects() {
 
 #[test]
 fn rows_of_mariadb_10_11_decode_to_what_it_selects() {
-    check(&recorded!("mariadb1011", MariaDb, Marked));
+    check(&recorded!("mariadb1011", Mariadb, Marked));
 }

@@ -44,8 +44,8 @@ fn columns() -> Vec<Column1<'static>> {
 /// Reads everything that an event leads to.
 fn exhaust(flavor: Flavor, header: &Header, body: &[u8]) {
     match decode(flavor, header, body) {
-        Ok(Event::TableMap(map)) => drop(map.parse()),
-        Ok(Event::TransactionPayload(payload)) => {
+        Ok(BinlogEvent::TableMap(map)) => drop(map.parse()),
+        Ok(BinlogEvent::TransactionPayload(payload)) => {
             for event in payload.events().into_iter().flatten().flatten() {
                 drop(decode(flavor, &event.header, &event.body));
             }
@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn any_event_decodes_or_fails(event_type: u8, maria: bool, flags: u16, body in prop::collection::vec(any::<u8>(), 0..200)) {
         let header = Header { timestamp: 0, event_type: event_type % 180, server_id: 0, event_size: 0, log_pos: 0, flags };
-        exhaust(if maria { Flavor::MariaDb } else { Flavor::Mysql }, &header, &body);
+        exhaust(if maria { Flavor::Mariadb } else { Flavor::Mysql }, &header, &body);
     }
 
     #[test]
@@ -86,7 +86,7 @@ proptest! {
             let at = at % body.len();
             body[at] = byte;
         }
-        exhaust(Flavor::MariaDb, &frame.header, &body);
+        exhaust(Flavor::Mariadb, &frame.header, &body);
     }
 }
 

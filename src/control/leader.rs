@@ -1,0 +1,265 @@
+//! The leader's rounds: what the process with the lease does beside the loops, once or twice a second.
+//!
+//! ```text
+//! round ─► report, status, events ─► what is led settles it ─► requests ─► tombstones ─► the end?
+//! ```
+//!
+//! What is led is a [`Charge`]: a pipeline that captures itself, or one whose changes a connector captures.
+//! Deliberately absent: anything that waits for long. A request that takes a while is a task in the background.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    announcer::{self, Announcer},
+    dead_letter_topic,
+    error::WorkerError,
+    worker::{Ended, Worker},
+};
+use crate::{
+    log::LogError,
+    observe::metric,
+    state::{
+        StateError,
+        requests::{POLL_EVERY, Request},
+        status::{Phase, Report, Status},
+    },
+    target::Target,
+};
+
+const TICK: Duration = Duration::from_millis(200);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Rates are over this many reports.
+const RATE_REPORTS: usize = 10;
+
+/// Where the end is that a worker was asked to run to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It runs until it is stopped.
+    Never,
+    Ahead,
+    Reached,
+}
+
+/// What is led.
+#[async_trait]
+pub(super) trait Charge: Send {
+    /// Looks after what changes between two rounds; an outcome if that ends the worker.
+    async fn look_after(&mut self, stop: &CancellationToken) -> Result<Option<Ended>, WorkerError>;
+    /// Whether the target has everything that there was a moment ago.
+    async fn caught_up(&mut self) -> Result<bool, WorkerError>;
+    /// Whether the end that the worker was asked to run to is reached.
+    fn end(&self) -> End;
+    /// Does what this status calls for.
+    async fn settle(&mut self, status: &Status, stop: &CancellationToken) -> Result<(), WorkerError>;
+    /// Answers a request, or begins what it asks for.
+    async fn answer(&mut self, request: &Request) -> Result<(), StateError>;
+    fn target(&self) -> Arc<dyn Target>;
+    /// Held while a replay begins, and while tombstones are forgotten.
+    fn barrier(&self) -> Arc<tokio::sync::Mutex<()>>;
+}
+
+/// Something that is due every so often.
+pub(super) struct Rounds {
+    every: Duration,
+    last: Option<Instant>,
+}
+
+impl Rounds {
+    /// Due at once, and then every so often.
+    pub(super) fn at_once(every: Duration) -> Self {
+        Rounds { every, last: None }
+    }
+
+    /// Due after a first pause.
+    pub(super) fn later(every: Duration) -> Self {
+        Rounds { every, last: Some(Instant::now()) }
+    }
+
+    /// Whether it is due, or wanted `early`; it then counts as done.
+    pub(super) fn due(&mut self, early: bool) -> bool {
+        let due = early || self.last.is_none_or(|last| last.elapsed() >= self.every);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// What a status means for a worker that was asked to run to an end.
+pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
+    let reached = match end {
+        End::Never => return None,
+        End::Ahead => false,
+        End::Reached => true,
+    };
+    if let Some(halt) = &status.halted {
+        return Some(Ended::Halted(halt.clone()));
+    }
+    match (reached && status.phase == Phase::Following && status.waiting == 0, status.dead_letters) {
+        (false, _) => None,
+        (true, 0) => Some(Ended::Synced),
+        (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
+    }
+}
+
+/// The process that holds the lease.
+pub(super) struct Leader<'a> {
+    worker: &'a Worker,
+    /// The lease's epoch.
+    number: i64,
+    show: fn(&Status),
+    samples: VecDeque<(Instant, u64, u64)>,
+    announcer: Announcer,
+    /// What carries on what was told: events, and dead letters.
+    carriers: JoinSet<()>,
+}
+
+impl<'a> Leader<'a> {
+    /// Goes on with what the last leader has counted and told; none if the worker was stopped.
+    pub(super) async fn begin(
+        worker: &'a Worker,
+        number: i64,
+        show: fn(&Status),
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, WorkerError> {
+        let announcer = worker.patiently("state", || async {
+            if let Some((report, _)) = worker.store.last_report().await? {
+                for (table, changes) in report.applied {
+                    worker.frontier.count_changes(&table, changes);
+                }
+            }
+            Ok(Announcer::resume(Arc::clone(&worker.store), number).await?)
+        });
+        let Some(announcer) = announcer.await? else { return Ok(None) };
+        let mut leader = Leader { worker, number, show, samples: VecDeque::new(), announcer, carriers: JoinSet::new() };
+        leader.carry(stop)?;
+        Ok(Some(leader))
+    }
+
+    fn carry(&mut self, stop: &CancellationToken) -> Result<(), LogError> {
+        let Worker { config, store, halts, parts, .. } = self.worker;
+        let (store, halts) = (Arc::clone(store), Arc::clone(halts));
+        self.carriers.spawn(announcer::carry(
+            Arc::clone(&store),
+            parts.event_sink()?,
+            Arc::clone(&halts),
+            stop.clone(),
+        ));
+        if config.log.is_kafka() {
+            self.carriers.spawn(dead_letter_topic::carry(Arc::clone(config), store, self.number, halts, stop.clone()));
+        }
+        Ok(())
+    }
+
+    /// Makes its rounds until `stop` or until the end.
+    pub(super) async fn lead(
+        &mut self,
+        charge: &mut dyn Charge,
+        stop: &CancellationToken,
+    ) -> Result<Ended, WorkerError> {
+        let halts = &self.worker.halts;
+        let mut reports = Rounds::at_once(REPORT_EVERY);
+        let mut requests = Rounds::at_once(POLL_EVERY);
+        let mut tombstones = Rounds::later(self.worker.parts.forget_every());
+        loop {
+            tokio::select! { () = stop.cancelled() => return Ok(Ended::Stopped), () = tokio::time::sleep(TICK) => {} }
+            if let Some(ended) = charge.look_after(stop).await? {
+                return Ok(ended);
+            }
+            if reports.due(charge.end() == End::Reached) {
+                match self.report(charge, stop).await {
+                    Ok(Some(ended)) => return Ok(ended),
+                    Ok(None) => halts.well("state"),
+                    Err(error) => halts.trouble("state", &error.to_string()),
+                }
+            }
+            if requests.due(false)
+                && let Err(error) = self.answer_requests(charge).await
+            {
+                halts.trouble("state", &error.to_string());
+            }
+            if tombstones.due(false) {
+                self.forget_tombstones(charge).await;
+            }
+        }
+    }
+
+    /// Lets the carriers, which end with the worker, tell what is left.
+    pub(super) async fn stop(mut self) {
+        while self.carriers.join_next().await.is_some() {}
+    }
+
+    /// Writes the report, shows and tells the status, and says whether that was the end.
+    async fn report(
+        &mut self,
+        charge: &mut dyn Charge,
+        stop: &CancellationToken,
+    ) -> Result<Option<Ended>, WorkerError> {
+        let Worker { store, halts, frontier, parts, .. } = self.worker;
+        let caught_up = charge.caught_up().await?;
+        let halted = halts.first();
+        let mut report = Report {
+            caught_up: caught_up && halted.is_none(),
+            halted,
+            retrying: halts.troubles(),
+            applied: frontier.changes(),
+            lease_epoch: self.number,
+            ..Report::default()
+        };
+        let before = store.status().await?;
+        (report.copied_rows_per_second, report.changes_per_second) = self.rates(&before);
+        store.report(&report).await?;
+        let status = store.status().await?;
+        metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
+        (self.show)(&status);
+        self.announcer.tell(&status, status.halted.clone(), parts.environment().now_us() / 1000).await?;
+        charge.settle(&status, stop).await?;
+        Ok(ended(&status, charge.end()))
+    }
+
+    fn rates(&mut self, status: &Status) -> (f64, f64) {
+        let copied: u64 = status.tables.iter().map(|table| table.copied).sum();
+        let changes: u64 = status.tables.iter().map(|table| table.applied).sum();
+        self.samples.push_back((Instant::now(), copied, changes));
+        if self.samples.len() > RATE_REPORTS {
+            self.samples.pop_front();
+        }
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return (0.0, 0.0) };
+        let seconds = last.0.duration_since(first.0).as_secs_f64();
+        if seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        (last.1.saturating_sub(first.1) as f64 / seconds, last.2.saturating_sub(first.2) as f64 / seconds)
+    }
+
+    async fn answer_requests(&self, charge: &mut dyn Charge) -> Result<(), StateError> {
+        for request in self.worker.store.open_requests().await? {
+            charge.answer(&request).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets tombstones that no late row can meet: nothing is being copied, nothing waits or is
+    /// set aside, nothing is replayed, and the stream has passed them (rule 22).
+    async fn forget_tombstones(&self, charge: &mut dyn Charge) {
+        let Worker { store, frontier, .. } = self.worker;
+        // No replay begins meanwhile; one that is about to comes first.
+        let Ok(_barrier) = charge.barrier().try_lock_owned() else { return };
+        let applied = frontier.applied_clock();
+        let idle = store
+            .status()
+            .await
+            .is_ok_and(|status| status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0);
+        if idle
+            && applied > 0
+            && store.any_replay().await.is_ok_and(|replaying| !replaying)
+            && let Err(error) = charge.target().forget_tombstones(applied).await
+        {
+            tracing::warn!(%error, "old tombstones were not removed; it will be tried again");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What capture notes in the target's `cutover` schema: schemas, and tables to copy again.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    model::{TableName, TableSchema, Version},
+    pipeline::capture::Register,
+    source::CaptureError,
+    state::Store,
+};
+
+/// Takes note of schemas and of tables to copy again, in the target.
+#[derive(Debug)]
+pub struct Notes {
+    pub store: Arc<Store>,
+    /// Which source columns the transforms use, by table; what no transform uses needs no new copy.
+    pub used: BTreeMap<String, Vec<String>>,
+}
+
+#[async_trait]
+impl Register for Notes {
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
+        self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+    }
+
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
+        let used = self.used.get(&table.table).is_some_and(|used| columns.iter().any(|column| used.contains(column)));
+        if !used {
+            tracing::info!(%table, "the table was altered; no transform uses what changed");
+            return Ok(());
+        }
+        let queued = self.store.queue_copy(&table.table, clock).await;
+        queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
+        Ok(())
+    }
+
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        let queued = self.store.queue_begun_copies(has_rows).await;
+        let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        if queued > 0 {
+            tracing::warn!(
+                tables = queued,
+                "the log is gone, and no position was stored yet: what was copied is copied again"
+            );
+        }
+        Ok(())
+    }
+
+    async fn all_copied_again(&self) -> Result<bool, CaptureError> {
+        let left = self.store.not_to_be_copied_again().await;
+        Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())
+    }
+}

@@ -1,0 +1,227 @@
+//! The worker: everything that `cutover run` runs, from the first connection to the last batch.
+//!
+//! Of the roles, `capture` has all of it but the apply loops, and `apply` nothing else ([`super::applier`]).
+//!
+//! ```text
+//! http ── lease ── flow ──► capture, copier ──► log ──► apply loops ──► target
+//!                  leader: requests, the script after the copy, reports, events, tombstones
+//! ```
+//!
+//! Every task has its place in one `JoinSet` and ends with the token that it was given.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    applier,
+    capturing::Capturing,
+    connector,
+    error::{Attempt, WorkerError},
+    follower,
+    http::{self, Endpoints},
+    leader::Leader,
+    leadership::{newest_version, renew},
+    notes::Notes,
+    parts::{Configured, Parts},
+    worker::{Ended, Role, Worker},
+};
+use crate::{
+    config::Config,
+    log::{Log, kafka::debezium::LANES_MAX},
+    model::{Position, Version},
+    observe::{Frontier, Halts},
+    pipeline::flow::{CopyBounds, Flow},
+    source::{Examined, Selection, Source},
+    state::{appliers::Described, lease::Lease, status::Status},
+    target::Needs,
+};
+
+/// How long a stopping worker waits for its tasks.
+const DRAIN_MAX: Duration = Duration::from_secs(8);
+/// A worker that has waited for longer than this looks at the source again.
+const STALE_AFTER: Duration = Duration::from_secs(2);
+
+/// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
+pub async fn run(
+    config: Config,
+    role: Role,
+    until_synced: bool,
+    stop: CancellationToken,
+    show: fn(&Status),
+) -> Result<Ended, WorkerError> {
+    let listener = tokio::net::TcpListener::bind(&config.http.listen)
+        .await
+        .map_err(|source| WorkerError::Listen { address: config.http.listen.clone(), source })?;
+    let metrics = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
+    let halts = Arc::new(Halts::default());
+    let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
+    let frontier = Frontier::new(lanes);
+    let config = Arc::new(config);
+    let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
+    let store = parts.store()?;
+    let serving = CancellationToken::new();
+    let endpoints = Arc::new(Endpoints {
+        frontier: Arc::clone(&frontier),
+        halts: Arc::clone(&halts),
+        store: Arc::clone(&store),
+        metrics,
+        ready_lag_max_seconds: config.http.ready_lag_max_seconds,
+    });
+    tracing::info!(listen = %config.http.listen, pipeline = %config.name, "metrics and health");
+    let http = tokio::spawn(http::serve(listener, endpoints, serving.clone()));
+    let worker = Worker { config, role, parts, halts, frontier, store, stop: stop.clone() };
+    let ended = tokio::select! {
+        ended = worker.run(until_synced, show) => ended,
+        () = drained(&stop) => {
+            tracing::warn!("not every batch could be finished in time; the next start repeats them");
+            Ok(Ended::Stopped)
+        }
+    };
+    serving.cancel();
+    http.abort();
+    ended
+}
+
+/// Ends when a worker that was asked to stop has had its time.
+async fn drained(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(DRAIN_MAX).await;
+}
+
+impl Worker {
+    /// Runs until it is stopped, until it is synced (if it is to), or until it cannot go on.
+    ///
+    /// # Errors
+    /// When it could not start, or lost its lease.
+    pub async fn run(&self, until_synced: bool, show: fn(&Status)) -> Result<Ended, WorkerError> {
+        let prepared = self.patiently("target", || self.parts.prepare_state(&self.store)).await?;
+        let Some(()) = prepared else { return Ok(Ended::Stopped) };
+        if let Some(debezium) = self.config.log.debezium.clone() {
+            return Box::pin(connector::run(self, debezium, until_synced, show)).await;
+        }
+        let source = self.parts.source(Arc::clone(&self.store), Arc::clone(&self.frontier))?;
+        if self.role == Role::Apply {
+            return self.apply(&*source, until_synced).await;
+        }
+        let Some(examined) = self.examine(&*source).await? else { return Ok(Ended::Stopped) };
+        // The lease's liveness is that of its session, so it has one of its own.
+        let leases = self.parts.store()?;
+        let Some((lease, log)) = self.patiently("lease", || self.take_over(&leases)).await? else {
+            return Ok(Ended::Stopped);
+        };
+        let end = until_synced.then(|| examined.end.clone());
+        let work = self.stop.child_token();
+        let ended = {
+            let _ended_with_this = work.clone().drop_guard();
+            let mut renewing = JoinSet::new();
+            renewing.spawn(renew(Arc::clone(&leases), lease));
+            tokio::select! {
+                ended = Box::pin(self.lead(source, examined, lease, log, end, show, &work)) => ended,
+                _lost = renewing.join_next() => Err(WorkerError::LeaseLost(self.config.name.clone())),
+            }
+        };
+        self.release_lease(&leases, lease).await;
+        ended
+    }
+
+    /// Applies what other processes capture. Only where the source is now, if that is the end, is asked of it.
+    async fn apply(&self, source: &dyn Source, until_synced: bool) -> Result<Ended, WorkerError> {
+        let mut end = None;
+        if until_synced {
+            let Some(examined) = self.examine(source).await? else { return Ok(Ended::Stopped) };
+            end = Some(examined.end);
+        }
+        applier::run(self, end).await
+    }
+
+    /// Registers the tables, and takes from the target what it has: how far it is behind, and its position in the
+    /// source.
+    async fn take_stock(&self, tables: &[String]) -> Result<Option<(Position, Version)>, Attempt> {
+        // A stalled pipeline that is restarted has the lag that it had.
+        for (partition, newest_us) in self.store.newest_commits().await? {
+            self.frontier.applied_changes(partition, 0, None, Some(newest_us));
+        }
+        self.store.register_tables(tables).await?;
+        Ok(self.store.position().await?)
+    }
+
+    /// Puts the flow together from what source, log and target hold; none if the worker was stopped before.
+    async fn assemble(
+        &self,
+        source: Arc<dyn Source>,
+        examined: Examined,
+        lease: Lease,
+        log: Arc<dyn Log>,
+    ) -> Result<Option<(Flow, Described)>, WorkerError> {
+        // The tables may have changed while this worker waited for another one's end.
+        let stale = examined.at.elapsed() >= STALE_AFTER;
+        let examined = if stale { self.examine(&*source).await? } else { Some(examined) };
+        let Some(Examined { tables, now_us, connector, .. }) = examined else { return Ok(None) };
+        let names: Vec<String> = tables.iter().map(|schema| schema.table.table.clone()).collect();
+        let Some(fallback) = self.patiently("target", || self.take_stock(&names)).await? else { return Ok(None) };
+        let Some(planned_at) = self.patiently("log", || newest_version(&log, now_us)).await? else { return Ok(None) };
+        let target = self.parts.target(Arc::clone(&self.store), lease.epoch)?;
+        let prepared = self.patiently("target", || async { Ok(target.prepare(&tables, planned_at).await?) });
+        let Some(()) = prepared.await? else { return Ok(None) };
+        // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
+        let has_clock = fallback.as_ref().is_some_and(|(position, _)| position.has_one_order());
+        let clock_min =
+            self.patiently("target", || async { Ok(if has_clock { 0 } else { target.highest_version().await? }) });
+        let Some(clock_min) = clock_min.await? else { return Ok(None) };
+        let needs = Needs::of(&target.plans());
+        let snapshot = &self.config.snapshot;
+        let flow = Flow {
+            pipeline: self.config.name.clone(),
+            connector,
+            source,
+            selection: Selection::of(&tables, clock_min, needs.full_row_images),
+            register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns }),
+            progress: Arc::clone(&self.store) as _,
+            fallback,
+            copy: CopyBounds {
+                chunk_rows: snapshot.chunk_rows,
+                parallel: snapshot.parallel,
+                lag_max_seconds: snapshot.lag_max_seconds,
+            },
+            apply: self.apply_half(target, log),
+        };
+        Ok(Some((flow, Described { tables, planned_at })))
+    }
+
+    /// Runs the pipeline while this process holds the lease.
+    #[expect(clippy::too_many_arguments, reason = "what a leader has in its hands when it begins")]
+    async fn lead(
+        &self,
+        source: Arc<dyn Source>,
+        examined: Examined,
+        lease: Lease,
+        log: Arc<dyn Log>,
+        end: Option<Position>,
+        show: fn(&Status),
+        work: &CancellationToken,
+    ) -> Result<Ended, WorkerError> {
+        let assembled = self.assemble(source, examined, lease, Arc::clone(&log)).await?;
+        let Some((flow, described)) = assembled else { return Ok(Ended::Stopped) };
+        let Some(sound) = self.patiently("log", || self.judge_log(&log)).await? else { return Ok(Ended::Stopped) };
+        let prepared = self.patiently("state", || self.prepare_lanes(&log, &described)).await?;
+        let Some(()) = prepared else { return Ok(Ended::Stopped) };
+        let mut tasks = if sound { flow.start(work) } else { JoinSet::new() };
+        if self.role == Role::Capture {
+            let following = self.follow(self.parts.store()?, log.epoch().to_owned(), follower::OFTEN);
+            let stop = work.clone();
+            tasks.spawn(async move {
+                tokio::select! { () = stop.cancelled() => {}, () = following => {} }
+            });
+        }
+        let Some(mut leader) = Leader::begin(self, lease.epoch, show, work).await? else { return Ok(Ended::Stopped) };
+        let Some(mut capturing) = Capturing::begin(self, flow, end, work).await? else { return Ok(Ended::Stopped) };
+        let ended = leader.lead(&mut capturing, work).await;
+        work.cancel();
+        capturing.stop().await;
+        leader.stop().await;
+        while tasks.join_next().await.is_some() {}
+        ended
+    }
+}

@@ -1,0 +1,286 @@
+//! The capture loop: a source's events, made durable in the log.
+//!
+//! Two futures run side by side. The *reader* turns events into records and gathers them in a group;
+//! the *writer* appends one group at a time, so that the next group grows while the log syncs this
+//! one (group commit without a timer). A group is
+//!
+//! ```text
+//! rows of whole transactions … │ control: position and clock │ rows of a transaction still open …
+//! ```
+//!
+//! **Invariant:** a control record is appended after every record of the transactions before it, and the
+//! frontier moves only when the append has answered. After any failure capture opens the source again
+//! at the last control record; what was half-written is written again with the same versions.
+
+mod reader;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::reader::{AppendGroup, Complete, Reader, ends_within};
+use crate::{
+    log::{Control, Kind, Log, LogError, Record, Topic, envelope::EnvelopeError},
+    model::{DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version},
+    observe::{self, Backoff, Environment, Frontier, Halts, metric},
+    source::{CaptureError, Selection, Source},
+};
+
+/// Groups between reader and writer.
+const GROUPS_WAITING_MAX: usize = 1;
+/// How often a capture that lost its place looks whether it may begin anew.
+const REPAIRED_EVERY: Duration = Duration::from_secs(1);
+/// How much of the log is looked at at a time.
+const LOOK_BYTES: usize = 1 << 20;
+
+/// Takes note of what must be durable before the log goes on.
+#[async_trait]
+pub trait Register: Send + Sync {
+    /// A table has this schema from the version `clock` on.
+    async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError>;
+    /// Rows of the table may have changed without events. A copy that shows them must be labelled with `clock` at
+    /// least: else a row that was changed before them would seem to be newer.
+    async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError>;
+    /// Capture knows of no position and begins where the source is: copies that have begun missed what happened since,
+    /// and are to be made again. If the log `has_rows` from before, each table's copy must also remove what it does not
+    /// meet: what was done to those rows since is in no log.
+    async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError>;
+    /// Whether every table has been asked to be copied again and no such copy has begun.
+    async fn all_copied_again(&self) -> Result<bool, CaptureError>;
+}
+
+/// Everything the loop works with.
+pub struct CaptureLoop {
+    pub source: Arc<dyn Source>,
+    /// What of it is captured.
+    pub selection: Selection,
+    pub register: Arc<dyn Register>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    pub environment: Arc<dyn Environment>,
+    /// The pipeline's name, for the envelope's `source` block.
+    pub pipeline: String,
+    /// The connector that the envelope's `source` block names.
+    pub connector: DebeziumConnector,
+    /// Where to begin when the log is empty: the position and clock stored in the target, if any.
+    pub fallback: Option<(Position, Version)>,
+}
+
+impl std::fmt::Debug for CaptureLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CaptureLoop").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// Why one opened source came to its end.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+}
+
+impl SessionError {
+    fn disposition(&self) -> Disposition {
+        match self {
+            SessionError::Capture(error) => error.disposition(),
+            SessionError::Log(error) => error.disposition(),
+            SessionError::Envelope(_) => Disposition::Halt,
+        }
+    }
+
+    /// Whether what follows the captured position is gone.
+    fn is_loss(&self) -> bool {
+        matches!(self, SessionError::Capture(CaptureError::Lost { .. }))
+    }
+}
+
+impl CaptureLoop {
+    /// Captures until `stop`, or until something halts it.
+    pub async fn run(self, stop: CancellationToken) {
+        let (mut backoff, mut anew) = (Backoff::default(), false);
+        while !stop.is_cancelled() {
+            let started = Instant::now();
+            // What has been captured anew is in the log, which is where to go on from then.
+            anew &= self.frontier.watch_captured().borrow().is_none();
+            let Err(error) = self.session(anew, &stop).await else { return };
+            metrics::counter!(metric::SYNC_ERRORS, "stage" => "capture").increment(1);
+            match error.disposition() {
+                Disposition::Retry => self.halts.trouble("capture", &error.to_string()),
+                Disposition::Halt | Disposition::DeadLetter if error.is_loss() => {
+                    self.frontier.lost();
+                    if !self.repaired(error, &stop).await {
+                        return;
+                    }
+                    anew = true;
+                }
+                Disposition::Halt | Disposition::DeadLetter => {
+                    return self.halts.halt("capture", halt_of(error));
+                }
+            }
+            let pause = backoff.next(&*self.environment, started.elapsed());
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
+        }
+    }
+
+    /// Halts until every table is to be copied again, which makes up for what was lost; false if it was stopped before.
+    async fn repaired(&self, lost: SessionError, stop: &CancellationToken) -> bool {
+        let mut lost = Some(lost);
+        loop {
+            match self.register.all_copied_again().await {
+                Ok(true) => break,
+                Ok(false) => self.halts.well("capture"),
+                Err(error) => self.halts.trouble("capture", &error.to_string()),
+            }
+            if let Some(lost) = lost.take() {
+                self.halts.halt("capture", halt_of(lost));
+            }
+            tokio::select! { biased; () = stop.cancelled() => return false, () = tokio::time::sleep(REPAIRED_EVERY) => {} }
+        }
+        self.halts.lift("capture");
+        true
+    }
+
+    /// Opens the source where the log ends, or anew where the source is, and captures until `stop` or an error.
+    async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
+        let from = self.resume_point().await?;
+        let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
+        if from.is_none() {
+            self.register.begins_anew(self.has_rows().await?).await?;
+        }
+        let opening = match from {
+            Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock),
+            from => self.source.stream(&self.selection, from),
+        };
+        let mut source = tokio::select! { biased; () = stop.cancelled() => return Ok(()), source = opening => source? };
+        let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
+        let reader = Reader::new(self, clock);
+        // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
+        // its sender, and the writer finishes what it has been given.
+        let (read, written) = tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, stop));
+        written?;
+        read
+    }
+
+    /// The last position whose transactions are complete in every partition (rule 18).
+    async fn resume_point(&self) -> Result<Option<(Position, Version)>, LogError> {
+        let mut lowest: Option<Control> = None;
+        for partition in 0..self.log.partitions() {
+            let Some((_, control)) = self.log.last_control(Topic::Changes, partition).await? else {
+                lowest = None;
+                break;
+            };
+            if lowest.as_ref().is_none_or(|lowest| control.clock < lowest.clock) {
+                lowest = Some(control);
+            }
+        }
+        let from_log = lowest.and_then(|control| Some((control.position?, control.clock)));
+        Ok(from_log.or_else(|| self.fallback.clone()))
+    }
+
+    /// Whether the log has changes of rows, wherever they came from.
+    async fn has_rows(&self) -> Result<bool, LogError> {
+        for partition in 0..self.log.partitions() {
+            let (mut from, end) = self.log.bounds(Topic::Changes, partition).await?;
+            if from > 0 {
+                return Ok(true);
+            }
+            while from < end {
+                let stored = self.log.read(Topic::Changes, partition, from, LOOK_BYTES, Duration::ZERO).await?;
+                let Some(last) = stored.last() else { break };
+                from = last.offset + 1;
+                if stored.iter().any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Appends groups in order until the reader ends.
+    async fn write(
+        &self,
+        mut groups: mpsc::Receiver<AppendGroup>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        // Whether an earlier group ended inside a transaction.
+        let mut within = false;
+        while let Some(group) = groups.recv().await {
+            let (records, complete) = group.into_records(self.log.partitions());
+            let ends_within = ends_within(&records).unwrap_or(within);
+            self.append(records, within, stop).await?;
+            within = ends_within;
+            let Some(complete) = complete else { continue };
+            let mut ends = Vec::new();
+            for partition in 0..self.log.partitions() {
+                ends.push(self.log.bounds(Topic::Changes, partition).await?.1);
+            }
+            let Complete { position, clock, commit_us, .. } = complete;
+            self.frontier.captured(observe::Captured { position, clock, ends, commit_us });
+            self.halts.well("capture");
+        }
+        Ok(())
+    }
+
+    /// Appends one group, waiting for as long as the log is full or its disk refuses. `within` is whether it goes on
+    /// with a transaction that an earlier group has begun.
+    async fn append(
+        &self,
+        records: Vec<(u32, Record)>,
+        within: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let mut backoff = Backoff::default();
+        loop {
+            // Records share their bytes, so that a copy for the retry costs little.
+            match self.log.append(Topic::Changes, records.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.disposition() == Disposition::Retry => {
+                    metrics::counter!(metric::SYNC_ERRORS, "stage" => "log").increment(1);
+                    self.halts.trouble("capture", &error.to_string());
+                    let pause = backoff.next(&*self.environment, Duration::ZERO);
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return Err(error.into()),
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    // Nothing of the group was written, and it still follows what was.
+                    if matches!(error, LogError::Full { .. }) {
+                        continue;
+                    }
+                    // A start record drops all of the open transaction, also what earlier groups have of it: capture
+                    // goes back to where it begins.
+                    if within {
+                        return Err(error.into());
+                    }
+                    // The failed append may have left a part behind: a start record makes readers drop it.
+                    if let Err(error) =
+                        self.log.append(Topic::Changes, AppendGroup::start(self.log.partitions()).records).await
+                    {
+                        self.halts.trouble("capture", &error.to_string());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn halt_of(error: SessionError) -> Problem {
+    match error {
+        SessionError::Capture(CaptureError::Halt(problem) | CaptureError::Lost(problem)) => problem,
+        SessionError::Capture(error @ CaptureError::Unreachable(_)) => {
+            Problem::new(error.to_string(), "make the source reachable and restart the worker")
+        }
+        SessionError::Envelope(error) => {
+            Problem::new(error.to_string(), "this is a defect of cutover: report it with this message")
+        }
+        SessionError::Log(error) => Problem::new(error.to_string(), "restart the worker when that is done"),
+    }
+}

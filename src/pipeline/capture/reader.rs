@@ -1,0 +1,255 @@
+//! The reader of the capture loop: a source's events as records, gathered in groups.
+//!
+//! A group ends with whole transactions wherever it can: its control record says how far they go.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{CaptureLoop, Register, SessionError};
+use crate::{
+    log::{
+        Control, Kind, Record, TransactionPart,
+        envelope::{self, Encoder, EnvelopeError},
+    },
+    model::{Change, Images, Op, Origin, Position, TableSchema, Version},
+    observe::{Environment, Frontier, Invariant},
+    source::{CaptureEvent, ChangeStream},
+};
+
+/// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Records gathered for one append.
+#[derive(Default)]
+pub(super) struct AppendGroup {
+    pub(super) records: Vec<(u32, Record)>,
+    bytes: usize,
+    /// The last commit or heartbeat in the group, and how many records come before its control record.
+    complete: Option<(usize, Complete)>,
+}
+
+pub(super) struct Complete {
+    /// The source said that it is alive, and nothing else.
+    is_idle: bool,
+    pub(super) position: Position,
+    pub(super) clock: Version,
+    pub(super) commit_us: i64,
+}
+
+/// Turns events into records, transaction by transaction.
+pub(super) struct Reader<'a> {
+    encoder: Encoder,
+    register: &'a dyn Register,
+    environment: &'a dyn Environment,
+    partitions: u32,
+    origin: Origin,
+    /// Per partition, the newest record of the open transaction: the last one is marked as its end.
+    pending: Vec<Option<Record>>,
+    /// The ids of the schemas in use, which are digests and not to be computed per row.
+    schema_ids: Vec<(Arc<TableSchema>, u64)>,
+    group: AppendGroup,
+    frontier: &'a Frontier,
+    /// The group ends here, at this clock: what follows is read when all of it is durable.
+    sealed: Option<Version>,
+    /// The clock at the last commit or heartbeat: from when on a schema that comes now holds.
+    clock: Version,
+    /// The highest version so far.
+    newest: Version,
+}
+
+impl<'a> Reader<'a> {
+    /// Begins at this clock.
+    pub(super) fn new(capture: &'a CaptureLoop, clock: Version) -> Self {
+        Reader {
+            encoder: Encoder::new(&capture.pipeline, capture.connector),
+            register: &*capture.register,
+            environment: &*capture.environment,
+            partitions: capture.log.partitions(),
+            origin: Origin::default(),
+            pending: vec![None; capture.log.partitions() as usize],
+            schema_ids: Vec::new(),
+            group: AppendGroup::start(capture.log.partitions()),
+            frontier: &capture.frontier,
+            sealed: None,
+            clock,
+            newest: clock,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        source: &mut dyn ChangeStream,
+        groups: mpsc::Sender<AppendGroup>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        loop {
+            let event = {
+                let mut next = source.next();
+                loop {
+                    let ready = self.group.complete.is_some() || self.group.bytes >= GROUP_BYTES_MAX;
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return Ok(()),
+                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX && self.sealed.is_none() => break event,
+                        permit = groups.reserve(), if ready => match permit {
+                            Ok(permit) => permit.send(std::mem::take(&mut self.group)),
+                            Err(_) => return Ok(()),
+                        },
+                        _ = self.frontier.captured_when(|captured| Some(captured.clock) >= self.sealed), if self.sealed.is_some() && !ready => {
+                            self.sealed = None;
+                        }
+                        () = groups.closed() => return Ok(()),
+                    }
+                }
+            };
+            match event {
+                Ok(mut event) => {
+                    // The source's log does not tell of this move of the clock, as it does of commits: no later version
+                    // is written before it is durable in every partition. Otherwise a resume from an earlier place
+                    // would give lower versions to what some of them have already.
+                    let wanted = self.frontier.wanted_clock();
+                    if let CaptureEvent::Heartbeat { clock, .. } = &mut event
+                        && *clock < wanted
+                        && source.raise_clock(wanted)
+                    {
+                        *clock = wanted;
+                        self.sealed = Some(wanted);
+                    }
+                    self.take(event).await?;
+                }
+                Err(error) => {
+                    // The transactions before what failed are whole; a halt at the same place would keep them back for
+                    // ever.
+                    if self.group.complete.is_some() {
+                        // A writer that has given up has an error of its own to tell.
+                        let _ = groups.send(std::mem::take(&mut self.group)).await;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, event: CaptureEvent) -> Result<(), SessionError> {
+        match event {
+            CaptureEvent::Change(change) => {
+                self.increases(change.version);
+                let partition = envelope::partition(&change, self.partitions);
+                let record = self.encode(&change)?;
+                self.hold(partition, record);
+            }
+            CaptureEvent::Truncate { table, version, commit_us } => {
+                self.increases(version);
+                let images = Images::default();
+                let change = Change { schema: table, op: Op::Truncate, images, version, commit_us };
+                let record = self.encode(&change)?;
+                for partition in 0..self.partitions {
+                    self.hold(partition, record.clone());
+                }
+            }
+            CaptureEvent::Schema(schema) => {
+                self.register.schema(&schema, self.clock).await?;
+                let record = Record::schema(&schema);
+                self.schema_ids.retain(|(known, _)| known.table != schema.table);
+                // Belongs to no transaction: a schema that comes before the row that needs it is early, never wrong.
+                for partition in 0..self.partitions {
+                    self.group.push(partition, record.clone());
+                }
+            }
+            CaptureEvent::ReplicatedFrom(node) => self.origin.replicated_from = Some(node),
+            CaptureEvent::Rewritten { table, columns, clock } => {
+                self.register.rewritten(&table, &columns, clock).await?;
+            }
+            CaptureEvent::Commit { position, clock, commit_us } => {
+                for partition in 0..self.partitions {
+                    if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {
+                        last.headers.transaction = TransactionPart::End;
+                        self.group.push(partition, last);
+                    }
+                }
+                self.origin = position.origin();
+                self.complete(Complete { is_idle: false, position, clock, commit_us });
+            }
+            CaptureEvent::Heartbeat { position, clock, at_us } => {
+                self.origin = position.origin();
+                self.complete(Complete { is_idle: true, position, clock, commit_us: at_us });
+            }
+        }
+        Ok(())
+    }
+
+    fn increases(&mut self, version: Version) {
+        let newest = std::mem::replace(&mut self.newest, version);
+        Invariant::VersionsIncrease.hold(newest < version, || format!("{version} after {newest}"));
+    }
+
+    fn complete(&mut self, complete: Complete) {
+        let newest = self.newest;
+        Invariant::ControlCoversChanges.hold(newest <= complete.clock, || format!("{} after {newest}", complete.clock));
+        self.clock = complete.clock;
+        if !complete.position.has_one_order() {
+            self.newest = Version::MIN;
+        }
+        self.group.complete = Some((self.group.records.len(), complete));
+    }
+
+    fn encode(&mut self, change: &Change) -> Result<Record, EnvelopeError> {
+        self.origin.captured_ms = self.environment.now_us() / 1000;
+        let encoded = self.encoder.encode(change, &self.origin)?;
+        Ok(Record::change(change, encoded.key, encoded.value, self.schema_id(&change.schema)).open())
+    }
+
+    fn schema_id(&mut self, schema: &Arc<TableSchema>) -> u64 {
+        if let Some((_, id)) = self.schema_ids.iter().find(|(known, _)| Arc::ptr_eq(known, schema)) {
+            return *id;
+        }
+        let id = schema.id();
+        self.schema_ids.push((Arc::clone(schema), id));
+        id
+    }
+
+    /// Adds a record to the open transaction of its partition.
+    fn hold(&mut self, partition: u32, record: Record) {
+        let Some(slot) = self.pending.get_mut(partition as usize) else { return };
+        if let Some(previous) = slot.replace(record) {
+            self.group.push(partition, previous);
+        }
+    }
+}
+
+impl AppendGroup {
+    /// A group that begins with a start record in every partition.
+    pub(super) fn start(partitions: u32) -> Self {
+        let records = (0..partitions).map(|p| (p, Record::start())).collect();
+        AppendGroup { records, ..AppendGroup::default() }
+    }
+
+    fn push(&mut self, partition: u32, record: Record) {
+        self.bytes += record.key.len() + record.value.len() + 64;
+        self.records.push((partition, record));
+    }
+
+    /// The records with the control record in its place.
+    pub(super) fn into_records(self, partitions: u32) -> (Vec<(u32, Record)>, Option<Complete>) {
+        let AppendGroup { mut records, complete, .. } = self;
+        let Some((at, complete)) = complete else { return (records, None) };
+        let control = Control { position: Some(complete.position.clone()), clock: complete.clock, chunk: None };
+        let record = if complete.is_idle {
+            Record::heartbeat(&control, complete.commit_us)
+        } else {
+            Record::control(&control, complete.commit_us)
+        };
+        let at = at.min(records.len());
+        records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
+        (records, Some(complete))
+    }
+}
+
+/// Whether these records leave a transaction open; none if there is no row among them.
+pub(super) fn ends_within(records: &[(u32, Record)]) -> Option<bool> {
+    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate);
+    let last = records.iter().rev().find(rows)?;
+    Some(last.1.headers.transaction == TransactionPart::Open)
+}

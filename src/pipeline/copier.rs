@@ -1,0 +1,434 @@
+//! The copier: walks the unfinished copies, several chunks at a time.
+//!
+//! ```text
+//! bounds ──► chunk queue ──► readers (each: source connection → encoder) ──► snapshot topic
+//! ```
+//!
+//! It holds back while too many copied rows wait in the log, and slows down to a minimum share while
+//! the stream's lag is above its limit, so that neither starves the other (rule 26).
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    log::{
+        Control, Log, Record, Topic,
+        envelope::{self, Encoder},
+        record::ChunkEnd,
+    },
+    model::{Change, DebeziumConnector, Disposition, Images, Op, Origin, Position, Problem, TableSchema, Version},
+    observe::{Backoff, Captured, Environment, Frontier, Halts, Invariant, metric},
+    snapshot::{Block, Chunk, KeyRange, Progress, Scan, SnapshotError, TableCopy},
+    source::Source,
+    target::Target,
+};
+
+/// Bytes of one append.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Blocks of rows between a source connection and its encoder.
+const BLOCKS_WAITING_MAX: usize = 2;
+/// How often a chunk is read even while the stream lags.
+const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// How often the list of unfinished copies is read when there are none.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Copies tables until it is stopped.
+pub struct Copier {
+    pub source: Arc<dyn Source>,
+    pub progress: Arc<dyn Progress>,
+    pub target: Arc<dyn Target>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    pub environment: Arc<dyn Environment>,
+    pub pipeline: String,
+    pub connector: DebeziumConnector,
+    pub chunk_rows: u64,
+    pub parallel: usize,
+    pub lag_max_seconds: f64,
+}
+
+impl std::fmt::Debug for Copier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Copier").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// The chunks of a copy, handed out one by one; new ones are found as they are asked for.
+struct Queue {
+    known: VecDeque<Chunk>,
+    /// Where chunks begin that are known, done ones too.
+    lowers: HashSet<Option<String>>,
+    next_number: i64,
+    lower: Option<String>,
+    bounds_done: bool,
+}
+
+impl Copier {
+    /// Copies what is unfinished, and whatever is asked for later, until `stop` or a halt.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let copied =
+                tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy() => copied };
+            let wait = match copied {
+                Ok(true) => {
+                    backoff = Backoff::default();
+                    continue;
+                }
+                Ok(false) => {
+                    self.halts.well("snapshot");
+                    IDLE_EVERY
+                }
+                Err(error) => {
+                    metrics::counter!(metric::SYNC_ERRORS, "stage" => "snapshot").increment(1);
+                    match error.disposition() {
+                        Disposition::Retry => self.halts.trouble("snapshot", &error.to_string()),
+                        Disposition::Halt | Disposition::DeadLetter => {
+                            return self.halts.halt("snapshot", halt_of(error));
+                        }
+                    }
+                    backoff.next(&*self.environment, Duration::ZERO)
+                }
+            };
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(wait) => {} }
+        }
+    }
+
+    /// Makes the first copy that can be finished; false if there is none.
+    async fn next_copy(&self) -> Result<bool, SnapshotError> {
+        for copy in self.progress.unfinished().await? {
+            if self.copy(&copy).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes a copy; false if it has to wait for others before it is finished.
+    async fn copy(&self, copy: &TableCopy) -> Result<bool, SnapshotError> {
+        let captured = self.captured(copy.not_before).await;
+        // The rows of a further copy are newer than everything before it, and what is older after it the copy has not
+        // met. On a source where nothing happens, the clock has to move for that all the same.
+        let begins = if copy.generation > 1 { captured.saturating_add(1) } else { captured };
+        let began = self.progress.began(copy, begins).await?;
+        let queue = self.queue(copy).await?;
+        let seen = Mutex::new(self.progress.seen(copy).await?);
+        let floor = if copy.generation > 1 { began.max(copy.not_before) } else { copy.not_before };
+        if !queue.bounds_done || !queue.known.is_empty() {
+            self.captured(floor).await;
+            self.read(copy, floor, queue, &seen).await?;
+        }
+        if !self.barrier(&seen.into_inner()).await? {
+            tracing::warn!(
+                table = %copy.table,
+                "the source has failed over and lost transactions that the copy has seen; the table is copied again"
+            );
+            self.progress.again(copy).await?;
+            return Ok(true);
+        }
+        // A first copy finds no rows of an earlier one.
+        if copy.generation > 1 && !self.target.sweep(&copy.table, floor).await? {
+            tracing::info!(table = %copy.table, "rows that the source no longer has are still referred to by other tables");
+            return Ok(false);
+        }
+        if self.progress.finish(copy).await? {
+            tracing::info!(table = %copy.table, "copied");
+        }
+        Ok(true)
+    }
+
+    /// Reads what is left to be read of a copy into the log.
+    async fn read(
+        &self,
+        copy: &TableCopy,
+        floor: Version,
+        queue: Queue,
+        seen: &Mutex<Vec<Position>>,
+    ) -> Result<(), SnapshotError> {
+        let schema = self.source.schema(&copy.table).await?;
+        let mut first = self.source.scan().await?;
+        let estimate = first.estimate_rows(&schema).await?;
+        self.progress.schema(copy, &schema, estimate).await?;
+        self.announce(&schema).await?;
+        tracing::info!(table = %copy.table, rows = estimate, chunks_left = queue.known.len(), "copying");
+        let queue = Mutex::new(queue);
+        let mut others = Vec::new();
+        for _ in 1..self.parallel {
+            others.push(self.source.scan().await?);
+        }
+        self.halts.well("snapshot");
+        let readers = std::iter::once(first).chain(others);
+        let readers = readers.map(|scan| self.reader(scan, copy, floor, &schema, &queue, seen));
+        futures::future::try_join_all(readers).await?;
+        Ok(())
+    }
+
+    /// Waits until capture has a position, of this version at least: a chunk needs one to be labelled with. The
+    /// watermark there.
+    async fn captured(&self, not_before: Version) -> Version {
+        self.frontier.want_clock(not_before);
+        let found = self.frontier.captured_when(|captured| captured.watermark() >= not_before).await;
+        found.map_or(not_before, |captured| captured.watermark())
+    }
+
+    /// Writes the schema that the rows will refer to into every partition of the snapshot topic.
+    async fn announce(&self, schema: &TableSchema) -> Result<(), SnapshotError> {
+        let record = Record::schema(schema);
+        let records = (0..self.log.partitions()).map(|partition| (partition, record.clone())).collect();
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    async fn queue(&self, copy: &TableCopy) -> Result<Queue, SnapshotError> {
+        let chunks = self.progress.chunks(copy).await?;
+        let last = chunks.iter().max_by_key(|chunk| chunk.number);
+        Ok(Queue {
+            next_number: last.map_or(0, |chunk| chunk.number + 1),
+            lower: last.and_then(|chunk| chunk.range.upper.clone()),
+            bounds_done: copy.bounds_done,
+            lowers: chunks.iter().map(|chunk| chunk.range.lower.clone()).collect(),
+            known: chunks.into_iter().filter(|chunk| !chunk.done).collect(),
+        })
+    }
+
+    /// Reads chunks of one table over one connection until none are left.
+    async fn reader(
+        &self,
+        mut scan: Box<dyn Scan>,
+        copy: &TableCopy,
+        floor: Version,
+        schema: &Arc<TableSchema>,
+        queue: &Mutex<Queue>,
+        seen: &Mutex<Vec<Position>>,
+    ) -> Result<(), SnapshotError> {
+        let mut encoder = Encoder::new(&self.pipeline, self.connector);
+        let mut captured = self.frontier.watch_captured();
+        loop {
+            self.hold_back().await?;
+            let chunk = self.next_chunk(&mut *scan, copy, schema, &mut *queue.lock().await).await?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
+            let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
+            let reading = scan.read(schema, &chunk.range, floor, &mut captured, blocks);
+            let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming, (labelled.as_ref(), seen));
+            let (read, written) = tokio::join!(reading, writing);
+            let (rows, last) = written?;
+            if let Some(rest) = read? {
+                self.add_rest(copy, rest, &mut *queue.lock().await).await?;
+            }
+            self.end_chunk(copy, chunk.number, rows, last).await?;
+        }
+    }
+
+    /// The next chunk to read; found and stored first, if no known one is left.
+    async fn next_chunk(
+        &self,
+        scan: &mut dyn Scan,
+        copy: &TableCopy,
+        schema: &TableSchema,
+        queue: &mut Queue,
+    ) -> Result<Option<Chunk>, SnapshotError> {
+        if let Some(chunk) = queue.known.pop_front() {
+            return Ok(Some(chunk));
+        }
+        if queue.bounds_done {
+            return Ok(None);
+        }
+        let upper = scan.next_bound(schema, queue.lower.as_deref(), self.chunk_rows).await?;
+        let last = upper.is_none();
+        let chunk = Chunk {
+            number: queue.next_number,
+            range: KeyRange { lower: queue.lower.clone(), upper: upper.clone() },
+            done: false,
+        };
+        self.progress.add_chunk(copy, &chunk, last).await?;
+        queue.lowers.insert(chunk.range.lower.clone());
+        queue.next_number += 1;
+        queue.lower = upper;
+        queue.bounds_done = last;
+        Ok(Some(chunk))
+    }
+
+    /// Stores what a read has left of its chunk as a chunk of its own, before that read counts: a restart finds it. One
+    /// that was stored by an earlier run, which then did not get to the end of its read, is not stored again. Its upper
+    /// bound is where the next new chunk begins, which a restart learns from the last chunk.
+    async fn add_rest(&self, copy: &TableCopy, rest: String, queue: &mut Queue) -> Result<(), SnapshotError> {
+        let lower = Some(rest);
+        if !queue.lowers.insert(lower.clone()) {
+            return Ok(());
+        }
+        let range = KeyRange { lower, upper: queue.lower.clone() };
+        let chunk = Chunk { number: queue.next_number, range, done: false };
+        self.progress.add_chunk(copy, &chunk, queue.bounds_done).await?;
+        queue.next_number += 1;
+        queue.known.push_back(chunk);
+        Ok(())
+    }
+
+    /// Notes how far the source's log may be behind what has just been read.
+    async fn saw(
+        &self,
+        copy: &TableCopy,
+        labelled: Option<&Position>,
+        seen: &Mutex<Vec<Position>>,
+    ) -> Result<(), SnapshotError> {
+        let end = self.source.end().await?;
+        if labelled.is_some_and(|labelled| !labelled.same_server(&end)) {
+            return Err(SnapshotError::Source("it has failed over while a chunk was read".into()));
+        }
+        let mut seen = seen.lock().await;
+        match seen.iter_mut().find(|known| known.same_server(&end)) {
+            Some(known) if known.covers(&end) => return Ok(()),
+            Some(known) => *known = end,
+            None => seen.push(end),
+        }
+        self.progress.saw(copy, &seen).await
+    }
+
+    fn judge_watermark(&self, copy: &TableCopy, version: Version) {
+        let captured = self.frontier.watch_captured().borrow().as_ref().map(|captured| captured.clock);
+        let holds = version >= copy.not_before && captured.is_none_or(|captured| version <= captured);
+        Invariant::WatermarkIsCaptured.hold(holds, || {
+            format!("{version} of {}, captured {captured:?}, not before {}", copy.table, copy.not_before)
+        });
+    }
+
+    /// Encodes and appends the rows of one chunk; how many, and the records not appended yet.
+    async fn write(
+        &self,
+        encoder: &mut Encoder,
+        copy: &TableCopy,
+        schema: &Arc<TableSchema>,
+        chunk: i64,
+        mut blocks: mpsc::Receiver<Block>,
+        (labelled, seen): (Option<&Position>, &Mutex<Vec<Position>>),
+    ) -> Result<(u64, Vec<(u32, Record)>), SnapshotError> {
+        let partitions = self.log.partitions();
+        let id = schema.id();
+        let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
+        let mut next = blocks.recv().await;
+        // A chunk that has no rows has seen that, too.
+        self.saw(copy, labelled, seen).await?;
+        while let Some(block) = next {
+            self.judge_watermark(copy, block.version);
+            let at_us = self.environment.now_us();
+            let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
+            for row in block.rows {
+                let change = Change {
+                    schema: Arc::clone(schema),
+                    op: Op::Read,
+                    images: Images { before: None, after: Some(row) },
+                    version: block.version,
+                    commit_us: at_us,
+                };
+                let encoded = encoder.encode(&change, &origin).map_err(|error| {
+                    SnapshotError::Halt(Problem::new(
+                        format!("chunk {chunk} of {} cannot be encoded: {error}", copy.table),
+                        "this is a defect of cutover: report it with this message",
+                    ))
+                })?;
+                bytes += encoded.key.len() + encoded.value.len() + 64;
+                let record = Record::change(&change, encoded.key, encoded.value, id);
+                records.push((envelope::partition(&change, partitions), record));
+                rows += 1;
+                if bytes >= GROUP_BYTES_MAX {
+                    self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
+                    bytes = 0;
+                }
+            }
+            next = blocks.recv().await;
+        }
+        Ok((rows, records))
+    }
+
+    /// Appends the chunk's last rows and the record that says that it is complete.
+    async fn end_chunk(
+        &self,
+        copy: &TableCopy,
+        chunk: i64,
+        rows: u64,
+        mut records: Vec<(u32, Record)>,
+    ) -> Result<(), SnapshotError> {
+        for partition in 0..self.log.partitions() {
+            // Counted once, however many partitions there are.
+            let rows = if partition == 0 { rows } else { 0 };
+            let end = ChunkEnd { table: copy.table.clone(), generation: copy.generation, chunk, rows };
+            let control = Control { position: None, clock: 0, chunk: Some(end) };
+            records.push((partition, Record::control(&control, 0)));
+        }
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    /// Waits while enough copied rows are on their way, or while the stream lags.
+    async fn hold_back(&self) -> Result<(), SnapshotError> {
+        let backlog_max = self.chunk_rows * (self.parallel as u64 + 1);
+        while self.backlog().await? > backlog_max {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let started = tokio::time::Instant::now();
+        while started.elapsed() < MINIMUM_SHARE_EVERY
+            && self.frontier.lag_seconds(self.environment.now_us()).is_some_and(|lag| lag > self.lag_max_seconds)
+        {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Records of the snapshot topic that are not in the target yet.
+    async fn backlog(&self) -> Result<u64, SnapshotError> {
+        let mut backlog = 0;
+        for partition in 0..self.log.partitions() {
+            let (_, end) = self.log.bounds(Topic::Snapshot, partition).await?;
+            backlog += end.saturating_sub(self.frontier.snapshot_offset(partition));
+        }
+        Ok(backlog)
+    }
+
+    /// Waits until everything copied is in the target, and the stream has passed what the last chunk may have seen.
+    ///
+    /// A read may see changes that capture, when it lags, gets to much later: from the barrier on the target is as
+    /// consistent as the source was, at each end of a transaction. False if a chunk saw what the source has lost since:
+    /// capture, which came to it after a failover, will never meet that (rule 16).
+    async fn barrier(&self, seen: &[Position]) -> Result<bool, SnapshotError> {
+        while self.backlog().await? > 0 {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        let captured = self.captured_up_to_now().await?;
+        while !self.frontier.reached(&captured.ends) {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        Ok(seen.iter().all(|seen| captured.position.covers(seen)))
+    }
+
+    /// What capture has made durable, once that is everything that the source's log holds now.
+    async fn captured_up_to_now(&self) -> Result<Captured, SnapshotError> {
+        let mut end = self.source.end().await?;
+        let watched: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
+        loop {
+            let captured = watched.borrow().clone();
+            match captured {
+                Some(captured) if captured.position.covers(&end) => return Ok(captured),
+                // The end of a server that has been replaced may never come.
+                Some(captured) if !captured.position.same_server(&end) => end = self.source.end().await?,
+                Some(_) | None => {}
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+}
+
+fn halt_of(error: SnapshotError) -> Problem {
+    match error {
+        SnapshotError::Halt(problem) => problem,
+        SnapshotError::Source(_) | SnapshotError::Target(_) | SnapshotError::Log(_) => {
+            Problem::new(error.to_string(), "restart the worker when that is done")
+        }
+    }
+}

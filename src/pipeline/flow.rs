@@ -1,0 +1,192 @@
+//! One direction of a pipeline, put together: a source's changes and copies into the log, and the log into a target.
+//!
+//! ```text
+//! source ─► capture loop ─┐         ┌─► apply loops ─► target
+//! source ─► copier ───────┴─► log ──┘   one half for each target
+//! ```
+//!
+//! The halves meet in the log and in the frontier, and nowhere else. [`Flow::start`] begins the half that fills the
+//! log, [`ApplyHalf::start`] the half that empties it: a process of one role has one of them, a connector's pipeline
+//! has no other than the second. Deliberately absent: who decides when they run (`control`).
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    apply::ApplyLoop,
+    batches::Bounds,
+    capture::{CaptureLoop, Register},
+    copier::Copier,
+    refetch::Refetch,
+    replay::ReplayLoop,
+};
+use crate::{
+    log::{Log, Offset, Topic},
+    model::{DebeziumConnector, Position, Version},
+    observe::{Environment, Frontier, Halts},
+    snapshot::Progress,
+    source::{Selection, Source},
+    target::{Pass, Target},
+};
+
+/// Snapshot rows written in one transaction: the stream waits for at most one such transaction.
+const SNAPSHOT_BATCH_ROWS_MAX: usize = 2_000;
+
+/// How tables are copied.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyBounds {
+    pub chunk_rows: u64,
+    /// Chunks read at the same time.
+    pub parallel: usize,
+    /// A copy, and a replay, slow down to their minimum share while the stream's lag is above this.
+    pub lag_max_seconds: f64,
+}
+
+/// The half that makes the log durable in a target.
+#[derive(Clone)]
+pub struct ApplyHalf {
+    pub target: Arc<dyn Target>,
+    pub log: Arc<dyn Log>,
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+    pub environment: Arc<dyn Environment>,
+    /// Of one batch.
+    pub bounds: Bounds,
+    /// Sinks of each partition of the snapshot topic.
+    pub snapshot_sinks: usize,
+    pub lag_max_seconds: f64,
+}
+
+impl std::fmt::Debug for ApplyHalf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApplyHalf").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl ApplyHalf {
+    /// The loops of all partitions; they end with `stop`, after the batches at work.
+    pub fn start(&self, stop: &CancellationToken) -> JoinSet<()> {
+        let mut loops = JoinSet::new();
+        for partition in 0..self.log.partitions() {
+            for topic in [Topic::Changes, Topic::Snapshot] {
+                loops.spawn(self.apply_loop(topic, partition).run(stop.clone()));
+            }
+        }
+        loops
+    }
+
+    /// The loop of one partition of a topic.
+    pub fn apply_loop(&self, topic: Topic, partition: u32) -> ApplyLoop {
+        let (rows_max, sinks) = match topic {
+            Topic::Changes => (self.bounds.rows_max, 1),
+            Topic::Snapshot => (self.bounds.rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), self.snapshot_sinks),
+        };
+        ApplyLoop {
+            target: Arc::clone(&self.target),
+            log: Arc::clone(&self.log),
+            frontier: Arc::clone(&self.frontier),
+            halts: Arc::clone(&self.halts),
+            environment: Arc::clone(&self.environment),
+            topic,
+            partition,
+            bounds: Bounds { rows_max, ..self.bounds },
+            sinks,
+        }
+    }
+
+    /// One pass of a replay over a partition, up to the offset `to`, of these source tables (all if there are none).
+    pub fn replay_loop(&self, pass: Pass, partition: u32, to: Offset, tables: &[String]) -> ReplayLoop {
+        ReplayLoop {
+            target: Arc::clone(&self.target),
+            log: Arc::clone(&self.log),
+            frontier: Arc::clone(&self.frontier),
+            environment: Arc::clone(&self.environment),
+            pass,
+            partition,
+            to,
+            tables: tables.to_vec(),
+            bounds: Bounds { rows_max: self.bounds.rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), ..self.bounds },
+            lag_max_seconds: self.lag_max_seconds,
+        }
+    }
+}
+
+/// One direction: from a source to a target.
+#[derive(Clone)]
+pub struct Flow {
+    /// The pipeline's name, for the envelope's `source` block.
+    pub pipeline: String,
+    /// The connector that the envelope's `source` block names.
+    pub connector: DebeziumConnector,
+    pub source: Arc<dyn Source>,
+    /// What of the source is captured.
+    pub selection: Selection,
+    pub register: Arc<dyn Register>,
+    pub progress: Arc<dyn Progress>,
+    /// Where to begin when the log is empty: the position and clock stored in the target, if any.
+    pub fallback: Option<(Position, Version)>,
+    pub copy: CopyBounds,
+    pub apply: ApplyHalf,
+}
+
+impl std::fmt::Debug for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flow").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+impl Flow {
+    /// Captures and copies, each until `stop` or a halt.
+    pub fn start(&self, stop: &CancellationToken) -> JoinSet<()> {
+        let mut loops = JoinSet::new();
+        loops.spawn(self.capture_loop().run(stop.clone()));
+        loops.spawn(self.copier().run(stop.clone()));
+        loops
+    }
+
+    fn capture_loop(&self) -> CaptureLoop {
+        CaptureLoop {
+            source: Arc::clone(&self.source),
+            selection: self.selection.clone(),
+            register: Arc::clone(&self.register),
+            log: Arc::clone(&self.apply.log),
+            frontier: Arc::clone(&self.apply.frontier),
+            halts: Arc::clone(&self.apply.halts),
+            environment: Arc::clone(&self.apply.environment),
+            pipeline: self.pipeline.clone(),
+            connector: self.connector,
+            fallback: self.fallback.clone(),
+        }
+    }
+
+    fn copier(&self) -> Copier {
+        Copier {
+            source: Arc::clone(&self.source),
+            progress: Arc::clone(&self.progress),
+            target: Arc::clone(&self.apply.target),
+            log: Arc::clone(&self.apply.log),
+            frontier: Arc::clone(&self.apply.frontier),
+            halts: Arc::clone(&self.apply.halts),
+            environment: Arc::clone(&self.apply.environment),
+            pipeline: self.pipeline.clone(),
+            connector: self.connector,
+            chunk_rows: self.copy.chunk_rows,
+            parallel: self.copy.parallel,
+            lag_max_seconds: self.copy.lag_max_seconds,
+        }
+    }
+
+    /// Reads single rows again.
+    pub fn refetch(&self) -> Refetch {
+        Refetch {
+            source: Arc::clone(&self.source),
+            log: Arc::clone(&self.apply.log),
+            frontier: Arc::clone(&self.apply.frontier),
+            environment: Arc::clone(&self.apply.environment),
+            pipeline: self.pipeline.clone(),
+            connector: self.connector,
+        }
+    }
+}

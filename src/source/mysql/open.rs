@@ -1,0 +1,291 @@
+//! A MySQL or MariaDB server as the source.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mysql_async::Conn;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::MysqlStream;
+use crate::{
+    database::mysql::{
+        catalog::{self, CatalogError},
+        connect::{ConnectError, Connector, QueryError},
+        liveness,
+        scan::{ScanError, Scanner, Watermark},
+        server::{self, Grants, ServerFacts},
+    },
+    model::{Disposition, MysqlPosition, Position, Problem, TableSchema, Value, Version},
+    observe::{Captured, now_us},
+    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    source::{
+        BLOCK_ROWS, COPY_GOES_ON, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source,
+        SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
+    },
+};
+
+/// One MySQL or MariaDB server.
+#[derive(Debug)]
+pub struct MysqlSource {
+    settings: Settings,
+    connector: Connector,
+}
+
+impl MysqlSource {
+    /// The server that the URL names; it is not connected to.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn new(settings: Settings) -> Result<Self, SourceError> {
+        let connector = Connector::new(&settings.config.url)?;
+        Ok(MysqlSource { settings, connector })
+    }
+
+    fn database(&self) -> &str {
+        self.connector.database().unwrap_or_default()
+    }
+
+    async fn scanner(&self) -> Result<Scanner, SnapshotError> {
+        let zero_dates = self.settings.config.zero_dates().unwrap_or_default();
+        Ok(Scanner::connect(&self.connector, zero_dates).await?)
+    }
+
+    /// What the source is, if it can be captured.
+    async fn examine_server(&self, mut conn: Conn) -> Result<Examined, SourceError> {
+        let grants =
+            Grants::load(&mut conn).await.map_err(|error| SourceError::of(error.problem(), error.disposition()))?;
+        // What a role gives is not in the list: then the server itself says what is missing.
+        let told = |missing: Vec<Problem>| if grants.roles { Vec::new() } else { missing };
+        SourceError::refuse(told(grants.missing_everywhere()))?;
+        let facts = ServerFacts::load(&mut conn)
+            .await
+            .map_err(|error| SourceError::of(error.problem(), error.disposition()))?;
+        let only = self.settings.config.tables.as_deref();
+        let tables = catalog::load_tables(&mut conn, self.database(), only).await;
+        let tables = tables.map_err(|error| SourceError::of(error.problem(), error.disposition()))?;
+        let mut problems = server::problems(&facts);
+        problems.extend(judge_tables(&tables, only.unwrap_or_default(), self.database()));
+        problems.extend(told(grants.missing_on(&tables, &facts)));
+        SourceError::refuse(problems)?;
+        let end = server::current_position(&mut conn, &facts).await;
+        let end = end.map_err(|error| SourceError::Unreachable(error.to_string()))?;
+        if let Err(error) = conn.disconnect().await {
+            tracing::debug!(%error, "the connection for the catalog did not close well");
+        }
+        let connector = facts.flavor.connector();
+        Ok(Examined { tables, end: Position::Mysql(end), now_us: facts.now_us, connector, at: Instant::now() })
+    }
+}
+
+/// Every configured table exists and has a key.
+fn judge_tables(tables: &[TableSchema], wanted: &[String], database: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String, fix: &str| problems.push(Problem { what, fix: fix.to_owned() });
+    for name in wanted.iter().filter(|name| !tables.iter().any(|schema| schema.table.table == **name)) {
+        let what = format!("`{database}` has no table `{name}`, or the source user may not see it");
+        add(what, "correct [source] tables, or GRANT SELECT on it");
+    }
+    if tables.is_empty() && wanted.is_empty() {
+        let what = format!("`{database}` has no table that the source user may see");
+        add(what, "correct the database in [source] url, or GRANT SELECT on its tables");
+    }
+    for schema in tables.iter().filter(|schema| schema.key.is_empty()) {
+        let what = format!(
+            "table {} has no primary key and no unique key without nulls, so that its rows cannot be told apart",
+            schema.table
+        );
+        add(what, "add one at the source, or leave the table out of [source] tables");
+    }
+    problems
+}
+
+#[async_trait]
+impl Source for MysqlSource {
+    async fn examine(&self) -> Result<Examined, SourceError> {
+        let conn = self.connector.connect().await?;
+        let id = conn.id();
+        let examined = liveness::answered(&self.connector, id, self.examine_server(conn)).await;
+        examined.unwrap_or_else(|| Err(SourceError::Unreachable("the source has ended the session".into())))
+    }
+
+    // A row image that is not whole halts capture in any case: no table is asked for whole images.
+    async fn stream(
+        &self,
+        selection: &Selection,
+        from: Option<(Position, Version)>,
+    ) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        let (from, known) = match from {
+            Some((Position::Mysql(position), clock)) => {
+                (Some((position, clock)), known_schemas(&self.settings.store, clock).await?)
+            }
+            Some((Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_), _)) => {
+                return Err(foreign_position());
+            }
+            None => (None, Vec::new()),
+        };
+        let mut config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
+        config.clock_min = selection.clock_min;
+        Ok(Box::new(MysqlStream::open(&config, from, &known, &selection.tables).await?))
+    }
+
+    async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        let retried = |error: QueryError| CaptureError::Unreachable(error.to_string());
+        let mut conn = self.connector.connect().await?;
+        let facts = ServerFacts::load(&mut conn).await.map_err(retried)?;
+        let position = server::current_position(&mut conn, &facts).await.map_err(retried)?;
+        drop(conn.disconnect().await);
+        tracing::warn!(
+            file = position.file,
+            offset = position.offset,
+            "capture begins anew: every table is copied again"
+        );
+        let config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
+        let from = Some((position, clock.max(facts.now_us)));
+        Ok(Box::new(MysqlStream::open(&config, from, &[], &selection.tables).await?))
+    }
+
+    async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        Ok(Box::new(MysqlScan { scanner: self.scanner().await?, connector: self.connector.clone() }))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
+        let (id, only) = (conn.id(), [table.to_owned()]);
+        let found = catalog::load_tables(&mut conn, self.database(), Some(&only));
+        let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
+        let found = found?;
+        drop(conn.disconnect().await);
+        found.into_iter().next().map(Arc::new).ok_or_else(|| vanished(&format!("{}.{table}", self.database())))
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
+        let id = conn.id();
+        let end = liveness::answered(&self.connector, id, here(&mut conn)).await;
+        let end = end.map_or_else(gone, |end| Ok(end.map_err(ScanError::from)?))?;
+        drop(conn.disconnect().await);
+        Ok(Position::Mysql(end))
+    }
+
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        captured: &Captured,
+    ) -> Result<Block, SnapshotError> {
+        let Position::Mysql(position) = captured.position.clone() else {
+            return Err(SnapshotError::Source(foreign_position().to_string()));
+        };
+        let watermark = Watermark { position, version: captured.clock };
+        let mut scanner = self.scanner().await?;
+        let mut rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
+        let found = rows.next_batch(usize::MAX).await?;
+        drop(rows);
+        scanner.close().await?;
+        Ok(Block { version: captured.watermark(), rows: found })
+    }
+}
+
+struct MysqlScan {
+    scanner: Scanner,
+    connector: Connector,
+}
+
+impl MysqlScan {
+    /// Rows as they come: a server may take its time, but it has to have the session still.
+    async fn rows(
+        &mut self,
+        table: &TableSchema,
+        range: &KeyRange,
+        watermark: &Watermark,
+        blocks: &mpsc::Sender<Block>,
+    ) -> Result<(), SnapshotError> {
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let mut rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
+        loop {
+            let batch = rows.next_batch(BLOCK_ROWS).await?;
+            // A closed channel means that the writer has failed: its error is the one that counts.
+            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Where the source's log ends now.
+async fn here(conn: &mut Conn) -> Result<MysqlPosition, QueryError> {
+    let facts = ServerFacts::load(conn).await?;
+    server::current_position(conn, &facts).await
+}
+
+/// The error of a scan whose session is gone.
+fn gone<T>() -> Result<T, SnapshotError> {
+    Err(SnapshotError::Source("it no longer has the session, though the connection stands".into()))
+}
+
+#[async_trait]
+impl Scan for MysqlScan {
+    async fn next_bound(
+        &mut self,
+        table: &TableSchema,
+        lower: Option<&str>,
+        rows: u64,
+    ) -> Result<Option<String>, SnapshotError> {
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        let bound = liveness::answered(&connector, id, self.scanner.next_bound(table, lower, rows)).await;
+        bound.map_or_else(gone, |bound| Ok(bound?))
+    }
+
+    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        let rows = liveness::answered(&connector, id, self.scanner.estimate_rows(&table.table)).await;
+        rows.map_or_else(gone, |rows| Ok(rows?))
+    }
+
+    async fn read(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        // What is captured is waited for, and is above it.
+        _floor: Version,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        blocks: mpsc::Sender<Block>,
+    ) -> Result<Option<String>, SnapshotError> {
+        let point = captured.borrow_and_update().clone();
+        let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
+            return Err(not_begun());
+        };
+        let watermark = Watermark { position, version: clock };
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        liveness::answered(&connector, id, self.rows(table, range, &watermark, &blocks)).await.unwrap_or_else(gone)?;
+        Ok(None)
+    }
+}
+
+impl From<ScanError> for SnapshotError {
+    fn from(error: ScanError) -> Self {
+        copy_error(&error, error.disposition(), COPY_GOES_ON)
+    }
+}
+
+impl From<CatalogError> for SnapshotError {
+    fn from(error: CatalogError) -> Self {
+        copy_error(&error, error.disposition(), CORRECT_THAT)
+    }
+}
+
+impl From<ConnectError> for CaptureError {
+    fn from(error: ConnectError) -> Self {
+        capture_error(&error, error.disposition(), "correct [source] url and restart the worker")
+    }
+}
+
+impl From<ConnectError> for SourceError {
+    fn from(error: ConnectError) -> Self {
+        match error.disposition() {
+            Disposition::Retry => SourceError::Unreachable(error.to_string()),
+            Disposition::DeadLetter | Disposition::Halt => SourceError::Login(error.to_string()),
+        }
+    }
+}

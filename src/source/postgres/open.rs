@@ -1,0 +1,270 @@
+//! A PostgreSQL server as the source.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
+use crate::{
+    database::postgres::{
+        Address, PgError, Session,
+        scan::{ScanError, Scanner, Watermark},
+        server::ServerFacts,
+        tables,
+    },
+    model::{DebeziumConnector, Position, PostgresPosition, TableSchema, Value, Version},
+    observe::{Captured, Frontier, now_us},
+    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    source::{
+        BLOCK_ROWS, COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source,
+        SourceError, copy_error, foreign_position, known_schemas, not_begun, vanished,
+    },
+    state::Store,
+};
+
+/// How often it is looked up what the server need not keep. With the embedded log that is a query at the target.
+const DURABLE_EVERY: Duration = Duration::from_secs(2);
+
+/// One PostgreSQL server.
+#[derive(Debug)]
+pub struct PostgresSource {
+    settings: Settings,
+    capture: PostgresSourceConfig,
+}
+
+impl PostgresSource {
+    /// The server that the URL names; it is not connected to.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn new(settings: Settings) -> Result<Self, SourceError> {
+        let target =
+            Address::parse(&settings.config.url).map_err(|error| SourceError::Configured(error.to_string()))?;
+        let options = options(&settings.pipeline, settings.config.ca_file.clone());
+        let mut capture = PostgresSourceConfig::new(&settings.pipeline, target, options, now_us);
+        capture.clock_ahead_max_us = settings.config.clock_ahead_max_us();
+        Ok(PostgresSource { settings, capture })
+    }
+
+    fn schema_name(&self) -> &str {
+        self.settings.config.postgres_schema()
+    }
+
+    /// What a stream of these tables needs to know; what is durable and what reads may not see is shared with the
+    /// source.
+    fn selected(&self, selection: &Selection) -> PostgresSourceConfig {
+        let mut capture = self.capture.clone();
+        capture.clock_min = selection.clock_min;
+        capture.full_row_images = selection.full_row_images.clone();
+        capture
+    }
+
+    async fn session(&self) -> Result<Session, PgError> {
+        Session::open(&self.capture.target, &self.capture.options).await
+    }
+
+    async fn scanner(&self) -> Result<Scanner, SnapshotError> {
+        let in_flight = Arc::clone(&self.capture.in_flight);
+        Ok(Scanner::connect(&self.capture.target, &self.capture.options, in_flight).await?)
+    }
+
+    /// The stream, with what tells it what is durable beside it.
+    async fn open(
+        &self,
+        selection: &Selection,
+        from: Option<(PostgresPosition, Version)>,
+        known: &[Arc<TableSchema>],
+    ) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        let stream = PostgresStream::open(&self.selected(selection), from, known, &selection.tables).await?;
+        let Settings { store, frontier, log_outlives_us, .. } = &self.settings;
+        let store = (!log_outlives_us).then(|| Arc::clone(store));
+        let telling = tell(Arc::clone(&self.capture.durable), store, Arc::clone(frontier));
+        Ok(Box::new(Told { stream, telling: Box::pin(telling) }))
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn examine(&self) -> Result<Examined, SourceError> {
+        let refused = |error: PgError| SourceError::of(error.problem(), error.disposition());
+        let session = self.session().await.map_err(refused)?;
+        let facts = ServerFacts::load(&session.client).await.map_err(refused)?;
+        let (schema, only) = (self.schema_name(), self.settings.config.tables.as_deref());
+        let found = tables::load(&session.client, schema, only).await.map_err(refused)?;
+        let mut problems = facts.problems();
+        problems.extend(tables::problems(&found, only.unwrap_or_default(), schema));
+        SourceError::refuse(problems)?;
+        Ok(Examined {
+            tables: found.into_iter().map(|table| table.schema).collect(),
+            end: Position::Postgres(facts.position("")),
+            now_us: facts.now_us,
+            connector: DebeziumConnector::Postgres,
+            at: Instant::now(),
+        })
+    }
+
+    async fn stream(
+        &self,
+        selection: &Selection,
+        from: Option<(Position, Version)>,
+    ) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        match from {
+            Some((Position::Postgres(position), clock)) => {
+                let known = known_schemas(&self.settings.store, clock).await?;
+                self.open(selection, Some((position, clock)), &known).await
+            }
+            Some((Position::Mysql(_) | Position::Debezium(_) | Position::Dynamo(_), _)) => Err(foreign_position()),
+            None => self.open(selection, None, &[]).await,
+        }
+    }
+
+    async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        let (position, now_us) = begin_anew(&self.selected(selection), &selection.tables).await?;
+        tracing::warn!(lsn = %position.lsn, "capture begins anew: every table is copied again");
+        self.open(selection, Some((position, clock.max(now_us))), &[]).await
+    }
+
+    async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError> {
+        Ok(Box::new(PostgresScan(self.scanner().await?)))
+    }
+
+    async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
+        let (session, only) = (self.session().await.map_err(ScanError::from)?, [table.to_owned()]);
+        let found = tables::load(&session.client, self.schema_name(), Some(&only)).await.map_err(ScanError::from)?;
+        found
+            .into_iter()
+            .next()
+            .map(|table| Arc::new(table.schema))
+            .ok_or_else(|| vanished(&format!("{}.{table}", self.schema_name())))
+    }
+
+    async fn end(&self) -> Result<Position, SnapshotError> {
+        let session = self.session().await.map_err(ScanError::from)?;
+        let facts = ServerFacts::load(&session.client).await.map_err(ScanError::from)?;
+        Ok(Position::Postgres(facts.position(&self.capture.slot)))
+    }
+
+    async fn fetch(
+        &self,
+        table: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        captured: &Captured,
+    ) -> Result<Block, SnapshotError> {
+        // What is read again is labelled with all that was captured.
+        let watermark = watermark(Some(captured), captured.clock)?;
+        let mut scanner = self.scanner().await?;
+        let mut rows = scanner.fetch(table, keys, watermark).await?;
+        Ok(Block { version: captured.watermark(), rows: rows.next_batch(usize::MAX).await? })
+    }
+}
+
+/// A source whose server is told what is durable, for as long as it is read.
+struct Told {
+    stream: PostgresStream,
+    telling: Pin<Box<dyn Future<Output = Infallible> + Send>>,
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stream.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ChangeStream for Told {
+    async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
+        tokio::select! {
+            biased;
+            captured = self.stream.next() => captured,
+            never = &mut self.telling => match never {},
+        }
+    }
+
+    fn raise_clock(&mut self, floor: Version) -> bool {
+        self.stream.raise_clock(floor)
+    }
+}
+
+/// Keeps `durable` up to date: from the target's offsets where there is a store to ask, else from what the log has.
+async fn tell(durable: Arc<AtomicU64>, store: Option<Arc<Store>>, frontier: Arc<Frontier>) -> Infallible {
+    loop {
+        tokio::time::sleep(DURABLE_EVERY).await;
+        let captured = frontier.watch_captured().borrow().as_ref().map(|captured| captured.position.clone());
+        let Some(Position::Postgres(captured)) = captured else { continue };
+        let position = match &store {
+            None => Some(captured.clone()),
+            // An unreachable target has nothing new, and is noticed by others.
+            Some(store) => match store.position().await {
+                Ok(Some((Position::Postgres(applied), _))) => Some(applied),
+                Ok(_) | Err(_) => None,
+            },
+        };
+        // What the target has of another history says nothing of this one.
+        if let Some(position) = position.filter(|position| position.same_history(&captured)) {
+            durable.fetch_max(position.lsn.0, Ordering::AcqRel);
+        }
+    }
+}
+
+struct PostgresScan(Scanner);
+
+/// What capture has reached.
+fn watermark(captured: Option<&Captured>, floor: Version) -> Result<Watermark, SnapshotError> {
+    let Some(Captured { position: Position::Postgres(position), clock, .. }) = captured else {
+        return Err(not_begun());
+    };
+    Ok(Watermark { lsn: position.lsn, version: *clock, floor })
+}
+
+#[async_trait]
+impl Scan for PostgresScan {
+    async fn next_bound(
+        &mut self,
+        table: &TableSchema,
+        lower: Option<&str>,
+        rows: u64,
+    ) -> Result<Option<String>, SnapshotError> {
+        Ok(self.0.next_bound(table, lower, rows).await?)
+    }
+
+    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+        Ok(self.0.estimate_rows(&table.table).await?)
+    }
+
+    async fn read(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        floor: Version,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        blocks: mpsc::Sender<Block>,
+    ) -> Result<Option<String>, SnapshotError> {
+        let watermark = watermark(captured.borrow_and_update().as_ref(), floor)?;
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let mut rows = self.0.read_chunk(table, lower, upper, watermark).await?;
+        loop {
+            let batch = rows.next_batch(BLOCK_ROWS).await?;
+            // A closed channel means that the writer has failed: its error is the one that counts.
+            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl From<ScanError> for SnapshotError {
+    fn from(error: ScanError) -> Self {
+        copy_error(&error, error.disposition(), COPY_GOES_ON)
+    }
+}

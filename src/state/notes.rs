@@ -1,0 +1,89 @@
+//! Small things, each kept as a text under a name.
+
+use tokio_postgres::Client;
+
+use super::{StateError, Store, spelled::spelled};
+use crate::{database::postgres::PgError, model::TableName};
+
+/// Whether the script after the copy has run.
+const AFTER_COPY: &str = "after_copy";
+
+spelled! {
+    /// What is known of the script after the copy. Nothing is noted before one is configured.
+    pub enum AfterCopy: "state of the script after the copy" {
+        /// It is still to run.
+        Pending = "pending",
+        /// It is configured no longer, and has not run.
+        None = "none",
+        Done = "done",
+    }
+}
+
+/// Notes that the script after the copy has run, in the transaction in which it ran.
+pub(crate) async fn after_copy_has_run(client: &Client, pipeline: &str) -> Result<(), PgError> {
+    client
+        .execute("UPDATE cutover.notes SET value = 'done' WHERE pipeline = $1 AND key = 'after_copy'", &[&pipeline])
+        .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Whether the script after the copy has run; none if none was ever configured.
+    pub(crate) async fn after_copy(&self) -> Result<Option<AfterCopy>, StateError> {
+        self.note(AFTER_COPY).await?.map(|noted| AfterCopy::read(&noted)).transpose()
+    }
+
+    /// Notes what is to become of the script after the copy.
+    pub(crate) async fn set_after_copy(&self, state: AfterCopy) -> Result<(), StateError> {
+        self.set_note(AFTER_COPY, state.name()).await
+    }
+
+    /// The columns that a copy without a transform had of a source table when it was planned last.
+    pub(crate) async fn noted_columns(&self, source: &TableName) -> Result<Option<Vec<String>>, StateError> {
+        let noted = self.note(&columns_of(source)).await?;
+        Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
+    }
+
+    /// Notes which columns a copy without a transform has of a source table.
+    pub(crate) async fn note_columns(&self, source: &TableName, columns: &[String]) -> Result<(), StateError> {
+        self.set_note(&columns_of(source), &serde_json::to_string(columns)?).await
+    }
+
+    /// The numbers of a connector's lanes, as [`Store::set_connector_lanes`] has noted them for this log.
+    pub(crate) async fn connector_lanes(&self, log_epoch: &str) -> Result<Option<String>, StateError> {
+        self.note(log_epoch).await
+    }
+
+    /// Notes the numbers of a connector's lanes, as JSON.
+    pub(crate) async fn set_connector_lanes(&self, log_epoch: &str, lanes: &str) -> Result<(), StateError> {
+        self.set_note(log_epoch, lanes).await
+    }
+
+    /// A value that the pipeline keeps under a name.
+    pub async fn note(&self, key: &str) -> Result<Option<String>, StateError> {
+        let session = self.session().await?;
+        let row = session
+            .client()?
+            .query_opt("SELECT value FROM cutover.notes WHERE pipeline = $1 AND key = $2", &[&self.pipeline, &key])
+            .await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// Keeps a value under a name.
+    pub async fn set_note(&self, key: &str, value: &str) -> Result<(), StateError> {
+        let session = self.session().await?;
+        session
+            .client()?
+            .execute(
+                "INSERT INTO cutover.notes (pipeline, key, value, updated_at) VALUES ($1, $2, $3, clock_timestamp()) \
+                 ON CONFLICT (pipeline, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+                &[&self.pipeline, &key, &value],
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+fn columns_of(source: &TableName) -> String {
+    format!("columns of {source}")
+}

@@ -1,0 +1,408 @@
+//! Finding the rows that cannot be written, and writing all others.
+//!
+//! The server rarely says which row failed. Sets of source rows are tried inside savepoints and halved; a single row
+//! that still fails is parked with all that it would have written, in every target. Rows that refer to a missing
+//! parent, or whose unique value another row still has, wait; they are tried again when everything else of the batch is
+//! in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
+
+use super::{
+    PostgresSink,
+    answers::{Mark, add},
+    failure::{self, Failure, Verdict},
+    input::{BindingImages, WriteInput},
+    items::{Item, SourceKey},
+    parked::ParkedRow,
+    statement::Part,
+    steps::Steps,
+};
+use crate::{
+    database::postgres::{PgError, Refusal},
+    model::Version,
+    target::{Applied, Batch, Counts, RowEvent},
+};
+
+/// How often the rows of one batch that wait for each other are tried.
+const ROUNDS_MAX: u32 = 3;
+
+/// Rows to try together.
+struct Set<'a> {
+    items: Vec<Item<'a>>,
+    /// Remove the rows that are there before writing them: unique values may have been swapped.
+    replace: bool,
+}
+
+/// What became of the rows.
+#[derive(Default)]
+pub(super) struct Outcome<'a> {
+    tables: BTreeMap<String, Counts>,
+    dead: Vec<ParkedRow<'a>>,
+    pub(super) waiting: Vec<(Item<'a>, Refusal)>,
+    /// Rows written, with the newest version of each.
+    pub(super) written: Vec<(SourceKey, Version)>,
+}
+
+impl PostgresSink {
+    /// Writes all rows of a batch that can be written, and parks the others. Nothing is committed yet.
+    pub(super) async fn write_by_bisection(
+        &mut self,
+        batch: &Batch,
+        items: Vec<Item<'_>>,
+        touched: &HashSet<SourceKey>,
+    ) -> Result<Applied, Failure> {
+        let plans = self.plans.clone();
+        let mut steps = Steps::default();
+        let input = WriteInput::new(&plans, &mut self.bindings, &items).map_err(Failure::Stop)?;
+        self.queue_prelude(&mut steps, batch, &input).await?;
+        drop(input);
+        self.queue_side_work(&mut steps, batch, &items, &HashSet::new()).await?;
+        self.begin().await?;
+        let answers = steps.run(&self.session.client).await?;
+        self.read_answers(&answers)?;
+        let outcome = self.settle(items).await?;
+        let cleared: Vec<_> = outcome.written.iter().filter(|(key, _)| touched.contains(key)).cloned().collect();
+        self.clear_parked(&cleared).await?;
+        self.park(outcome).await
+    }
+
+    /// Stores what is parked, and counts.
+    pub(super) async fn park(&mut self, outcome: Outcome<'_>) -> Result<Applied, Failure> {
+        let waiting: Vec<ParkedRow<'_>> = outcome
+            .waiting
+            .iter()
+            .flat_map(|(item, refusal)| item.events.iter().map(move |event| parked(event, refusal)))
+            .collect();
+        self.store_dead(&outcome.dead).await?;
+        self.store_waiting(&waiting).await?;
+        Ok(Applied { tables: outcome.tables, dead_letters: outcome.dead.len() as u64, ..Applied::default() })
+    }
+
+    /// Tries the rows, then those again that wait, as long as that helps.
+    pub(super) async fn settle<'a>(&mut self, items: Vec<Item<'a>>) -> Result<Outcome<'a>, Failure> {
+        let mut outcome = Outcome::default();
+        let mut left = items;
+        for round in 1..=ROUNDS_MAX {
+            let before = (left.len(), outcome.written.len());
+            self.halve(left, &mut outcome).await?;
+            let progress = outcome.written.len() > before.1 && outcome.waiting.len() < before.0;
+            if outcome.waiting.is_empty() || !progress || round == ROUNDS_MAX {
+                break;
+            }
+            // Kept as waiting if they fail again: `halve` puts them back.
+            left = together(std::mem::take(&mut outcome.waiting).into_iter().map(|(item, _)| item));
+        }
+        Ok(outcome)
+    }
+
+    async fn halve<'a>(&mut self, items: Vec<Item<'a>>, outcome: &mut Outcome<'a>) -> Result<(), Failure> {
+        let mut stack = vec![Set { items, replace: false }];
+        while let Some(mut set) = stack.pop() {
+            if set.items.is_empty() {
+                continue;
+            }
+            match self.try_set(&mut set, outcome).await {
+                Ok(tables) => {
+                    tables.into_iter().for_each(|(table, counts)| add(&mut outcome.tables, table, counts));
+                    for event in set.items.iter().filter_map(Item::newest) {
+                        following(&mut stack, event).for_each(|item| item.parked.clear());
+                        let key = SourceKey::of(event);
+                        outcome
+                            .dead
+                            .retain(|dead| dead.event.version > event.version || SourceKey::of(dead.event) != key);
+                        outcome.written.push((key, event.version));
+                    }
+                }
+                Err(Failure::Rows(refusal)) => self.blame(set, &refusal, &mut stack, outcome).await?,
+                Err(Failure::Clash) => self.separate(set, &mut stack, outcome).await?,
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a set inside a savepoint, with deferred constraints made to speak before it is released.
+    async fn try_set<'a>(
+        &mut self,
+        set: &mut Set<'a>,
+        outcome: &mut Outcome<'a>,
+    ) -> Result<BTreeMap<String, Counts>, Failure> {
+        let plans = self.plans.clone();
+        let mut input = WriteInput::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
+        if !input.unsendable.is_empty() {
+            let bad: BTreeSet<usize> = input.unsendable.iter().copied().collect();
+            for item in remove(&mut set.items, &bad) {
+                let refusal =
+                    refusal("22021", "the row has a text with a NUL byte (0x00), which PostgreSQL cannot store");
+                outcome.dead.extend(item.newest().map(|event| parked(event, &refusal)));
+            }
+            input = WriteInput::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
+        }
+        let mut steps = Steps::default();
+        steps.simple(Mark::Done, "SAVEPOINT cutover_set; SET CONSTRAINTS ALL DEFERRED");
+        self.queue_writes(&mut steps, &input, set.replace).await?;
+        steps.simple(Mark::Done, "SET CONSTRAINTS ALL IMMEDIATE");
+        let result = match steps.run(&self.session.client).await {
+            Ok(answers) => self.read_answers(&answers),
+            Err(error) => Err(Failure::from(error)),
+        };
+        let end = match &result {
+            Ok(_) => "RELEASE cutover_set",
+            Err(Failure::Stop(_)) => return result,
+            Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => {
+                "ROLLBACK TO cutover_set; RELEASE cutover_set"
+            }
+        };
+        self.session.client.batch_execute(end).await.map_err(PgError::from)?;
+        result
+    }
+
+    /// A set failed: narrows it down.
+    async fn blame<'a>(
+        &mut self,
+        set: Set<'a>,
+        refusal: &Refusal,
+        stack: &mut Vec<Set<'a>>,
+        outcome: &mut Outcome<'a>,
+    ) -> Result<(), Failure> {
+        let Set { mut items, replace } = set;
+        if failure::is_taken(refusal) && !replace {
+            stack.push(Set { items, replace: true });
+            return Ok(());
+        }
+        if items.len() > 1 {
+            if failure::is_orphan(refusal) {
+                let orphans = self.preview(&items, replace, |keys| (0..keys).map(Part::Orphans).collect()).await?;
+                if !orphans.is_empty() {
+                    let taken = remove(&mut items, &orphans);
+                    outcome.waiting.extend(taken.into_iter().map(|item| (item, refusal.clone())));
+                    stack.push(Set { items, replace });
+                    return Ok(());
+                }
+            }
+            let second = items.split_off(items.len() / 2);
+            stack.push(Set { items: second, replace });
+            stack.push(Set { items, replace });
+            return Ok(());
+        }
+        let Some(item) = items.pop() else { return Ok(()) };
+        if item.events.len() == 1
+            && let (Verdict::DeadLetter, Some(newest)) = (failure::verdict(refusal), item.newest())
+            && self.is_late(&item).await?
+        {
+            // It would not have been written either way.
+            outcome.written.push((SourceKey::of(newest), newest.version));
+            return Ok(());
+        }
+        self.single(item, refusal, replace, stack, outcome);
+        Ok(())
+    }
+
+    /// Whether the target has something newer for everything that a row's newest event would write: then it is no dead
+    /// letter, however bad it is, because no later change of the row would come to clear it.
+    async fn is_late(&mut self, item: &Item<'_>) -> Result<bool, Failure> {
+        let plans = self.plans.clone();
+        let item = Item { parked: Vec::new(), without_before: true, ..item.clone() };
+        let input = WriteInput::new(&plans, &mut self.bindings, std::slice::from_ref(&item)).map_err(Failure::Stop)?;
+        let client = &self.session.client;
+        client.batch_execute("SAVEPOINT cutover_look").await.map_err(PgError::from)?;
+        let mut late = !input.groups.is_empty();
+        for place in self.parents_first(&input) {
+            let Some(images) = input.groups.get(&place).and_then(BindingImages::for_live) else { continue };
+            let Some(statement) = self.write_statement(place, Part::Late).await? else { continue };
+            let mut steps = Steps::default();
+            steps.query(Mark::Done, statement, self.params(&input, place, Part::Late, images));
+            match steps.run(&self.session.client).await.map_err(Failure::from) {
+                Ok(answers) => late &= answers.iter().all(|(_, rows)| !rows.is_empty()),
+                Err(Failure::Stop(error)) => return Err(Failure::Stop(error)),
+                // Not even its key can be told.
+                Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => late = false,
+            }
+            if !late {
+                break;
+            }
+        }
+        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
+        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
+        Ok(late)
+    }
+
+    /// A single source row failed.
+    fn single<'a>(
+        &self,
+        item: Item<'a>,
+        refusal: &Refusal,
+        replace: bool,
+        stack: &mut Vec<Set<'a>>,
+        outcome: &mut Outcome<'a>,
+    ) {
+        let Some(newest) = item.newest() else { return };
+        if item.events.len() > 1 {
+            // Its events one after the other, as if they had come alone; the oldest on top of the stack.
+            for event in item.events.iter().rev() {
+                let single = Item { events: vec![event], parked: item.parked.clone(), without_before: false };
+                stack.push(Set { items: vec![single], replace });
+            }
+            return;
+        }
+        match failure::verdict(refusal) {
+            Verdict::Wait => {
+                // What it would have removed, the next event of the row removes.
+                following(stack, newest).for_each(|item| item.parked.push(newest));
+                outcome.waiting.push((item, refusal.clone()));
+            }
+            Verdict::DeadLetter if !item.parked.is_empty() && !item.without_before => {
+                // What it replaces never reached the target, so it may not be possible to transform that at all.
+                stack.push(Set { items: vec![Item { without_before: true, ..item }], replace });
+            }
+            Verdict::DeadLetter => {
+                following(stack, newest).for_each(|item| item.parked.push(newest));
+                outcome.dead.push(parked(newest, refusal));
+            }
+        }
+    }
+
+    /// Several rows claim one key: all but the newest of each are parked.
+    async fn separate<'a>(
+        &mut self,
+        set: Set<'a>,
+        stack: &mut Vec<Set<'a>>,
+        outcome: &mut Outcome<'a>,
+    ) -> Result<(), Failure> {
+        let Set { mut items, replace } = set;
+        let culprits = self.preview(&items, replace, |_| vec![Part::Clashes]).await?;
+        let refusal = refusal(
+            "21000",
+            "the transform gives this row a target key that another row has as well; make the key follow from the \
+             source's key, one to one",
+        );
+        if culprits.is_empty() && items.len() > 1 {
+            let second = items.split_off(items.len() / 2);
+            stack.push(Set { items: second, replace });
+            stack.push(Set { items, replace });
+            return Ok(());
+        }
+        let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
+        outcome.dead.extend(taken.iter().filter_map(Item::newest).map(|event| parked(event, &refusal)));
+        stack.push(Set { items, replace });
+        Ok(())
+    }
+
+    /// The items that the statements of these parts, for each binding, point at.
+    async fn find(
+        &mut self,
+        items: &[Item<'_>],
+        replace: bool,
+        parts: impl Fn(usize) -> Vec<Part>,
+    ) -> Result<BTreeSet<usize>, Failure> {
+        let plans = self.plans.clone();
+        let input = WriteInput::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
+        let mut found = BTreeSet::new();
+        for place in self.parents_first(&input) {
+            let Some(images) = input.groups.get(&place).and_then(BindingImages::for_live) else { continue };
+            let foreign_keys = self
+                .bindings
+                .all
+                .get(place)
+                .and_then(|binding| plans.get(binding.plan))
+                .map_or(0, |plan| plan.target.foreign_keys.len());
+            for part in parts(foreign_keys) {
+                let Some(statement) = self.write_statement(place, part).await? else { continue };
+                let mut steps = Steps::default();
+                steps.query(Mark::Done, statement, self.params(&input, place, part, images));
+                for row in steps.run(&self.session.client).await?.into_iter().flat_map(|(_, rows)| rows) {
+                    let image: i64 = row.try_get(0).map_err(PgError::from)?;
+                    let image = usize::try_from(image - 1).ok();
+                    found.extend(image.and_then(|image| images.items.get(image)));
+                }
+            }
+            if !found.is_empty() {
+                break;
+            }
+            let written: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
+            for part in written {
+                // Later tables may refer to these rows.
+                let Some(statement) = self.write_statement(place, *part).await? else { continue };
+                let mut steps = Steps::default();
+                steps.query(Mark::Done, statement, self.params(&input, place, *part, images));
+                steps.run(&self.session.client).await?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::find`], leaving no trace; nothing if another row fails while looking.
+    async fn preview(
+        &mut self,
+        items: &[Item<'_>],
+        replace: bool,
+        parts: impl Fn(usize) -> Vec<Part>,
+    ) -> Result<BTreeSet<usize>, Failure> {
+        let client = &self.session.client;
+        client.batch_execute("SAVEPOINT cutover_look; SET CONSTRAINTS ALL DEFERRED").await.map_err(PgError::from)?;
+        let found = self.find(items, replace, parts).await;
+        if let Err(Failure::Stop(error)) = found {
+            return Err(Failure::Stop(error));
+        }
+        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
+        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
+        Ok(found.unwrap_or_default())
+    }
+}
+
+/// Rows whose events were tried one after the other, and wait, as one item each again: apart they would claim each
+/// other's keys.
+fn together<'a>(items: impl Iterator<Item = Item<'a>>) -> Vec<Item<'a>> {
+    let mut places: HashMap<SourceKey, usize> = HashMap::new();
+    let mut whole: Vec<Item<'a>> = Vec::new();
+    for item in items {
+        let Some(newest) = item.newest() else { continue };
+        match places.entry(SourceKey::of(newest)) {
+            Entry::Occupied(place) => {
+                if let Some(first) = whole.get_mut(*place.get()) {
+                    first.events.extend(item.events);
+                    first.events.sort_by_key(|event| event.version);
+                }
+            }
+            Entry::Vacant(place) => {
+                place.insert(whole.len());
+                whole.push(item);
+            }
+        }
+    }
+    whole
+}
+
+/// The later events of the same row, if its events are being tried one after the other: on top of the stack.
+fn following<'s, 'a>(stack: &'s mut [Set<'a>], event: &'s RowEvent) -> impl Iterator<Item = &'s mut Item<'a>> {
+    let same = |item: &Item<'a>| {
+        item.newest().is_some_and(|next| next.key == event.key && next.schema.table == event.schema.table)
+    };
+    let sets = stack.iter_mut().rev().take_while(move |set| matches!(set.items.as_slice(), [item] if same(item)));
+    sets.flat_map(|set| set.items.iter_mut())
+}
+
+/// Takes the items at these places out.
+fn remove<'a>(items: &mut Vec<Item<'a>>, places: &BTreeSet<usize>) -> Vec<Item<'a>> {
+    let (mut kept, mut taken) = (Vec::with_capacity(items.len()), Vec::new());
+    for (place, item) in std::mem::take(items).into_iter().enumerate() {
+        if places.contains(&place) { taken.push(item) } else { kept.push(item) }
+    }
+    *items = kept;
+    taken
+}
+
+fn parked<'a>(event: &'a RowEvent, refusal: &Refusal) -> ParkedRow<'a> {
+    ParkedRow { event, sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone() }
+}
+
+fn refusal(sqlstate: &str, message: &str) -> Refusal {
+    Refusal {
+        sqlstate: sqlstate.into(),
+        message: message.into(),
+        hint: None,
+        position: None,
+        table: None,
+        constraint: None,
+    }
+}
