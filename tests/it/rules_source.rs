@@ -85,6 +85,49 @@ async fn children_follow_the_cascades_of_a_server_that_logs_them() {
     rig.same("SELECT id FROM p ORDER BY id").await;
 }
 
+/// The servers differ in whether a YEAR has a bit among those that say which numbers are unsigned.
+async fn numbers_beside_a_year(source: Mysql) {
+    let numbers =
+        "a smallint unsigned, b smallint, c int unsigned, d int, e tinyint unsigned, f bigint unsigned, g bigint";
+    let at_source = format!(
+        "CREATE TABLE t (id int PRIMARY KEY, made year, {numbers});
+         CREATE TABLE few (id int PRIMARY KEY, made year, a smallint unsigned, b smallint, c bigint unsigned);
+         CREATE TABLE beside (y year, {numbers}, h int unsigned, id int PRIMARY KEY)"
+    );
+    let at_target =
+        "CREATE TABLE t (id int PRIMARY KEY, made int, a int, b int, c bigint, d int, e int, f numeric, g bigint);
+        CREATE TABLE few (id int PRIMARY KEY, made int, a int, b int, c numeric)";
+    let rig = Rig::new(source, Postgres::v15().await, &["t", "few"], &at_source, at_target).await;
+    rig.source
+        .exec(
+            "INSERT INTO t VALUES (1, 2024, 65535, -1, 4294967295, -1, 255, 18446744073709551615, -1);
+             INSERT INTO few VALUES (1, 2024, 65535, -1, 18446744073709551615)",
+        )
+        .await;
+    let _worker = rig.following().await;
+    rig.source
+        .exec(
+            "INSERT INTO beside VALUES (2024, 1, 1, 1, 1, 1, 1, 1, 1, 1);
+             UPDATE t SET a = 65534, b = -2, c = 4294967294, d = -2, e = 200, f = 18446744073709551614, g = -2;
+             UPDATE few SET a = 65534, b = -2, c = 18446744073709551614;
+             INSERT INTO t VALUES (2, 1999, 40000, 3, 3000000000, 4, 128, 9223372036854775808, 5)",
+        )
+        .await;
+    let wanted = "1 2024 65534 -2 4294967294 -2 200 18446744073709551614 -2, \
+                  2 1999 40000 3 3000000000 4 128 9223372036854775808 5";
+    rig.target_has("SELECT id, made, a, b, c, d, e, f, g FROM t ORDER BY id", wanted).await;
+    rig.target_has("SELECT id, made, a, b, c FROM few", "1 2024 65534 -2 18446744073709551614").await;
+    assert!(rig.status().await["halted"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_beside_a_year_keep_their_sign_on_every_server() {
+    numbers_beside_a_year(Mysql::v57().await).await;
+    numbers_beside_a_year(Mysql::v80().await).await;
+    numbers_beside_a_year(Mysql::v97().await).await;
+    numbers_beside_a_year(Mysql::mariadb().await).await;
+}
+
 /// Rule 11.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_cascade_at_the_target_does_what_the_source_did_unseen() {

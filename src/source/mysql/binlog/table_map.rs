@@ -137,7 +137,7 @@ fn read_field(
     let is_character = |wire_type: WireType| wire_type.is_character(flavor);
     let is_labelled = |wire_type| matches!(wire_type, WireType::Enum { .. } | WireType::Set { .. });
     match kind {
-        1 => metadata.unsigned = Some(read_unsigned(value, columns)?),
+        1 => metadata.unsigned = Some(read_unsigned(flavor, value, columns)?),
         2 => metadata.collations = Some(read_default_collations(value, columns, is_character)?),
         3 => metadata.collations = Some(for_each(columns, is_character, || value.packed())?),
         4 => metadata.names = Some(read_names(value, columns.len())?),
@@ -172,11 +172,30 @@ fn high_bit(bits: &[u8], index: usize) -> bool {
     bits.get(index / 8).is_some_and(|byte| byte << (index % 8) & 0x80 != 0)
 }
 
-fn read_unsigned(value: &mut Reader<'_>, columns: &[ColumnMeta]) -> Result<Vec<Option<bool>>, Short> {
-    let count = columns.iter().filter(|column| column.wire_type.is_numeric()).count();
-    let bits = value.bytes(count.div_ceil(8))?;
-    let mut index = 0..;
-    for_each(columns, WireType::is_numeric, || Ok(index.next().is_some_and(|index| high_bit(bits, index))))
+/// Which numbers are unsigned, as far as the bits say.
+///
+/// A YEAR has a bit on MariaDB and on later releases of MySQL, and none on earlier ones (seen: 9.7.4 and 8.0.15), which
+/// moves the bits of all columns behind it. Where the length of the bitmap does not tell which it is, a column that the
+/// two readings disagree about is left to the catalog.
+fn read_unsigned(flavor: Flavor, value: &mut Reader<'_>, columns: &[ColumnMeta]) -> Result<Vec<Option<bool>>, Short> {
+    let bits = value.rest();
+    let reading = |has: fn(WireType) -> bool| {
+        let count = columns.iter().filter(|column| has(column.wire_type)).count();
+        let mut index = 0..;
+        let read = for_each(columns, has, || Ok(index.next().is_some_and(|index| high_bit(bits, index))));
+        read.ok().filter(|_| bits.len() == count.div_ceil(8))
+    };
+    let without_years = match flavor {
+        Flavor::Mysql => reading(|wire_type| wire_type.is_numeric() && wire_type != WireType::Year),
+        Flavor::Mariadb => None,
+    };
+    match (reading(WireType::is_numeric), without_years) {
+        (Some(one), Some(other)) => {
+            Ok(one.into_iter().zip(other).map(|(one, other)| one.filter(|_| one == other)).collect())
+        }
+        (Some(read), None) | (None, Some(read)) => Ok(read),
+        (None, None) => Err(Short),
+    }
 }
 
 /// A default and the exceptions to it, each by its place among the columns that `has` is true for.
