@@ -439,6 +439,25 @@ async fn rule_24_json_that_postgresql_refuses_is_a_dead_letter() {
     assert_eq!(rig.rows("doc", "docs").await, [r#"{"a": 1.0}"#]);
 }
 
+/// A key that no index entry can hold is its row's fault alone.
+#[tokio::test]
+async fn rule_24_a_row_over_a_limit_of_the_server_is_a_dead_letter() {
+    let pages = table("pages", &[("url", ColumnType::Text), ("n", ColumnType::BigInt)]);
+    let rig = Rig::new("CREATE TABLE pages (url text PRIMARY KEY, n int)", std::slice::from_ref(&pages), &[]).await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    // Letters that do not compress, so that the entry stays as long as it is.
+    let mut state = 1u64;
+    let mut letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'!' + u8::try_from((state >> 33) % 90).unwrap())
+    };
+    let long: String = (0..6000).map(|_| letter()).filter(|c| *c != '"' && *c != '\\').collect();
+    let row = |url: &str, n: i64| insert(&pages, n, &json!({ "url": url, "n": n }));
+    let applied = lane.apply(vec![row("a", 1), row(&long, 2), row("c", 3)]).await;
+    assert_eq!((applied.dead_letters, applied.tables["pages"].inserted), (1, 2));
+    assert_eq!(rig.rows("sqlstate", "cutover.dead_letters").await, ["54000"]);
+}
+
 #[tokio::test]
 async fn rule_24_too_many_dead_letters_stop_the_pipeline_with_nothing_lost() {
     let mut rig = users_rig().await;

@@ -52,7 +52,8 @@ impl From<PgError> for Failure {
         };
         let sqlstate = refusal.sqlstate.as_str();
         match sqlstate.get(..2).unwrap_or_default() {
-            "22" | "23" => Failure::Rows(refusal),
+            // 54: a value that is over a limit of the server, such as that of an index entry.
+            "22" | "23" | "54" => Failure::Rows(refusal),
             _ if sqlstate == TWICE => Failure::Clash,
             _ if refusal.passes() || sqlstate == ABORTED => Failure::Stop(transient(&refusal)),
             _ => Failure::Stop(ApplyError::Halt(Problem::new(
