@@ -88,7 +88,7 @@ pub struct Weakness {
     pub dead_ignores_version: bool,
     /// The offset moves at once, whatever becomes of the transaction.
     pub offset_outside_transaction: bool,
-    /// The offset moves from wherever it is, under whatever lease.
+    /// The offset moves from wherever it is, under whatever lease, and nobody is told that a lease was lost.
     pub offset_unchecked: bool,
     /// Images older than a TRUNCATE are applied.
     pub no_truncate_fence: bool,
