@@ -35,8 +35,8 @@ pub enum Mutation {
     NoStartRecord,
     /// Rule 19: the offset is stored apart from the rows.
     OffsetOutsideTransaction,
-    /// Rule 19: a batch is written from whatever offset and lease, a lane is taken back from a newer lease, and a worker
-    /// does not learn that it lost its lease.
+    /// Rule 19: a batch is written from whatever offset and lease, a lane is taken back from a newer lease, and a
+    /// worker does not learn that it lost its lease.
     OffsetUnchecked,
     /// Rule 22: tombstones are forgotten while tables are copied.
     TombstonesForgottenEarly,
