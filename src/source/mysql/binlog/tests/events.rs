@@ -183,13 +183,39 @@ fn a_query_event_is_read_in_its_session_s_character_set() {
     }
 }
 
+/// The signs that a table map gives to numbers (INT for `n`, YEAR for `y`), whose bitmap is `bits`.
+fn signs(flavor: Flavor, columns: &str, bits: &[u8]) -> Vec<Option<bool>> {
+    let mut body = vec![7, 0, 0, 0, 0, 0, 1, 0, 1, b's', 0, 1, b't', 0, columns.len() as u8];
+    body.extend(columns.bytes().map(|column| if column == b'y' { 13 } else { 3 }));
+    body.push(0);
+    body.resize(body.len() + columns.len().div_ceil(8), 0);
+    body.extend([1, bits.len() as u8]);
+    body.extend(bits);
+    let map = TableMapBody { flavor, table_id: 7, bytes: &body }.parse().expect("a table map");
+    map.metadata.unsigned.expect("a bitmap of signs")
+}
+
 #[test]
 fn year_counts_in_the_signedness_bitmap() {
-    // INT UNSIGNED, YEAR, INT UNSIGNED: bits 1, 1, 1 if YEAR counts.
-    let mut body = vec![7, 0, 0, 0, 0, 0, 1, 0, 1, b's', 0, 1, b't', 0, 3, 3, 13, 3, 0, 0];
-    body.extend([1, 1, 0b1010_0000]);
-    let map = TableMapBody { flavor: Flavor::Mysql, table_id: 7, bytes: &body }.parse().expect("a table map");
-    assert_eq!(map.metadata.unsigned, Some(vec![Some(true), Some(false), Some(true)]));
+    assert_eq!(signs(Flavor::Mariadb, "nyn", &[0b1010_0000]), [Some(true), Some(false), Some(true)]);
+}
+
+#[test]
+fn the_length_of_the_signedness_bitmap_tells_whether_a_year_counts_on_mysql() {
+    let (yes, no) = (Some(true), Some(false));
+    let mut later = vec![yes; 9];
+    later[1] = no;
+    assert_eq!(signs(Flavor::Mysql, "nynnnnnnn", &[0b1011_1111, 0b1000_0000]), later);
+    let mut earlier = vec![yes; 9];
+    earlier[1] = None;
+    assert_eq!(signs(Flavor::Mysql, "nynnnnnnn", &[0b1111_1111]), earlier);
+}
+
+#[test]
+fn a_sign_that_the_bitmap_leaves_open_is_left_to_the_catalog() {
+    // INT UNSIGNED, YEAR, INT UNSIGNED with a bit for each, or INT UNSIGNED, YEAR, INT with none for the YEAR.
+    assert_eq!(signs(Flavor::Mysql, "nyn", &[0b1010_0000]), [Some(true), None, None]);
+    assert_eq!(signs(Flavor::Mysql, "nny", &[0b1100_0000]), [Some(true), Some(true), None]);
 }
 
 /// What a file says about the ends of transactions, in order.
