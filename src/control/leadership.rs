@@ -108,6 +108,17 @@ pub(super) async fn renew(leases: Arc<Store>, lease: Lease) {
     }
 }
 
+/// Whether capture finds in the log no place to go on from.
+pub(super) async fn is_bare(log: &Arc<dyn Log>) -> Result<bool, Attempt> {
+    for partition in 0..log.partitions() {
+        let last = log.last_control(Topic::Changes, partition).await;
+        if last.map_err(|error| Attempt::Later(error.to_string()))?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The version up to which everything happened before the source's tables were looked at, at `now_us` of its clock:
 /// what the log holds may be of a clock that was ahead.
 pub(super) async fn newest_version(log: &Arc<dyn Log>, now_us: i64) -> Result<Version, Attempt> {

@@ -22,7 +22,7 @@ use super::{
     follower,
     http::{self, Endpoints},
     leader::Leader,
-    leadership::{newest_version, renew},
+    leadership::{is_bare, newest_version, renew},
     notes::Notes,
     parts::{Configured, Parts},
     worker::{Ended, Role, Worker},
@@ -30,12 +30,12 @@ use super::{
 use crate::{
     config::Config,
     log::{Log, kafka::debezium::LANES_MAX},
-    model::{Position, Version},
+    model::{Beyond, Position, Version},
     observe::{Frontier, Halts},
     pipeline::flow::{CopyBounds, Flow},
     source::{Examined, Selection, Source},
     state::{appliers::Described, lease::Lease, status::Status},
-    target::Needs,
+    target::{Needs, Target},
 };
 
 /// How long a stopping worker waits for its tasks.
@@ -147,6 +147,25 @@ impl Worker {
         Ok(self.store.position().await?)
     }
 
+    /// What the target has from beyond `stored`, its position. Under a log that has no place to go on from, which is
+    /// lost or new, the target is asked; under the others of this log what was noted then.
+    async fn take_stock_beyond(
+        &self,
+        target: &dyn Target,
+        log: &Arc<dyn Log>,
+        stored: Option<&(Position, Version)>,
+    ) -> Result<Option<Beyond>, Attempt> {
+        let Some((position, clock)) = stored.filter(|(position, _)| position.has_one_order()) else { return Ok(None) };
+        if is_bare(log).await? {
+            let version = target.highest_version().await?;
+            let noted = self.store.beyond().await?.map_or(0, |beyond| beyond.version);
+            if version > *clock && version > noted {
+                self.store.set_beyond(&Beyond { position: position.clone(), version }).await?;
+            }
+        }
+        Ok(self.store.beyond().await?)
+    }
+
     /// Puts the flow together from what source, log and target hold; none if the worker was stopped before.
     async fn assemble(
         &self,
@@ -170,6 +189,8 @@ impl Worker {
         let clock_min =
             self.patiently("target", || async { Ok(if has_clock { 0 } else { target.highest_version().await? }) });
         let Some(clock_min) = clock_min.await? else { return Ok(None) };
+        let beyond = self.patiently("target", || self.take_stock_beyond(&*target, &log, fallback.as_ref()));
+        let Some(beyond) = beyond.await? else { return Ok(None) };
         let needs = Needs::of(&target.plans());
         let snapshot = &self.config.snapshot;
         let flow = Flow {
@@ -180,6 +201,7 @@ impl Worker {
             register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns }),
             progress: Arc::clone(&self.store) as _,
             fallback,
+            beyond,
             copy: CopyBounds {
                 chunk_rows: snapshot.chunk_rows,
                 parallel: snapshot.parallel,

@@ -23,7 +23,7 @@ pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
 pub use dynamodb::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
 pub use gtid::{GtidSet, InvalidGtidSet, MariadbGtids};
-pub use position::{MysqlPosition, Position};
+pub use position::{Beyond, MysqlPosition, Position};
 pub use postgres::{Lsn, PostgresPosition};
 pub use problem::Problem;
 pub use role::{Contributor, OnDelete, PlanRole, Share};

@@ -70,6 +70,15 @@ impl Position {
     }
 }
 
+/// What the target has from beyond its stored position when the log is lost: rows of transactions that only the server
+/// of that position is known to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beyond {
+    pub position: Position,
+    /// The highest version that was written.
+    pub version: Version,
+}
+
 /// Whether one executed set, of MySQL or of MariaDB, has every transaction of another.
 fn holds(this: &str, other: &str) -> bool {
     if let (Ok(this), Ok(other)) = (this.parse::<GtidSet>(), other.parse::<GtidSet>()) {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     log::{Log, Offset, Topic},
-    model::{DebeziumConnector, Position, Version},
+    model::{Beyond, DebeziumConnector, Position, Version},
     observe::{Environment, Frontier, Halts},
     snapshot::Progress,
     source::{Selection, Source},
@@ -127,6 +127,8 @@ pub struct Flow {
     pub progress: Arc<dyn Progress>,
     /// Where to begin when the log is empty: the position and clock stored in the target, if any.
     pub fallback: Option<(Position, Version)>,
+    /// What the target has from beyond that position.
+    pub beyond: Option<Beyond>,
     pub copy: CopyBounds,
     pub apply: ApplyHalf,
 }
@@ -158,6 +160,7 @@ impl Flow {
             pipeline: self.pipeline.clone(),
             connector: self.connector,
             fallback: self.fallback.clone(),
+            beyond: self.beyond.clone(),
         }
     }
 

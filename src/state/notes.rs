@@ -3,10 +3,15 @@
 use tokio_postgres::Client;
 
 use super::{StateError, Store, spelled::spelled};
-use crate::{database::postgres::PgError, model::TableName};
+use crate::{
+    database::postgres::PgError,
+    model::{Beyond, TableName},
+};
 
 /// Whether the script after the copy has run.
 const AFTER_COPY: &str = "after_copy";
+/// What the target has from beyond its position, of a log that is lost.
+const BEYOND: &str = "beyond the position";
 
 spelled! {
     /// What is known of the script after the copy. Nothing is noted before one is configured.
@@ -36,6 +41,18 @@ impl Store {
     /// Notes what is to become of the script after the copy.
     pub(crate) async fn set_after_copy(&self, state: AfterCopy) -> Result<(), StateError> {
         self.set_note(AFTER_COPY, state.name()).await
+    }
+
+    /// What the target has from beyond its position, if that was ever noted.
+    pub(crate) async fn beyond(&self) -> Result<Option<Beyond>, StateError> {
+        let noted = self.note(BEYOND).await?;
+        let read = noted.map(|noted| serde_json::from_str(&noted)).transpose();
+        read.map_err(|error| StateError::unreadable("what was applied beyond the stored position", &error))
+    }
+
+    /// Notes what the target has from beyond its position.
+    pub(crate) async fn set_beyond(&self, beyond: &Beyond) -> Result<(), StateError> {
+        self.set_note(BEYOND, &serde_json::to_string(beyond)?).await
     }
 
     /// The columns that a copy without a transform had of a source table when it was planned last.

@@ -169,6 +169,42 @@ async fn rule_17_a_log_that_ends_before_what_is_applied_halts() {
     pipe.in_step().await;
 }
 
+/// The log is lost while the target has a row from beyond its position, and the source fails over to a server that
+/// never had that row: nothing would ever take it back.
+async fn rows_beyond_the_position_outlive_no_failover(source: Mysql, target: Postgres) {
+    let pipe = without_a_log(source, target).await;
+    pipe.target
+        .exec("INSERT INTO t SELECT 99, 0, 'lost', clock + 1 FROM cutover.offsets WHERE topic = 'changes'")
+        .await;
+    move_position(&pipe, "jsonb_set(position, '{server}', '\"another\"')").await;
+
+    let mut worker = pipe.work.start(&[]);
+    let (reason, remedy) = halted(&worker).await;
+    assert!(reason.contains("beyond its stored position"), "{reason}");
+    assert!(remedy.contains("cutover resnapshot"), "{remedy}");
+    // A worker that begins again knows it still, though the log has a place to go on from.
+    stop(&mut worker).await;
+    let worker = pipe.work.start(&[]);
+    let (again, _) = halted(&worker).await;
+    assert_eq!(again, reason);
+
+    let copied = pipe.work.run(&["resnapshot", "t"]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    following(&worker).await;
+    pipe.insert(20..30).await;
+    pipe.in_step().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_17_a_lost_log_and_a_failover_leave_no_row_that_only_the_old_server_had_on_mysql() {
+    rows_beyond_the_position_outlive_no_failover(Mysql::v80().await, Postgres::v18().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_17_a_lost_log_and_a_failover_leave_no_row_that_only_the_old_server_had_on_mariadb() {
+    rows_beyond_the_position_outlive_no_failover(Mysql::mariadb().await, Postgres::v15().await).await;
+}
+
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

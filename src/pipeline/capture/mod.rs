@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::reader::{AppendGroup, Complete, Reader, ends_within};
 use crate::{
     log::{Control, Kind, Log, LogError, Record, Topic, envelope::EnvelopeError},
-    model::{DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version},
+    model::{Beyond, DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version},
     observe::{self, Backoff, Environment, Frontier, Halts, metric},
     source::{CaptureError, Selection, Source},
 };
@@ -67,6 +67,8 @@ pub struct CaptureLoop {
     pub connector: DebeziumConnector,
     /// Where to begin when the log is empty: the position and clock stored in the target, if any.
     pub fallback: Option<(Position, Version)>,
+    /// What the target has from beyond that position.
+    pub beyond: Option<Beyond>,
 }
 
 impl std::fmt::Debug for CaptureLoop {
@@ -155,17 +157,23 @@ impl CaptureLoop {
             self.register.begins_anew(self.has_rows().await?).await?;
         }
         let opening = match from {
-            Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock),
+            // What was written from beyond the position is older than what is captured from now on.
+            Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock.max(self.beyond_version())),
             from => self.source.stream(&self.selection, from),
         };
         let mut source = tokio::select! { biased; () = stop.cancelled() => return Ok(()), source = opening => source? };
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
-        let reader = Reader::new(self, clock);
+        let beyond = self.beyond.clone().filter(|beyond| !anew && clock < beyond.version);
+        let reader = Reader::new(self, clock, beyond);
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
         let (read, written) = tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, stop));
         written?;
         read
+    }
+
+    fn beyond_version(&self) -> Version {
+        self.beyond.as_ref().map_or(0, |beyond| beyond.version)
     }
 
     /// The last position whose transactions are complete in every partition (rule 18).

@@ -13,9 +13,9 @@ use crate::{
         Control, Kind, Record, TransactionPart,
         envelope::{self, Encoder, EnvelopeError},
     },
-    model::{Change, Images, Op, Origin, Position, TableSchema, Version},
+    model::{Beyond, Change, Images, Op, Origin, Position, Problem, TableSchema, Version},
     observe::{Environment, Frontier, Invariant},
-    source::{CaptureEvent, ChangeStream},
+    source::{CaptureError, CaptureEvent, ChangeStream},
 };
 
 /// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
@@ -57,11 +57,13 @@ pub(super) struct Reader<'a> {
     clock: Version,
     /// The highest version so far.
     newest: Version,
+    /// What the target has that the source has still to show again.
+    beyond: Option<Beyond>,
 }
 
 impl<'a> Reader<'a> {
     /// Begins at this clock.
-    pub(super) fn new(capture: &'a CaptureLoop, clock: Version) -> Self {
+    pub(super) fn new(capture: &'a CaptureLoop, clock: Version, beyond: Option<Beyond>) -> Self {
         Reader {
             encoder: Encoder::new(&capture.pipeline, capture.connector),
             register: &*capture.register,
@@ -75,6 +77,7 @@ impl<'a> Reader<'a> {
             sealed: None,
             clock,
             newest: clock,
+            beyond,
         }
     }
 
@@ -163,6 +166,7 @@ impl<'a> Reader<'a> {
                 self.register.rewritten(&table, &columns, clock).await?;
             }
             CaptureEvent::Commit { position, clock, commit_us } => {
+                self.expect_same_server(&position, clock)?;
                 for partition in 0..self.partitions {
                     if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {
                         last.headers.transaction = TransactionPart::End;
@@ -173,11 +177,30 @@ impl<'a> Reader<'a> {
                 self.complete(Complete { is_idle: false, position, clock, commit_us });
             }
             CaptureEvent::Heartbeat { position, clock, at_us } => {
+                self.expect_same_server(&position, clock)?;
                 self.origin = position.origin();
                 self.complete(Complete { is_idle: true, position, clock, commit_us: at_us });
             }
         }
         Ok(())
+    }
+
+    /// What the target has from beyond its position comes again from the server that had it. Another one, after a
+    /// failover, may never have had it, and then nothing would take it back.
+    fn expect_same_server(&mut self, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        let Some(beyond) = &self.beyond else { return Ok(()) };
+        if clock >= beyond.version {
+            self.beyond = None;
+            return Ok(());
+        }
+        if position.same_server(&beyond.position) {
+            return Ok(());
+        }
+        Err(CaptureError::Lost(Problem::new(
+            "the log was lost while the target had rows from beyond its stored position, and the source is another \
+             server now, which may never have had them",
+            "copy every table again with `cutover resnapshot TABLE`, which also removes what the source does not have",
+        )))
     }
 
     fn increases(&mut self, version: Version) {

@@ -8,8 +8,8 @@
 //!
 //! A row goes from `apply` through `batch` (the order of it all), `items` and `parked` (what is known of its source
 //! row), `input` (its images as arrays), `lane` (lock and offset), `side_work` (what a batch writes besides rows),
-//! `write` and `statement` (the SQL that its plan makes), `transaction`, `steps` (all of it on its way) and `answers`,
-//! and is committed in `transaction`.
+//! `write` and `statement` (the SQL that its plan makes), `steps` (all of it on its way) and `answers`, and is
+//! committed in `batch`.
 
 mod answers;
 mod batch;
@@ -34,7 +34,6 @@ mod suspects;
 mod sweep;
 mod target;
 mod tombstones;
-mod transaction;
 mod waiting;
 mod write;
 

@@ -29,6 +29,9 @@ pub enum Mutation {
     SkipGaps,
     /// Rule 17: a log that lost its tail is written to.
     NoTailCheck,
+    /// Rule 17: with a log that is lost and a source that fails over, what the target has from beyond its position is
+    /// taken for what the source has.
+    BeyondForgotten,
     /// Rule 18: capture resumes where any partition is, not where all are.
     ResumeAtTheNewestPartition,
     /// Rule 18: readers are not told that a writer starts again.
@@ -55,7 +58,7 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 23] = [
+    pub const ALL: [Mutation; 24] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -68,6 +71,7 @@ impl Mutation {
         Mutation::NoWatermarkWait,
         Mutation::SkipGaps,
         Mutation::NoTailCheck,
+        Mutation::BeyondForgotten,
         Mutation::ResumeAtTheNewestPartition,
         Mutation::NoStartRecord,
         Mutation::OffsetOutsideTransaction,
@@ -88,6 +92,10 @@ impl Mutation {
     pub fn shown_by(self) -> Vec<Fault> {
         match self {
             Mutation::NoTailCheck => vec![Fault::LogTailLost],
+            Mutation::BeyondForgotten => vec![Fault::LogTailLost, Fault::LogLost, Fault::FailoverWithLoss],
+            // A trade that is taken back, of rows that others refer to: the copy alone has both at once. Otherwise the
+            // stream has one change after the other, or a sweep removes the rows.
+            Mutation::NoReplace => vec![Fault::FailoverWithLoss],
             Mutation::TombstonesForgottenInReplay => vec![Fault::Replay, Fault::Slow],
             Mutation::RequestPassedOver => vec![Fault::Resnapshot],
             Mutation::NoDeadLetterFence => vec![Fault::Resnapshot, Fault::Slow],
@@ -98,8 +106,7 @@ impl Mutation {
             Mutation::RecopyTooEarly => vec![Fault::Alter, Fault::LogRefuses],
             Mutation::NoWatermarkWait => vec![Fault::Resnapshot, Fault::Slow],
             Mutation::NoTruncateFence => vec![Fault::Truncate, Fault::Resnapshot, Fault::Slow],
-            Mutation::NoReplace
-            | Mutation::NoLaneLock
+            Mutation::NoLaneLock
             | Mutation::NoTombstoneCheck
             | Mutation::NoTombstones
             | Mutation::LiveIgnoresVersion

@@ -181,6 +181,7 @@ pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
         no_dead_letter_fence: is(Mutation::NoDeadLetterFence),
         no_replace: is(Mutation::NoReplace),
         no_tail_check: is(Mutation::NoTailCheck),
+        beyond_forgotten: is(Mutation::BeyondForgotten),
         request_passed_over: is(Mutation::RequestPassedOver),
     };
     let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };

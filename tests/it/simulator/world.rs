@@ -341,7 +341,7 @@ impl Operator {
         }
         self.repaired = Some(tokio::time::Instant::now());
         self.world.chance.note(format!("halted: {}", halt.what));
-        let source_lost = ["never executed", "purged"].iter().any(|word| halt.what.contains(word));
+        let source_lost = ["never executed", "purged", "another server now"].iter().any(|word| halt.what.contains(word));
         let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.what.contains(word));
         if source_lost {
             for table in WATCHED {

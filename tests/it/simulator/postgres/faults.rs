@@ -98,6 +98,8 @@ pub struct Weakness {
     pub no_replace: bool,
     /// Nobody finds how far the target is in the log.
     pub no_tail_check: bool,
+    /// Nothing is kept of what the target has from beyond its position.
+    pub beyond_forgotten: bool,
     /// Every other request is not found.
     pub request_passed_over: bool,
 }
