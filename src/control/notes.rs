@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    model::{TableName, TableSchema, Version},
+    model::{Beyond, TableName, TableSchema, Version},
     pipeline::capture::Register,
     source::CaptureError,
     state::Store,
@@ -47,6 +47,14 @@ impl Register for Notes {
             );
         }
         Ok(())
+    }
+
+    async fn beyond(&self) -> Result<Option<Beyond>, CaptureError> {
+        self.store.beyond().await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+    }
+
+    async fn beyond_is_over(&self) -> Result<(), CaptureError> {
+        self.store.clear_beyond().await.map_err(|error| CaptureError::Unreachable(error.to_string()))
     }
 
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {

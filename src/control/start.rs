@@ -147,23 +147,27 @@ impl Worker {
         Ok(self.store.position().await?)
     }
 
-    /// What the target has from beyond `stored`, its position. Under a log that has no place to go on from, which is
-    /// lost or new, the target is asked; under the others of this log what was noted then.
+    /// Under a log that has no place to go on from, which is lost or new, notes what the target has from beyond its
+    /// stored position.
     async fn take_stock_beyond(
         &self,
+        source: &dyn Source,
         target: &dyn Target,
         log: &Arc<dyn Log>,
         stored: Option<&(Position, Version)>,
-    ) -> Result<Option<Beyond>, Attempt> {
-        let Some((position, clock)) = stored.filter(|(position, _)| position.has_one_order()) else { return Ok(None) };
-        if is_bare(log).await? {
-            let version = target.highest_version().await?;
-            let noted = self.store.beyond().await?.map_or(0, |beyond| beyond.version);
-            if version > *clock && version > noted {
-                self.store.set_beyond(&Beyond { position: position.clone(), version }).await?;
-            }
+    ) -> Result<(), Attempt> {
+        let Some((position, clock)) = stored.filter(|(position, _)| position.has_one_order()) else { return Ok(()) };
+        if !is_bare(log).await? {
+            return Ok(());
         }
-        Ok(self.store.beyond().await?)
+        let (version, noted) = (target.highest_version().await?, self.store.beyond().await?);
+        if version > *clock || noted.is_some() {
+            let end = source.end().await.map_err(|error| Attempt::Later(error.to_string()))?;
+            let known = noted.is_none_or(|noted| noted.end.is_some()) && end.same_server(position);
+            let beyond = Beyond { position: position.clone(), version, end: known.then_some(end) };
+            self.store.set_beyond(&beyond).await?;
+        }
+        Ok(())
     }
 
     /// Puts the flow together from what source, log and target hold; none if the worker was stopped before.
@@ -189,8 +193,8 @@ impl Worker {
         let clock_min =
             self.patiently("target", || async { Ok(if has_clock { 0 } else { target.highest_version().await? }) });
         let Some(clock_min) = clock_min.await? else { return Ok(None) };
-        let beyond = self.patiently("target", || self.take_stock_beyond(&*target, &log, fallback.as_ref()));
-        let Some(beyond) = beyond.await? else { return Ok(None) };
+        let stock = || self.take_stock_beyond(&*source, &*target, &log, fallback.as_ref());
+        let Some(()) = self.patiently("target", stock).await? else { return Ok(None) };
         let needs = Needs::of(&target.plans());
         let snapshot = &self.config.snapshot;
         let flow = Flow {
@@ -201,7 +205,6 @@ impl Worker {
             register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns }),
             progress: Arc::clone(&self.store) as _,
             fallback,
-            beyond,
             copy: CopyBounds {
                 chunk_rows: snapshot.chunk_rows,
                 parallel: snapshot.parallel,

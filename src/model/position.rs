@@ -70,13 +70,30 @@ impl Position {
     }
 }
 
-/// What the target has from beyond its stored position when the log is lost: rows of transactions that only the server
-/// of that position is known to have.
+/// What the target has from beyond its stored position when the log is lost: rows of transactions that are captured
+/// once more, as long as the source is the server that had them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beyond {
+    /// The stored position.
     pub position: Position,
-    /// The highest version that was written.
+    /// The highest version that was written. What is captured once more is above it, since a clock that was moved
+    /// without the source's log is not moved again.
     pub version: Version,
+    /// Where that server's log ended when the new log began: at or after all that was written. None if the source was
+    /// another server by then.
+    pub end: Option<Position>,
+}
+
+impl Beyond {
+    /// Whether capture that has come to `position` has met all of it once more.
+    pub fn is_met(&self, position: &Position) -> bool {
+        self.end.as_ref().is_some_and(|end| position.covers(end))
+    }
+
+    /// Whether capture that is at `position` will meet all of it, or has.
+    pub fn is_to_come(&self, position: &Position) -> bool {
+        self.is_met(position) || (self.end.is_some() && position.same_server(&self.position))
+    }
 }
 
 /// Whether one executed set, of MySQL or of MariaDB, has every transaction of another.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     log::{Log, Offset, Topic},
-    model::{Beyond, DebeziumConnector, Position, Version},
+    model::{DebeziumConnector, Position, Version},
     observe::{Environment, Frontier, Halts},
     snapshot::Progress,
     source::{Selection, Source},
@@ -127,8 +127,6 @@ pub struct Flow {
     pub progress: Arc<dyn Progress>,
     /// Where to begin when the log is empty: the position and clock stored in the target, if any.
     pub fallback: Option<(Position, Version)>,
-    /// What the target has from beyond that position.
-    pub beyond: Option<Beyond>,
     pub copy: CopyBounds,
     pub apply: ApplyHalf,
 }
@@ -160,7 +158,6 @@ impl Flow {
             pipeline: self.pipeline.clone(),
             connector: self.connector,
             fallback: self.fallback.clone(),
-            beyond: self.beyond.clone(),
         }
     }
 

@@ -43,16 +43,22 @@ impl Store {
         self.set_note(AFTER_COPY, state.name()).await
     }
 
-    /// What the target has from beyond its position, if that was ever noted.
+    /// What the target has from beyond its position, until capture has met it once more.
     pub(crate) async fn beyond(&self) -> Result<Option<Beyond>, StateError> {
         let noted = self.note(BEYOND).await?;
-        let read = noted.map(|noted| serde_json::from_str(&noted)).transpose();
-        read.map_err(|error| StateError::unreadable("what was applied beyond the stored position", &error))
+        let read = noted.map(|noted| serde_json::from_str::<Option<Beyond>>(&noted)).transpose();
+        read.map(Option::flatten)
+            .map_err(|error| StateError::unreadable("what was applied beyond the stored position", &error))
     }
 
     /// Notes what the target has from beyond its position.
     pub(crate) async fn set_beyond(&self, beyond: &Beyond) -> Result<(), StateError> {
         self.set_note(BEYOND, &serde_json::to_string(beyond)?).await
+    }
+
+    /// The target has nothing any more that the source may not have.
+    pub(crate) async fn clear_beyond(&self) -> Result<(), StateError> {
+        self.set_note(BEYOND, "null").await
     }
 
     /// The columns that a copy without a transform had of a source table when it was planned last.

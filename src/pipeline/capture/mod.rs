@@ -47,6 +47,10 @@ pub trait Register: Send + Sync {
     /// and are to be made again. If the log `has_rows` from before, each table's copy must also remove what it does not
     /// meet: what was done to those rows since is in no log.
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError>;
+    /// What the target has from beyond the position that capture began at when a log was lost.
+    async fn beyond(&self) -> Result<Option<Beyond>, CaptureError>;
+    /// Capture has met that once more, or begins anew.
+    async fn beyond_is_over(&self) -> Result<(), CaptureError>;
     /// Whether every table has been asked to be copied again and no such copy has begun.
     async fn all_copied_again(&self) -> Result<bool, CaptureError>;
 }
@@ -67,8 +71,6 @@ pub struct CaptureLoop {
     pub connector: DebeziumConnector,
     /// Where to begin when the log is empty: the position and clock stored in the target, if any.
     pub fallback: Option<(Position, Version)>,
-    /// What the target has from beyond that position.
-    pub beyond: Option<Beyond>,
 }
 
 impl std::fmt::Debug for CaptureLoop {
@@ -151,29 +153,30 @@ impl CaptureLoop {
 
     /// Opens the source where the log ends, or anew where the source is, and captures until `stop` or an error.
     async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
-        let from = self.resume_point().await?;
+        let beyond = self.register.beyond().await?;
+        let mut from = self.resume_point().await?;
+        if let (Some((_, clock)), Some(beyond)) = (&mut from, &beyond) {
+            *clock = beyond.version.max(*clock);
+        }
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         if from.is_none() {
             self.register.begins_anew(self.has_rows().await?).await?;
         }
         let opening = match from {
-            // What was written from beyond the position is older than what is captured from now on.
-            Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock.max(self.beyond_version())),
+            Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock),
             from => self.source.stream(&self.selection, from),
         };
         let mut source = tokio::select! { biased; () = stop.cancelled() => return Ok(()), source = opening => source? };
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
-        let beyond = self.beyond.clone().filter(|beyond| !anew && clock < beyond.version);
-        let reader = Reader::new(self, clock, beyond);
+        let expected = beyond.as_ref().filter(|_| !anew);
+        let settles = |position: &Position| beyond.as_ref().is_some_and(|beyond| anew || beyond.is_met(position));
+        let reader = Reader::new(self, clock, expected);
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
-        let (read, written) = tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, stop));
+        let (read, written) =
+            tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, &settles, stop));
         written?;
         read
-    }
-
-    fn beyond_version(&self) -> Version {
-        self.beyond.as_ref().map_or(0, |beyond| beyond.version)
     }
 
     /// The last position whose transactions are complete in every partition (rule 18).
@@ -211,14 +214,16 @@ impl CaptureLoop {
         Ok(false)
     }
 
-    /// Appends groups in order until the reader ends.
+    /// Appends groups in order until the reader ends. `settles` says whether capture, at this position, has made up for
+    /// what the target has from beyond an earlier one.
     async fn write(
         &self,
         mut groups: mpsc::Receiver<AppendGroup>,
+        settles: &(dyn Fn(&Position) -> bool + Sync),
         stop: &CancellationToken,
     ) -> Result<(), SessionError> {
         // Whether an earlier group ended inside a transaction.
-        let mut within = false;
+        let (mut within, mut settled) = (false, false);
         while let Some(group) = groups.recv().await {
             let (records, complete) = group.into_records(self.log.partitions());
             let ends_within = ends_within(&records).unwrap_or(within);
@@ -230,6 +235,10 @@ impl CaptureLoop {
                 ends.push(self.log.bounds(Topic::Changes, partition).await?.1);
             }
             let Complete { position, clock, commit_us, .. } = complete;
+            if !settled && settles(&position) {
+                self.register.beyond_is_over().await?;
+                settled = true;
+            }
             self.frontier.captured(observe::Captured { position, clock, ends, commit_us });
             self.halts.well("capture");
         }

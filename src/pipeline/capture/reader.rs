@@ -58,12 +58,12 @@ pub(super) struct Reader<'a> {
     /// The highest version so far.
     newest: Version,
     /// What the target has that the source has still to show again.
-    beyond: Option<Beyond>,
+    beyond: Option<&'a Beyond>,
 }
 
 impl<'a> Reader<'a> {
     /// Begins at this clock.
-    pub(super) fn new(capture: &'a CaptureLoop, clock: Version, beyond: Option<Beyond>) -> Self {
+    pub(super) fn new(capture: &'a CaptureLoop, clock: Version, beyond: Option<&'a Beyond>) -> Self {
         Reader {
             encoder: Encoder::new(&capture.pipeline, capture.connector),
             register: &*capture.register,
@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
                 self.register.rewritten(&table, &columns, clock).await?;
             }
             CaptureEvent::Commit { position, clock, commit_us } => {
-                self.expect_same_server(&position, clock)?;
+                self.expect_same_server(&position)?;
                 for partition in 0..self.partitions {
                     if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {
                         last.headers.transaction = TransactionPart::End;
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
                 self.complete(Complete { is_idle: false, position, clock, commit_us });
             }
             CaptureEvent::Heartbeat { position, clock, at_us } => {
-                self.expect_same_server(&position, clock)?;
+                self.expect_same_server(&position)?;
                 self.origin = position.origin();
                 self.complete(Complete { is_idle: true, position, clock, commit_us: at_us });
             }
@@ -187,13 +187,8 @@ impl<'a> Reader<'a> {
 
     /// What the target has from beyond its position comes again from the server that had it. Another one, after a
     /// failover, may never have had it, and then nothing would take it back.
-    fn expect_same_server(&mut self, position: &Position, clock: Version) -> Result<(), CaptureError> {
-        let Some(beyond) = &self.beyond else { return Ok(()) };
-        if clock >= beyond.version {
-            self.beyond = None;
-            return Ok(());
-        }
-        if position.same_server(&beyond.position) {
+    fn expect_same_server(&self, position: &Position) -> Result<(), CaptureError> {
+        if self.beyond.is_none_or(|beyond| beyond.is_to_come(position)) {
             return Ok(());
         }
         Err(CaptureError::Lost(Problem::new(

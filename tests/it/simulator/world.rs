@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use cutover::{
     config::Config,
     control::{notes::Notes, replay::Ask},
-    model::{Position, TableName, TableSchema, Value, Version},
+    model::{Beyond, Position, TableName, TableSchema, Value, Version},
     observe::Environment as _,
     pipeline::capture::Register,
     source::CaptureError,
@@ -113,6 +113,14 @@ impl Register for Registered {
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
         if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew(has_rows).await }
+    }
+
+    async fn beyond(&self) -> Result<Option<Beyond>, CaptureError> {
+        self.notes.beyond().await
+    }
+
+    async fn beyond_is_over(&self) -> Result<(), CaptureError> {
+        self.notes.beyond_is_over().await
     }
 
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
@@ -341,8 +349,15 @@ impl Operator {
         }
         self.repaired = Some(tokio::time::Instant::now());
         self.world.chance.note(format!("halted: {}", halt.what));
-        let source_lost = ["never executed", "purged", "another server now"].iter().any(|word| halt.what.contains(word));
+        let source_lost =
+            ["never executed", "purged", "another server now"].iter().any(|word| halt.what.contains(word));
         let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.what.contains(word));
+        // Of two workers one has lost the lease, and steps down as soon as it learns of it.
+        let outrun =
+            ["another worker has moved", "already open in another process"].iter().any(|word| halt.what.contains(word));
+        if outrun {
+            return Ok(());
+        }
         if source_lost {
             for table in WATCHED {
                 self.copy_again(table).await;
