@@ -1,7 +1,7 @@
 //! What a change of the catalog means for what was captured: nothing, another copy, or a halt.
 //!
-//! Pure: what enters are two fingerprints and when the change was made, what leaves is the judgement. What is not known to
-//! be harmless is copied again.
+//! Pure: what enters are two fingerprints and when the change was made, what leaves is the judgement. What is not known
+//! to be harmless is copied again.
 //!
 //! | changed | means |
 //! |---|---|
