@@ -119,6 +119,25 @@ async fn a_table_that_was_away_under_another_name_is_copied_again() {
     arrives("an absence", TABLE, &[away, changed, "ALTER TABLE t_away RENAME TO t"]).await;
 }
 
+/// Both are published, and the stream brings changes of either under the name that it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_table_that_has_the_name_between_two_looks_leaves_nothing() {
+    let both = format!(
+        "{TABLE}; CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u VALUES (1, 0, 0, 'u'), (300, 0, 0, 'u')"
+    );
+    for (newest, met) in BOTH.into_iter().enumerate() {
+        let (pipe, worker) = Pipe::running(newest == 1, &both).await;
+        pipe.source.exec(&format!("ALTER PUBLICATION cutover_{} ADD TABLE u", pipe.source.database())).await;
+        let swap = "ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t; ALTER TABLE x RENAME TO u";
+        let changes = "INSERT INTO t VALUES (400, 1, 1, 'of u'); UPDATE t SET n = 8; UPDATE u SET n = 9 WHERE id < 9";
+        let mut worker = pipe.alter(met, worker, &[swap, changes, swap]).await;
+        pipe.in_step(&format!("a swap back, {met:?}")).await;
+        pipe.source.exec("UPDATE t SET n = 10 WHERE id > 55; INSERT INTO u VALUES (500, 1, 1, 'u')").await;
+        pipe.in_step(&format!("a swap back, and changes, {met:?}")).await;
+        stop(&mut worker).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn values_that_alter_column_type_computes_arrive() {
     arrives("ALTER TYPE USING", TABLE, &["ALTER TABLE t ALTER n TYPE integer USING n * 100"]).await;
@@ -235,14 +254,8 @@ async fn vacuum_full_and_what_changes_no_row_cost_no_copy() {
     for (newest, met) in BOTH.into_iter().enumerate() {
         let (pipe, worker) = Pipe::running(newest == 1, TABLE).await;
         let (copies, known) = (pipe.generation().await, pipe.known().await);
-        let harmless = [
-            "VACUUM FULL t",
-            "CLUSTER t USING t_pkey",
-            "TRUNCATE t",
-            ROWS,
-            "CREATE INDEX ON t (n)",
-            "VACUUM t",
-        ];
+        let harmless =
+            ["VACUUM FULL t", "CLUSTER t USING t_pkey", "TRUNCATE t", ROWS, "CREATE INDEX ON t (n)", "VACUUM t"];
         let mut worker = pipe.alter(met, worker, &harmless).await;
         eventually("the catalog was asked", PATIENCE, async || pipe.known().await != known).await;
         pipe.in_step("what is harmless").await;

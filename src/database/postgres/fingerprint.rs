@@ -1,9 +1,9 @@
 //! The fingerprint of what is captured: what the catalog says of it that the log does not.
 //!
 //! What enters: the names of tables, the numbers that they had, and a publication. What leaves: their fingerprint as of
-//! one moment, unless it is the one that was seen last, and a place in the log behind everything that it shows. One query,
-//! bounded by tables, partitions and columns. It takes no lock on any of them, so that an `ALTER TABLE` that waits or runs
-//! does not hold it up: no `regclass`, no size, no `pg_get_expr`, no `pg_partition_tree`.
+//! one moment, unless it is the one that was seen last, and a place in the log behind everything that it shows. One
+//! query, bounded by tables, partitions and columns. It takes no lock on any of them, so that an `ALTER TABLE` that
+//! waits or runs does not hold it up: no `regclass`, no size, no `pg_get_expr`, no `pg_partition_tree`.
 //!
 //! `version` is the transaction that wrote a row of the catalog: what was changed and changed back shows by it. Vacuum
 //! leaves it as it is.
