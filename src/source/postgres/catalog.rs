@@ -1,10 +1,10 @@
 //! What the source's log says nothing of, asked of its catalog (rule 30).
 //!
 //! What enters: looks at the catalog, at the start and with every heartbeat, and the tables that the stream describes.
-//! What leaves: tables to be copied again, or what keeps capture from going on. Invariants: a look is acted upon when the
-//! stream has passed everything that it shows, so that no older change comes after the copy; what is known is kept with
-//! the pipeline's state, and replaced there only when the copies that it asks for have been noted. Deliberately absent:
-//! what a difference means, which is [`judgement`]'s.
+//! What leaves: tables to be copied again, or what keeps capture from going on. Invariants: a look is acted upon when
+//! the stream has passed everything that it shows, so that no older change comes after the copy; what is known is kept
+//! with the pipeline's state, and replaced there only when the copies that it asks for have been noted. Deliberately
+//! absent: what a difference means, which is [`judgement`]'s.
 //!
 //! Between two looks a table can be swapped away and back. The stream tells of every change by the number of its table,
 //! and of the name that it had: where the two do not belong together, that is kept as well ([`TableMark::disturbed`]).
