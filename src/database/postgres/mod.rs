@@ -8,6 +8,7 @@ mod bound;
 pub mod catalog;
 mod connect;
 mod error;
+pub mod fingerprint;
 pub(crate) mod in_flight;
 mod liveness;
 pub(crate) mod privileges;

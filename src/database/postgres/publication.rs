@@ -84,23 +84,32 @@ impl Publication {
             return problem("sends changes of partitions as their own", fix);
         }
         if !self.partial.is_empty() {
-            let fix = format!("DROP PUBLICATION {name}; a new one is made at the next start");
+            let fix = format!(
+                "ALTER PUBLICATION {name} DROP TABLE {}; the next start adds it whole, and copies it again",
+                self.partial.join(", ")
+            );
             return problem(&format!("leaves out rows or columns of {}", self.partial.join(", ")), fix);
         }
         None
     }
 }
 
-/// Sees to it that the changes of these tables are sent.
-pub async fn ensure(client: &Client, name: &str, tables: &[SourceTable]) -> Result<(), PublicationError> {
+/// Sees to it that the changes of these tables are sent; whether something had to be done for that.
+///
+/// # Errors
+/// When it cannot be done by this user, or the publication leaves out something of what is sent.
+pub async fn ensure(client: &Client, name: &str, tables: &[SourceTable]) -> Result<bool, PublicationError> {
     let found = load(client, name).await?;
     if let Some(problem) = found.as_ref().and_then(|found| found.problem(name, tables)) {
         return Err(PublicationError::Problem(problem));
     }
     let missing = found.as_ref().map_or_else(|| tables.iter().collect(), |found| found.missing(tables));
-    let Some(statement) = statement(name, found.is_some(), &missing) else { return Ok(()) };
+    let Some(statement) = statement(name, found.is_some(), &missing) else { return Ok(false) };
     match client.batch_execute(&statement).await.map_err(PgError::from) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            tracing::info!(publication = name, tables = missing.len(), "the publication sends more tables");
+            Ok(true)
+        }
         Err(PgError::Refused(refusal)) if refusal.sqlstate == "42501" => {
             let fix = format!("as the owner of the tables, with CREATE on the database: {statement}");
             let what = format!("the source user may not publish the tables' changes ({})", refusal.message);

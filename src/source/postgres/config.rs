@@ -9,6 +9,7 @@ use crate::{
     database::postgres::{Address, Options, in_flight::InFlight, slot},
     model::{TableName, Version},
     source::{Cascades, SourceConfig},
+    state::Store,
 };
 
 /// Every mistake of a PostgreSQL source that can be found without a connection, as (key, problem).
@@ -53,6 +54,8 @@ pub struct PostgresSourceConfig {
     pub durable: Arc<AtomicU64>,
     /// Tables whose images before a change a transform needs whole.
     pub full_row_images: BTreeSet<TableName>,
+    /// Where the fingerprint of what is captured is kept; without it the catalog is not asked.
+    pub state: Option<Arc<Store>>,
 }
 
 impl PostgresSourceConfig {
@@ -67,6 +70,7 @@ impl PostgresSourceConfig {
             in_flight: Arc::default(),
             durable: Arc::default(),
             full_row_images: BTreeSet::new(),
+            state: None,
         }
     }
 }

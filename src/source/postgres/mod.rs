@@ -13,7 +13,9 @@
 //! Deliberately absent: parts of transactions before they commit (the server spills them, and rows leave here as they
 //! come), and two-phase commits before their second phase.
 
+mod catalog;
 pub mod config;
+mod judgement;
 mod open;
 pub mod pgoutput;
 mod reader;
@@ -27,10 +29,12 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
 pub use self::config::PostgresSourceConfig;
 pub use self::open::PostgresSource;
 use self::{
+    catalog::Catalog,
     pgoutput::{Frame, Message, Relation},
     reader::{Incomplete, LogReader, Next},
     relations::Described,
@@ -68,6 +72,7 @@ pub struct PostgresStream {
     reader: LogReader,
     /// For the catalog, and for values that are not in the log.
     side_scanner: Option<Scanner>,
+    catalog: Option<Catalog>,
     report_at: Instant,
     unanswered: u32,
     /// What ended the stream; it stays ended.
@@ -87,6 +92,14 @@ impl PostgresStream {
         watched: &[TableName],
     ) -> Result<Self, CaptureError> {
         let (session, facts, present) = prepared(config, watched).await?;
+        let mut catalog = Catalog::load(config, facts.version, watched).await?;
+        // Before the slot is made: what is altered later shows as a difference.
+        let is_as_known = match &mut catalog {
+            Some(catalog) => catalog.begin(&session.client, from.is_none()).await?,
+            None => false,
+        };
+        let judged: Vec<TableSchema> =
+            present.iter().filter(|_| is_as_known).map(|table| table.schema.clone()).collect();
         let (position, clock) = start(&session, config, &facts, from).await?;
         doubt(&session, config).await?;
 
@@ -109,6 +122,7 @@ impl PostgresStream {
         let shared = (config.full_row_images.clone(), Arc::clone(&config.in_flight));
         let begin = position.lsn;
         let mut reader = LogReader::new(clock, position, schemas.collect(), shared, config.now_us);
+        reader.judged(Vec::new(), judged);
         reader.alive(begin, (config.now_us)());
         let (side_scanner, report_at) = (None, Instant::now());
         Ok(PostgresStream {
@@ -116,6 +130,7 @@ impl PostgresStream {
             stream,
             reader,
             side_scanner,
+            catalog,
             report_at,
             unanswered: 0,
             failed: false,
@@ -126,6 +141,10 @@ impl PostgresStream {
         loop {
             if let Some(captured) = self.reader.take() {
                 return Ok(captured);
+            }
+            // What was handed out has been noted.
+            if self.ask_catalog().await? {
+                continue;
             }
             if Instant::now() >= self.report_at {
                 self.report().await?;
@@ -142,7 +161,7 @@ impl PostgresStream {
                         self.report_at = Instant::now();
                     }
                 }
-                Frame::Data { message } => match self.reader.read(Message::decode(message)?)? {
+                Frame::Data { message } => match self.read(Message::decode(message)?).await? {
                     Next::Nothing => {}
                     Next::Describe(relation) => {
                         let described = self.describe(&relation).await?;
@@ -155,6 +174,28 @@ impl PostgresStream {
                 },
             }
         }
+    }
+
+    async fn read(&mut self, message: Message<'_>) -> Result<Next, CaptureError> {
+        if let (Message::Relation(relation), Some(catalog)) = (&message, &mut self.catalog) {
+            catalog.met(relation).await?;
+        }
+        self.reader.read(message)
+    }
+
+    /// Asks the catalog, when it is time for that; true if something is to be handed out for what it said.
+    async fn ask_catalog(&mut self) -> Result<bool, CaptureError> {
+        let Some(mut catalog) = self.catalog.take() else { return Ok(false) };
+        catalog.keep().await?;
+        if catalog.is_due() {
+            let client = self.side_scanner().await?.client().await.map_err(scan_error)?;
+            catalog.look(client).await?;
+        }
+        let judged = catalog.judge(self.reader.lsn());
+        self.catalog = Some(catalog);
+        let Some((copies, schemas)) = judged else { return Ok(false) };
+        self.reader.judged(copies, schemas);
+        Ok(true)
     }
 
     /// Tells the server what it need not keep, and asks how far it is: the answer is the heartbeat of a quiet source.
@@ -277,16 +318,16 @@ async fn prepared(
     local.map_err(|error| server_error(error.into()))?;
     let facts = ServerFacts::load(&session.client).await.map_err(server_error)?;
     refuse(facts.problems())?;
-    let present = present_tables(&session, watched).await?;
+    let present = present_tables(&session.client, watched).await?;
     publication::ensure(&session.client, &config.slot, &present).await.map_err(publication_error)?;
     Ok((session, facts, present))
 }
 
 /// The watched tables as the catalog has them now, if they can be captured.
-async fn present_tables(session: &Session, watched: &[TableName]) -> Result<Vec<SourceTable>, CaptureError> {
+async fn present_tables(client: &Client, watched: &[TableName]) -> Result<Vec<SourceTable>, CaptureError> {
     let Some(schema) = watched.first().map(|table| table.schema.clone()) else { return Ok(Vec::new()) };
     let names: Vec<String> = watched.iter().map(|table| table.table.clone()).collect();
-    let tables = tables::load(&session.client, &schema, Some(&names)).await.map_err(server_error)?;
+    let tables = tables::load(client, &schema, Some(&names)).await.map_err(server_error)?;
     refuse(tables::problems(&tables, &names, &schema))?;
     Ok(tables)
 }

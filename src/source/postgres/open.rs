@@ -53,6 +53,7 @@ impl PostgresSource {
             Address::parse(&settings.config.url).map_err(|error| SourceError::Configured(error.to_string()))?;
         let options = options(&settings.pipeline, settings.config.ca_file.clone());
         let mut capture = PostgresSourceConfig::new(&settings.pipeline, target, options, now_us);
+        capture.state = Some(Arc::clone(&settings.store));
         capture.clock_ahead_max_us = settings.config.clock_ahead_max_us();
         Ok(PostgresSource { settings, capture })
     }

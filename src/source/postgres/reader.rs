@@ -11,7 +11,9 @@ use std::{
 };
 
 use super::{
-    COPY_AGAIN, halt, lost,
+    COPY_AGAIN, halt,
+    judgement::Copy,
+    lost,
     pgoutput::{DecodeError, Message, Old, Relation, ReplicaIdentity, Tuple},
     relations::{Described, Followed, Known, Relations},
 };
@@ -126,6 +128,16 @@ impl LogReader {
     /// Raises the clock, unless something with a version is still to be taken; true if it did.
     pub(super) fn raise_clock(&mut self, floor: Version) -> bool {
         self.transaction.is_none() && self.ready.is_empty() && self.clock.raise(floor)
+    }
+
+    /// Tables are to be copied again for what the catalog shows, and these schemas with it.
+    pub(super) fn judged(&mut self, copies: Vec<Copy>, schemas: impl IntoIterator<Item = TableSchema>) {
+        let clock = self.clock.last().saturating_add(1);
+        for Copy { table, columns, why } in copies {
+            tracing::warn!(%table, ?columns, "the source's catalog: {why}");
+            self.ready.push_back(CaptureEvent::Rewritten { table, columns, clock });
+        }
+        schemas.into_iter().for_each(|schema| self.relations.judged(schema));
     }
 
     /// The end of the last transaction that was read.

@@ -42,6 +42,8 @@ pub(super) struct Relations {
     known: HashMap<u32, Known>,
     /// Of every watched table, the newest schema.
     schemas: HashMap<TableName, Arc<TableSchema>>,
+    /// What the catalog was judged by: a table that comes to look like that needs no copy for it.
+    judged: HashMap<TableName, TableSchema>,
 }
 
 /// What a relation's arrival changes.
@@ -56,7 +58,12 @@ pub(super) struct Arrived {
 impl Relations {
     pub(super) fn new(schemas: impl IntoIterator<Item = Arc<TableSchema>>) -> Self {
         let schemas = schemas.into_iter().map(|schema| (schema.table.clone(), schema));
-        Relations { known: HashMap::new(), schemas: schemas.collect() }
+        Relations { known: HashMap::new(), schemas: schemas.collect(), judged: HashMap::new() }
+    }
+
+    /// What became of a table before this schema of it has been judged.
+    pub(super) fn judged(&mut self, schema: TableSchema) {
+        self.judged.insert(schema.table.clone(), schema);
     }
 
     pub(super) fn get(&self, id: u32) -> Option<&Known> {
@@ -98,7 +105,8 @@ impl Relations {
         let schema = match before {
             Some(before) if *before == schema => before,
             Some(before) => {
-                arrived.rewritten = rewritten(&before, &schema);
+                let is_judged = self.judged.get(&table) == Some(&schema);
+                arrived.rewritten = if is_judged { Vec::new() } else { rewritten(&before, &schema) };
                 Arc::new(schema)
             }
             None => Arc::new(schema),

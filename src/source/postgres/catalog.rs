@@ -1,0 +1,260 @@
+//! What the source's log says nothing of, asked of its catalog (rule 30).
+//!
+//! What enters: looks at the catalog, at the start and with every heartbeat, and the tables that the stream describes.
+//! What leaves: tables to be copied again, or what keeps capture from going on. Invariants: a look is acted upon when
+//! the stream has passed everything that it shows, so that no older change comes after the copy; what is known is kept
+//! with the pipeline's state, and replaced there only when the copies that it asks for have been noted. Deliberately
+//! absent: what a difference means, which is [`judgement`]'s.
+//!
+//! Between two looks a table can be swapped away and back. The stream tells of every change by the number of its table,
+//! and of the name that it had: where the two do not belong together, that is kept as well ([`TableMark::disturbed`]).
+//!
+//! [`judgement`]: super::judgement
+//! [`TableMark::disturbed`]: crate::database::postgres::fingerprint::TableMark::disturbed
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::{
+    PostgresSourceConfig,
+    judgement::{self, Copy, Made, Obstacle},
+    pgoutput::Relation,
+    present_tables, publication_error, server_error,
+};
+use crate::{
+    database::postgres::{
+        fingerprint::{self, Fingerprint},
+        publication,
+        tables::SourceTable,
+    },
+    model::{Lsn, TableName, TableSchema},
+    source::CaptureError,
+    state::{StateError, Store},
+};
+
+/// Under what the fingerprint is kept.
+const NOTE: &str = "catalog";
+/// How often the catalog is asked.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A look that takes long is repeated after so many times its length: it is to be no load of its own.
+const PAUSE_LOOKS: u32 = 20;
+/// How long a table may be gone: who swaps two tables does so in two statements.
+const GONE_MAX: Duration = Duration::from_secs(5);
+
+/// A look that is not acted upon yet.
+#[derive(Debug)]
+struct Pending {
+    found: Fingerprint,
+    present: Vec<SourceTable>,
+    /// Everything that it shows was committed before this place.
+    lsn: Lsn,
+    /// What the publication sends is another thing for transactions that began before this one: they have to end before
+    /// a copy shows what was not sent of them.
+    ended: Option<u64>,
+}
+
+/// What is known of the catalog, and what a look showed that is still to be acted upon.
+#[derive(Debug)]
+pub(super) struct Catalog {
+    store: Arc<Store>,
+    publication: String,
+    version: i32,
+    watched: Vec<TableName>,
+    known: Option<Fingerprint>,
+    /// What is known is not kept yet.
+    unkept: bool,
+    /// Of the last look; empty if the next one is to be read whatever it shows.
+    digest: String,
+    look_at: Instant,
+    pending: Option<Pending>,
+    /// Tables that were disturbed since the look that is pending.
+    disturbed: BTreeSet<TableName>,
+    /// Transactions below this number had ended at the last look.
+    ended_below: u64,
+    gone_since: Option<Instant>,
+    made: Made,
+}
+
+impl Catalog {
+    /// What is kept of the catalog; none where nothing is kept.
+    ///
+    /// # Errors
+    /// When the state is out of reach.
+    pub(super) async fn load(
+        config: &PostgresSourceConfig,
+        version: i32,
+        watched: &[TableName],
+    ) -> Result<Option<Self>, CaptureError> {
+        let Some(store) = config.state.as_ref().map(Arc::clone) else { return Ok(None) };
+        let kept = store.note(NOTE).await.map_err(|error| state_error(&error))?;
+        let nothing = Fingerprint { publication: None, tables: Vec::new() };
+        // Of what cannot be read any more nothing is known, and everything is copied again.
+        let known = kept.map(|kept| serde_json::from_str(&kept).unwrap_or(nothing));
+        Ok(Some(Catalog {
+            store,
+            publication: config.slot.clone(),
+            version,
+            watched: watched.to_vec(),
+            known,
+            unkept: false,
+            digest: String::new(),
+            look_at: Instant::now(),
+            pending: None,
+            disturbed: BTreeSet::new(),
+            ended_below: 0,
+            gone_since: None,
+            made: Made::Meanwhile,
+        }))
+    }
+
+    /// Looks for the first time: true if the catalog is as it was known to be. Where capture begins `anew`, or nothing
+    /// was kept yet, what is found is what is known.
+    ///
+    /// # Errors
+    /// As those of [`Catalog::look`].
+    pub(super) async fn begin(&mut self, client: &Client, anew: bool) -> Result<bool, CaptureError> {
+        if anew {
+            self.known = None;
+        }
+        self.look(client).await?;
+        // A table that has just gone has not been judged.
+        let is_as_known = self.pending.is_none() && !self.unkept && self.gone_since.is_none();
+        self.keep().await?;
+        if is_as_known {
+            self.made = Made::Now;
+        }
+        Ok(is_as_known)
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        Instant::now() >= self.look_at
+    }
+
+    /// Keeps what is known, once what it asked for has been noted.
+    ///
+    /// # Errors
+    /// When the state is out of reach.
+    pub(super) async fn keep(&mut self) -> Result<(), CaptureError> {
+        let (true, Some(known)) = (self.unkept, &self.known) else { return Ok(()) };
+        let text = serde_json::to_string(known).map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        self.store.set_note(NOTE, &text).await.map_err(|error| state_error(&error))?;
+        self.unkept = false;
+        Ok(())
+    }
+
+    /// The stream describes a table before its first change after an alteration. A number and a name that do not belong
+    /// together are kept at once: the place of the log where they were met may be passed before the next look.
+    ///
+    /// # Errors
+    /// When the state is out of reach.
+    pub(super) async fn met(&mut self, relation: &Relation) -> Result<(), CaptureError> {
+        let name = TableName::new(&relation.schema, &relation.table);
+        let tables = self.known.iter_mut().flat_map(|known| &mut known.tables);
+        let mut is_new = false;
+        for mark in tables.filter(|mark| (mark.oid == relation.id) != (mark.table() == name)) {
+            is_new |= self.disturbed.insert(mark.table()) | !mark.disturbed;
+            mark.disturbed = true;
+        }
+        if is_new {
+            self.digest.clear();
+            self.look_at = Instant::now();
+            self.unkept = true;
+            self.keep().await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the catalog. A difference is acted upon later ([`Catalog::judge`]); a publication that does not send a
+    /// table is completed at once.
+    ///
+    /// # Errors
+    /// When the source is out of reach; when a table, or the publication, is gone or cannot be captured as it is.
+    pub(super) async fn look(&mut self, client: &Client) -> Result<(), CaptureError> {
+        let began = Instant::now();
+        let look = self.ask(client).await?;
+        self.look_at = Instant::now() + LOOK_EVERY.max(began.elapsed() * PAUSE_LOOKS);
+        self.ended_below = look.ended_below;
+        let Some(found) = look.found else { return Ok(()) };
+        self.digest = look.digest;
+        let Some(known) = &self.known else {
+            self.known = Some(self.pruned(found));
+            self.unkept = true;
+            return Ok(());
+        };
+        self.pending = None;
+        if *known == found {
+            self.gone_since = None;
+            return Ok(());
+        }
+        // It is looked at again until it has been acted upon.
+        let digest = std::mem::take(&mut self.digest);
+        match judgement::obstacle(known, &found, &self.watched) {
+            None => self.gone_since = None,
+            Some(Obstacle::Lost(problem)) => return Err(CaptureError::Lost(problem)),
+            Some(Obstacle::Gone(problem)) => {
+                if self.gone_since.get_or_insert(began).elapsed() < GONE_MAX {
+                    return Ok(());
+                }
+                return Err(CaptureError::Halt(problem));
+            }
+        }
+        let present = present_tables(client, &self.watched).await?;
+        let sent_otherwise = judgement::is_sent_otherwise(known, &found, &self.watched);
+        if sent_otherwise {
+            let ensured = publication::ensure(client, &self.publication, &present).await;
+            if ensured.map_err(publication_error)? {
+                self.look_at = Instant::now();
+                return Ok(());
+            }
+        }
+        let xid = fingerprint::push(client).await.map_err(server_error)?;
+        self.digest = digest;
+        self.disturbed.clear();
+        self.pending = Some(Pending { found, present, lsn: look.lsn, ended: sent_otherwise.then_some(xid) });
+        Ok(())
+    }
+
+    async fn ask(&self, client: &Client) -> Result<fingerprint::Look, CaptureError> {
+        let schema = self.watched.first().map_or("", |table| &table.schema);
+        let names: Vec<String> = self.watched.iter().map(|table| table.table.clone()).collect();
+        let oids: Vec<u32> = self.known.iter().flat_map(|known| &known.tables).map(|mark| mark.oid).collect();
+        let wanted = (schema, names.as_slice(), oids.as_slice());
+        fingerprint::look(client, self.version, &self.publication, wanted, &self.digest).await.map_err(server_error)
+    }
+
+    /// What the pending look means, once the stream has passed what it shows: tables to be copied again, and how all of
+    /// them look. What it showed is known from then on.
+    pub(super) fn judge(&mut self, reached: Lsn) -> Option<(Vec<Copy>, Vec<TableSchema>)> {
+        let ended_below = self.ended_below;
+        let is_passed =
+            |pending: &mut Pending| reached >= pending.lsn && pending.ended.is_none_or(|ended| ended_below > ended);
+        let Pending { found, present, .. } = self.pending.take_if(is_passed)?;
+        let copies = match &self.known {
+            Some(known) => judgement::copies(known, &found, &self.watched, self.made),
+            None => Vec::new(),
+        };
+        let mut known = self.pruned(found);
+        for mark in &mut known.tables {
+            mark.disturbed = self.disturbed.contains(&mark.table());
+        }
+        if !self.disturbed.is_empty() {
+            self.digest.clear();
+        }
+        self.known = Some(known);
+        self.unkept = true;
+        self.made = Made::Now;
+        Some((copies, present.into_iter().map(|table| table.schema).collect()))
+    }
+
+    /// Without what was looked for by its number and has another name.
+    fn pruned(&self, mut found: Fingerprint) -> Fingerprint {
+        found.tables.retain(|mark| self.watched.contains(&mark.table()));
+        found
+    }
+}
+
+fn state_error(error: &StateError) -> CaptureError {
+    CaptureError::Unreachable(error.to_string())
+}
