@@ -118,7 +118,7 @@ class Pipeline:
                 self.look_for_halts(worker, text)
                 if "panicked" in text:
                     self.journal.problem(f"{self.name}: worker {worker.number} panicked: {worker.log}")
-                if code not in worker.expected or (code == 3 and LEASE_LOST not in text):
+                if code not in worker.expected:
                     last = text.strip().rsplit("\n", 1)[-1][-300:]
                     self.journal.problem(f"{self.name}: worker {worker.number} ended by itself with {code}: {last} ({worker.log})")
                 else:

@@ -4,6 +4,7 @@ import signal
 import time
 
 from lanes import Faults
+from pipeline import LEASE_LOST
 
 NOTICE_SECONDS = 90     # a worker that lost its lease looks every three seconds, when it can reach the target
 TAKE_SECONDS = 60
@@ -66,9 +67,9 @@ class WorkerFaults(Faults):
             # The second one holds it for a moment at a time, as long as the first one has the log open.
             taken = self.lease_holder() == second.process.pid
         self.rest(draw.uniform(0, 6))
-        first.expected.add(3)
+        woken = len(first.said())
         first.signal(signal.SIGCONT)
-        self.settle(first, second, taken)
+        self.settle(draw, first, second, taken, woken)
 
     def lease_holder(self):
         """The process that took the newest lease; None while the target is away."""
@@ -77,28 +78,32 @@ class WorkerFaults(Faults):
             "AND role = 'worker' AND holder <> ''", self.where)
         return rows[0][0] if rows else None
 
-    def settle(self, first, second, taken):
-        """The second worker stays if it has taken the lease; else it goes, and the watchdog looks after the first."""
+    def settle(self, draw, first, second, taken, woken):
+        """Whoever lost the lease waits for it again: one of the two dies, and the other has to take over."""
         if not taken:
             self.journal.note(f"{self.where}: the lease was not taken within {TAKE_SECONDS} s, the target was away")
             self.pipeline.kill_worker(second)
             return
         began = time.monotonic()
-        if first.wait(NOTICE_SECONDS) is None:
-            self.journal.problem(f"{self.where}: worker {first.number} lost its lease to worker {second.number} and has not "
-                                 f"noticed within {NOTICE_SECONDS} s: {first.log}")
-            self.pipeline.kill_worker(first)
-        else:
-            self.journal.note(f"{self.where}: worker {first.number} noticed after {time.monotonic() - began:.1f} s")
-        self.pipeline.current = second
+        while LEASE_LOST not in first.said()[woken:] and first.alive():
+            if time.monotonic() - began > NOTICE_SECONDS:
+                self.journal.problem(f"{self.where}: worker {first.number} lost its lease to worker {second.number} and has not "
+                                     f"noticed within {NOTICE_SECONDS} s: {first.log}")
+                self.pipeline.kill_worker(first)
+                self.pipeline.current = second
+                return
+            self.rest(0.5)
+        self.journal.note(f"{self.where}: worker {first.number} noticed after {time.monotonic() - began:.1f} s")
+        self.rest(draw.uniform(0, 8))
+        dies, stays = draw.choice([(first, second), (second, first)])
+        self.pipeline.kill_worker(dies)
+        self.pipeline.current = stays
 
     def stand_by(self, draw):
         """A second worker waits beside the first, which then dies."""
         first = self.pipeline.current
         second = self.pipeline.start_worker(current=False)
         self.injected("worker killed with a second one waiting", f"worker {first.number}, then {second.number}")
-        # With the target away for a moment both are without a session, and either may be the first to be back.
-        first.expected.add(3)
         self.rest(draw.uniform(0, 8))
         self.pipeline.kill_worker(first)
         self.pipeline.current = second

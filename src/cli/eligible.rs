@@ -1,40 +1,51 @@
 //! What keeps a source table from being moved at all, whatever the transforms: `init` leaves such a table out, and
 //! `check` refuses it.
 
+use std::collections::BTreeMap;
+
 use crate::{
-    database::postgres::catalog::VERSION_COLUMN,
+    database::postgres::{
+        catalog::{VERSION_COLUMN, VERSION_PREFIX},
+        sql,
+    },
     model::{Problem, TableSchema},
 };
 
 /// PostgreSQL cuts identifiers off at this many bytes.
 pub(super) const IDENTIFIER_BYTES_MAX: usize = 63;
 
-/// Columns that every PostgreSQL table has already: a transform could not tell the source's from them.
+/// Columns that every PostgreSQL table has already. A transform reads the source's by their names.
 const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 
 /// Why the table cannot be moved and what to do, as the rest of a sentence that begins with its name.
 pub(super) fn obstacle(schema: &TableSchema) -> Option<Problem> {
-    let rename = |what| Problem::new(what, "rename it at the source");
     if schema.key.is_empty() {
         return Some(Problem::new(
             "has no primary key and no unique key without nulls, so its rows cannot be told apart",
             "add one at the source",
         ));
     }
-    if schema.table.table.len() > IDENTIFIER_BYTES_MAX {
-        return Some(rename(format!("has a name longer than {IDENTIFIER_BYTES_MAX} bytes, PostgreSQL's limit")));
-    }
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
     schema.columns.iter().find_map(|column| {
-        let name = &column.name;
-        if name.eq_ignore_ascii_case(VERSION_COLUMN) {
-            return Some(rename(format!("has a column `{name}`, the name of cutover's own")));
-        }
-        if SYSTEM_COLUMNS.contains(&name.as_str()) {
-            return Some(rename(format!("has a column `{name}`, a name that PostgreSQL keeps for itself")));
-        }
-        (name.len() > IDENTIFIER_BYTES_MAX)
-            .then(|| rename(format!("has a column `{name}`, longer than PostgreSQL's {IDENTIFIER_BYTES_MAX} bytes")))
+        let other = names.insert(sql::cut(&column.name), &column.name)?;
+        let what = format!(
+            "has two columns, `{other}` and `{}`, that are alike in their first {IDENTIFIER_BYTES_MAX} bytes, where \
+             PostgreSQL cuts names",
+            column.name
+        );
+        Some(Problem::new(what, "rename one of them at the source"))
     })
+}
+
+/// Why no column of a target table can have this name; none if one can.
+pub(super) fn unfit_column(name: &str) -> Option<String> {
+    if name == VERSION_COLUMN || name.starts_with(VERSION_PREFIX) {
+        return Some("a name of cutover's own columns".into());
+    }
+    if SYSTEM_COLUMNS.contains(&name) {
+        return Some("a name that PostgreSQL keeps for itself".into());
+    }
+    (name.len() > IDENTIFIER_BYTES_MAX).then(|| format!("longer than PostgreSQL's {IDENTIFIER_BYTES_MAX} bytes"))
 }
 
 #[cfg(test)]
@@ -56,20 +67,32 @@ mod tests {
     }
 
     #[test]
-    fn only_what_postgresql_cannot_hold_is_an_obstacle() {
+    fn only_what_a_transform_cannot_read_is_an_obstacle() {
         let long = "é".repeat(32);
+        let mut alike = table("t", &format!("{long}a"), &[0]);
+        alike.columns.push(Column { name: format!("{long}b"), ..alike.columns[0].clone() });
         for (schema, word) in [
             (table("t", "id", &[0]), None),
             (table("t", "order", &[0]), None),
+            (table("t", "xmin", &[0]), None),
+            (table("t", "cutover_version", &[0]), None),
+            (table(&long, &long, &[0]), None),
             (table("t", "id", &[]), Some("primary key")),
-            (table("t", "xmin", &[0]), Some("`xmin`")),
-            (table("t", "Cutover_version", &[0]), Some("cutover's own")),
-            (table("t", &long, &[0]), Some("63 bytes")),
-            (table(&long, "id", &[0]), Some("63 bytes")),
+            (alike, Some("63 bytes")),
         ] {
             let found = obstacle(&schema);
             assert_eq!(found.is_some(), word.is_some(), "{found:?}");
             assert!(found.zip(word).is_none_or(|(problem, word)| problem.what.contains(word)));
         }
+    }
+
+    #[test]
+    fn columns_that_no_target_table_can_have_are_told() {
+        let long = "é".repeat(32);
+        let unfit: Vec<&str> = ["id", "xmin", "Xmin", "cutover_version", "cutover_version_2", &long]
+            .into_iter()
+            .filter(|name| unfit_column(name).is_some())
+            .collect();
+        assert_eq!(unfit, ["xmin", "cutover_version", "cutover_version_2", &long]);
     }
 }

@@ -38,7 +38,11 @@ enum Command {
     /// Write configuration, transforms and schema files from a live source.
     Init(init::InitArgs),
     /// Look for everything that would keep the pipeline from running.
-    Check,
+    Check {
+        /// The address that the worker will be given, in place of [http] listen.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<std::net::SocketAddr>,
+    },
     /// Run the worker: copy the tables, follow the source, apply to the target.
     Run {
         /// Which half to run in this process.
@@ -135,16 +139,13 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
-        Command::Check => {
-            let report = runtime.block_on(check::run(&config()?));
+        Command::Check { listen } => {
+            let report = runtime.block_on(check::run(&listening(config()?, listen)));
             print(&report)?;
             if report.blocks() { Err(Failure::No) } else { Ok(()) }
         }
         Command::Run { role, until_synced, listen } => {
-            let mut config = config()?;
-            if let Some(listen) = listen {
-                config.http.listen = listen.to_string();
-            }
+            let config = listening(config()?, listen);
             let role = match role {
                 RoleArgument::All => Role::All,
                 RoleArgument::Capture => Role::Capture,
@@ -162,6 +163,14 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
+}
+
+/// The configuration, with the address that the command line gives in place of its own.
+fn listening(mut config: Config, listen: Option<std::net::SocketAddr>) -> Config {
+    if let Some(listen) = listen {
+        config.http.listen = listen.to_string();
+    }
+    config
 }
 
 /// Prints a result to stdout.

@@ -30,6 +30,7 @@ pub enum WorkerError {
     Listen { address: String, source: std::io::Error },
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Not its end: it waits for the lease again ([`super::start::run`]).
     #[error("another worker has taken the lease of `{0}`; this one has stopped writing")]
     LeaseLost(String),
     #[error("metrics cannot be collected: {0}")]

@@ -1,6 +1,6 @@
 //! The worker's endpoints: `/metrics`, `/healthz`, `/readyz`, `/status`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letter_topic;
 use crate::{
+    config::HttpConfig,
     observe::{Frontier, Halts, Invariant, metric, now_us},
     state::{Store, status::Status},
 };
@@ -64,14 +65,36 @@ fn describe() {
     metrics::gauge!(metric::TRAFFIC_PERCENT).set(0.0);
 }
 
+/// How the worker fares, from when it last began.
+#[derive(Debug, Clone)]
+pub struct Vitals {
+    pub frontier: Arc<Frontier>,
+    pub halts: Arc<Halts>,
+}
+
 /// What the endpoints look at.
 #[derive(Debug)]
 pub struct Endpoints {
-    pub frontier: Arc<Frontier>,
-    pub halts: Arc<Halts>,
-    pub store: Arc<Store>,
-    pub metrics: PrometheusHandle,
-    pub ready_lag_max_seconds: f64,
+    vitals: Mutex<Vitals>,
+    store: Arc<Store>,
+    metrics: PrometheusHandle,
+    ready_lag_max_seconds: f64,
+}
+
+impl Endpoints {
+    pub fn new(vitals: Vitals, store: Arc<Store>, metrics: PrometheusHandle, config: &HttpConfig) -> Endpoints {
+        let vitals = Mutex::new(vitals);
+        Endpoints { vitals, store, metrics, ready_lag_max_seconds: config.ready_lag_max_seconds }
+    }
+
+    /// Looks at these from now on: the worker has begun anew.
+    pub fn show(&self, vitals: Vitals) {
+        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
+    }
+
+    fn vitals(&self) -> Vitals {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Serves until `stop`.
@@ -90,11 +113,11 @@ pub async fn serve(listener: tokio::net::TcpListener, endpoints: Arc<Endpoints>,
 
 async fn render(State(endpoints): State<Arc<Endpoints>>) -> String {
     // Lag is computed when it is asked for: a stalled pipeline must not keep showing its last good value.
-    let now = now_us();
-    if let Some(lag) = endpoints.frontier.lag_seconds(now) {
+    let (now, Vitals { frontier, .. }) = (now_us(), endpoints.vitals());
+    if let Some(lag) = frontier.lag_seconds(now) {
         metrics::gauge!(metric::SYNC_LAG_SECONDS).set(lag);
     }
-    if let Some(lag) = endpoints.frontier.capture_lag_seconds(now) {
+    if let Some(lag) = frontier.capture_lag_seconds(now) {
         metrics::gauge!(metric::CAPTURE_LAG_SECONDS).set(lag);
     }
     endpoints.metrics.render()
@@ -102,15 +125,16 @@ async fn render(State(endpoints): State<Arc<Endpoints>>) -> String {
 
 async fn ready(State(endpoints): State<Arc<Endpoints>>) -> (StatusCode, String) {
     let red = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why + "\n");
-    if let Some(halt) = endpoints.halts.first() {
+    let Vitals { frontier, halts } = endpoints.vitals();
+    if let Some(halt) = halts.first() {
         return red(format!("halted: {halt}"));
     }
     // No row goes through the dead letters' copy.
-    let mut troubles = endpoints.halts.troubles().into_iter().filter(|(part, _)| part != dead_letter_topic::PART);
+    let mut troubles = halts.troubles().into_iter().filter(|(part, _)| part != dead_letter_topic::PART);
     if let Some((part, what)) = troubles.next() {
         return red(format!("{part} is retrying: {what}"));
     }
-    match endpoints.frontier.lag_seconds(now_us()) {
+    match frontier.lag_seconds(now_us()) {
         None => red("nothing is applied yet".into()),
         Some(lag) if lag > endpoints.ready_lag_max_seconds => {
             red(format!("lag is {lag:.1} s, above [http] ready_lag_max_seconds = {}", endpoints.ready_lag_max_seconds))

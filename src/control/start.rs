@@ -20,7 +20,7 @@ use super::{
     connector,
     error::{Attempt, WorkerError},
     follower,
-    http::{self, Endpoints},
+    http::{self, Endpoints, Vitals},
     leader::Leader,
     leadership::{is_bare, newest_version, renew},
     notes::Notes,
@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     log::{Log, kafka::debezium::LANES_MAX},
     model::{Beyond, Position, Version},
-    observe::{Frontier, Halts},
+    observe::Frontier,
     pipeline::flow::{CopyBounds, Flow},
     source::{Examined, Selection, Source},
     state::{appliers::Described, lease::Lease, status::Status},
@@ -43,7 +43,11 @@ const DRAIN_MAX: Duration = Duration::from_secs(8);
 /// A worker that has waited for longer than this looks at the source again.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
-/// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on.
+/// Runs the worker until `stop`, until it is synced (if it is to), or until it cannot go on. One that loses its lease
+/// (it was paused, or cut off) waits for it again, as a reserve.
+///
+/// # Errors
+/// When it cannot listen, or could not start.
 pub async fn run(
     config: Config,
     role: Role,
@@ -55,33 +59,41 @@ pub async fn run(
         .await
         .map_err(|source| WorkerError::Listen { address: config.http.listen.clone(), source })?;
     let metrics = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
-    let halts = Arc::new(Halts::default());
-    let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
-    let frontier = Frontier::new(lanes);
     let config = Arc::new(config);
     let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
     let store = parts.store()?;
-    let serving = CancellationToken::new();
-    let endpoints = Arc::new(Endpoints {
-        frontier: Arc::clone(&frontier),
-        halts: Arc::clone(&halts),
-        store: Arc::clone(&store),
-        metrics,
-        ready_lag_max_seconds: config.http.ready_lag_max_seconds,
-    });
+    let mut vitals = unknown(&config);
+    let endpoints = Arc::new(Endpoints::new(vitals.clone(), Arc::clone(&store), metrics, &config.http));
     tracing::info!(listen = %config.http.listen, pipeline = %config.name, "metrics and health");
-    let http = tokio::spawn(http::serve(listener, endpoints, serving.clone()));
-    let worker = Worker { config, role, parts, halts, frontier, store, stop: stop.clone() };
-    let ended = tokio::select! {
-        ended = worker.run(until_synced, show) => ended,
-        () = drained(&stop) => {
-            tracing::warn!("not every batch could be finished in time; the next start repeats them");
-            Ok(Ended::Stopped)
-        }
+    let serving = CancellationToken::new();
+    let http = tokio::spawn(http::serve(listener, Arc::clone(&endpoints), serving.clone()));
+    let ended = loop {
+        let Vitals { halts, frontier } = vitals;
+        let (config, parts, store) = (Arc::clone(&config), Arc::clone(&parts), Arc::clone(&store));
+        let worker = Worker { config, role, parts, halts, frontier, store, stop: stop.clone() };
+        let ended = tokio::select! {
+            ended = worker.run(until_synced, show) => ended,
+            () = drained(&stop) => {
+                tracing::warn!("not every batch could be finished in time; the next start repeats them");
+                Ok(Ended::Stopped)
+            }
+        };
+        // It begins as a new process would: nothing that it knew under the lost lease counts any more, and its last
+        // tasks, which may not have heard of their end yet, tell nobody what they do.
+        let Err(lost @ WorkerError::LeaseLost(_)) = ended else { break ended };
+        tracing::warn!(%lost, "it waits for the lease again");
+        vitals = unknown(&worker.config);
+        endpoints.show(vitals.clone());
     };
     serving.cancel();
     http.abort();
     ended
+}
+
+/// What a worker that has just begun knows of the pipeline.
+fn unknown(config: &Config) -> Vitals {
+    let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
+    Vitals { halts: Arc::default(), frontier: Frontier::new(lanes) }
 }
 
 /// Ends when a worker that was asked to stop has had its time.

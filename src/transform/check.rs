@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use super::{
     Diagnostic, Location, Severity,
     file::{Statement, TransformFile},
+    keys::key_reads,
     merge,
     shape::QueryShape,
     subject::{Subject, VIEW, VIEW_PREFIX},
@@ -69,7 +70,8 @@ const REFUSED: [&str; 26] = [
 ];
 
 /// Checks these transforms, and for every source table that none of them reads a copy
-/// column by column into the table of the same name in `default_schema`.
+/// column by column into the table of the same name in `default_schema`. Source tables that are `refused` for
+/// themselves, which has been said, get no plan, and nothing is said of what reads them.
 ///
 /// # Errors
 /// Only when the server cannot be asked; what is wrong with a transform is a [`Diagnostic`].
@@ -79,6 +81,7 @@ pub async fn check(
     files: &[TransformFile],
     targets: &[TargetTable],
     default_schema: &str,
+    refused: &BTreeSet<TableName>,
 ) -> Result<CheckedTransforms, PgError> {
     client
         .batch_execute(
@@ -89,6 +92,7 @@ pub async fn check(
     let mut checker = Checker {
         client,
         sources,
+        refused,
         targets: targets.iter().map(|table| (table.name.clone(), Arc::new(table.clone()))).collect(),
         stubs: BTreeMap::new(),
         checked: CheckedTransforms::default(),
@@ -100,67 +104,37 @@ pub async fn check(
 
 pub(super) struct Checker<'a> {
     pub client: &'a Client,
-    sources: &'a [Arc<TableSchema>],
+    pub sources: &'a [Arc<TableSchema>],
+    pub refused: &'a BTreeSet<TableName>,
     targets: BTreeMap<TableName, Arc<TargetTable>>,
     /// Source tables by their stub's oid.
-    stubs: BTreeMap<u32, Arc<TableSchema>>,
+    pub stubs: BTreeMap<u32, Arc<TableSchema>>,
     pub checked: CheckedTransforms,
 }
 
 impl<'a> Checker<'a> {
     async fn run(&mut self, files: &[TransformFile], default_schema: &str) -> Result<(), PgError> {
         self.create_stubs().await?;
+        let before = self.checked.problems.len();
         let mut read: BTreeSet<TableName> = BTreeSet::new();
         let mut written: BTreeSet<TableName> = BTreeSet::new();
         for file in files {
             written.insert(file.target.clone());
             read.extend(self.file(file).await?);
         }
-        // A file with an error may read any table; which copies by default is then unknown.
-        if !self.checked.passed() {
-            return Ok(());
-        }
-        for source in self.sources {
+        // A file with an error may read any table: whether one that seems to be copied column by column is, and so what
+        // is wrong with that, is then unknown.
+        let certain = self.checked.problems.iter().skip(before).all(|problem| problem.severity == Severity::Warning);
+        let stubs: Vec<Arc<TableSchema>> = self.stubs.values().cloned().collect();
+        for source in stubs.iter().filter(|source| !self.refused.contains(&source.table)) {
             let target = TableName::new(default_schema, source.table.table.clone());
             if !read.contains(&source.table) && !written.contains(&target) {
+                let before = self.checked.problems.len();
                 self.copy(source, &target).await?;
+                if !certain {
+                    self.checked.problems.truncate(before);
+                }
             }
-        }
-        Ok(())
-    }
-
-    async fn create_stubs(&mut self) -> Result<(), PgError> {
-        let mut names = BTreeSet::new();
-        for source in self.sources {
-            let name = &source.table.table;
-            if !names.insert(name.clone()) {
-                let message =
-                    format!("two source tables are called `{name}`, and a transform could not tell them apart");
-                self.checked.problems.push(Diagnostic::error(message).hint("run a pipeline for each schema"));
-                continue;
-            }
-            let columns: Vec<String> = source
-                .columns
-                .iter()
-                .map(|column| format!("{} {}", sql::ident(&column.name), column.column_type.sql()))
-                .collect();
-            let create = format!(
-                "SAVEPOINT stub; CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP; RELEASE stub",
-                sql::ident(name),
-                columns.join(", ")
-            );
-            if let Err(error) = self.client.batch_execute(&create).await.map_err(PgError::from) {
-                let Some(refusal) = error.refusal() else { return Err(error) };
-                let message = format!("source table {}: {}", source.table, refusal);
-                self.checked.problems.push(Diagnostic::error(message).hint(
-                    "the target must know the table's types, and its user needs the TEMPORARY privilege on the database",
-                ));
-                self.client.batch_execute("ROLLBACK TO stub").await?;
-                continue;
-            }
-            let stub = format!("pg_temp.{}", sql::ident(name));
-            let oid: u32 = self.client.query_one("SELECT $1::text::regclass::oid", &[&stub]).await?.try_get(0)?;
-            self.stubs.insert(oid, source.clone());
         }
         Ok(())
     }
@@ -203,7 +177,12 @@ impl<'a> Checker<'a> {
         let Some(table) = self.targets.get(target).cloned() else {
             let message =
                 format!("source table {} has no transform, and the target has no table {target}", source.table);
-            let hint = "create the table, or write a transform that reads the source table";
+            let hint = if sql::cut(&source.table.table) == source.table.table {
+                "create the table, or write a transform that reads the source table"
+            } else {
+                "PostgreSQL cuts names after 63 bytes: create a table with a shorter name, and write a transform that reads \
+                 the source table, FROM its whole name, in a file that is called as the new table"
+            };
             self.checked.problems.push(Diagnostic::error(message).hint(hint));
             return Ok(());
         };
@@ -269,6 +248,9 @@ impl<'a> Checker<'a> {
             return Ok(None);
         };
         let Some((stub, source)) = self.source(subject, &shape).await.map_err(plain)? else { return Ok(None) };
+        if self.refused.contains(&source.table) {
+            return Ok(None);
+        }
         self.functions(subject, &shape).await.map_err(plain)?;
         let Some(results) = self.columns(subject, &shape, view).await.map_err(plain)? else { return Ok(None) };
         let coverage = self.key(subject, &shape, &source, &results.names);
@@ -373,58 +355,6 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// The target's key must be there and follow from the source's.
-    fn key(&mut self, subject: &Subject<'_>, shape: &QueryShape, source: &TableSchema, names: &[String]) -> Coverage {
-        let target = &subject.target;
-        if target.key.is_empty() {
-            let problem = Diagnostic::error(format!("the target table {} has no primary key", target.name));
-            self.checked.problems.push(subject.problem(problem.hint("add one: deletes find their row by it"), 0));
-        }
-        let mut followed = true;
-        for column in &target.key {
-            let Some(index) = names.iter().position(|name| name == column) else {
-                let problem = Diagnostic::error(format!("the target's key column `{column}` is not in the result"));
-                self.checked.problems.push(subject.problem(problem.hint("add it to the SELECT"), 0));
-                continue;
-            };
-            let sources = shape.sources_of(index);
-            followed &= sources.is_some();
-            let strange: Vec<&str> = sources
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|index| !source.key.contains(index))
-                .filter_map(|index| source.columns.get(index))
-                .map(|column| column.name.as_str())
-                .collect();
-            if !strange.is_empty() {
-                followed = false;
-                // A set is replaced as a whole, so that its rows may have any key.
-                if shape.at_most_one_row() && subject.statement.directives.parent_key.is_none() {
-                    let message = format!(
-                        "the target's key column `{column}` depends on `{}`, which is not in the key of {}",
-                        strange.join("`, `"),
-                        source.table
-                    );
-                    let problem =
-                        Diagnostic::error(message).hint("a delete must find its row by the source's key alone");
-                    self.checked.problems.push(subject.problem(problem, subject.location(shape, index)));
-                }
-            }
-        }
-        for column in subject.statement.directives.parent_key.iter().flatten() {
-            if !names.contains(column) {
-                let problem = Diagnostic::error(format!("`parent_key` names `{column}`, which is not in the result"))
-                    .hint("name result columns that are the source's key");
-                self.checked.problems.push(subject.problem(problem, 0));
-            }
-        }
-        match followed && subject.statement.directives.parent_key.is_none() {
-            true if shape.exactly_one_row() => Coverage::Total,
-            true if shape.at_most_one_row() => Coverage::Filter,
-            true | false => Coverage::Partial,
-        }
-    }
-
     /// The source columns that are read, in the source's order.
     async fn reads(
         &self,
@@ -447,28 +377,6 @@ impl<'a> Checker<'a> {
         let columns = (1i32..).zip(&source.columns).filter(|(number, _)| all || used.contains(number));
         Ok(columns.map(|(_, column)| column.name.clone()).collect())
     }
-}
-
-/// The places in `reads` of the source columns that the target's key (of a set: its parent's) is. They must be the
-/// whole key of the source: of two source rows with one target key, the one that a filter leaves out says nothing about
-/// the other.
-fn key_reads(
-    subject: &Subject<'_>,
-    shape: &QueryShape,
-    source: &TableSchema,
-    names: &[String],
-    reads: &[String],
-) -> Option<Vec<usize>> {
-    let parent = subject.statement.directives.parent_key.as_ref();
-    let place = |key: &String| {
-        let result = names.iter().position(|name| name == key)?;
-        let column = if parent.is_some() { shape.column_beside(result)? } else { shape.column_of(result)? };
-        let name = &source.columns.get(column)?.name;
-        reads.iter().position(|read| read == name)
-    };
-    let places: Vec<usize> = parent.unwrap_or(&subject.target.key).iter().map(place).collect::<Option<_>>()?;
-    let whole = source.key_columns().all(|key| places.iter().any(|place| reads.get(*place) == Some(&key.name)));
-    whole.then_some(places)
 }
 
 /// See [`Plan::identity`].

@@ -10,9 +10,11 @@ mod check;
 mod file;
 #[doc(hidden)]
 pub mod fuzz;
+mod keys;
 mod merge;
 mod results;
 mod shape;
+mod stubs;
 mod subject;
 mod tree;
 

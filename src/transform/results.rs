@@ -11,12 +11,13 @@ use crate::{
     model::{Plan, PlanRole, TargetTable},
 };
 
-/// Text becomes an enum, an array, a `jsonb` or the like by an explicit cast; numbers, times, booleans and bytes must
-/// be written as such in the transform, where the writer sees what is cast. (`unnest` of two arrays is a piece of
-/// syntax that PostgreSQL knows by its unqualified name only.)
+/// Text becomes an enum, an array, a `jsonb`, a name (`regtype`) or the like by an explicit cast; numbers, times,
+/// booleans and bytes must be written as such in the transform, where the writer sees what is cast. (`unnest` of two
+/// arrays is a piece of syntax that PostgreSQL knows by its unqualified name only.)
 const RESULTS: &str = "
 SELECT a.attname::text,
-  coalesce(s.typcategory = 'S' AND t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B') AND t.oid <> 'bytea'::regtype, false)
+  coalesce(s.typcategory = 'S' AND t.oid <> 'bytea'::regtype AND (t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B')
+    OR t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ^@ 'reg'), false)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type s ON s.oid = a.atttypid
 LEFT JOIN unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text

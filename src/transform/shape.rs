@@ -155,6 +155,14 @@ impl QueryShape {
         Some(sources)
     }
 
+    /// Whether which rows there are may depend on a source column (from 0).
+    pub fn filters_by(&self, column: usize) -> bool {
+        let nodes = ["jointree", "havingQual", "limitCount", "limitOffset", "distinctClause"];
+        let nodes: Vec<&Tree> = nodes.iter().filter_map(|field| self.query.get(field)).flat_map(Tree::nodes).collect();
+        let reads = |node: &&Tree| node.kind() == "SUBLINK" || node.number("varattno") == Some(column as u32 + 1);
+        self.query.has("cteList") || nodes.iter().any(reads)
+    }
+
     /// The source column (from 0) that a result column (from 0) is, as it is or cast once.
     pub fn column_of(&self, column: usize) -> Option<usize> {
         self.column_from(self.only_entry()?, column)

@@ -178,6 +178,74 @@ async fn a_filters_key_is_told_without_its_select_where_it_is_the_sources_whole_
 }
 
 #[tokio::test]
+async fn rule_7_a_target_key_made_of_a_part_of_the_sources_key_is_refused() {
+    let pg = Postgres::v15().await;
+    pg.exec("CREATE TABLE items (id text PRIMARY KEY, tenant int DEFAULT 1, UNIQUE (tenant, id))").await;
+    pg.exec("CREATE TABLE shared (tenant int, id text, PRIMARY KEY (tenant, id))").await;
+    let source =
+        keyed("lines", &[("tenant", ColumnType::Integer), ("id", ColumnType::Integer), ("a", ColumnType::Text)], 2);
+    for refused in [
+        "SELECT id::text AS id FROM lines",
+        "SELECT id::text AS id, tenant FROM lines",
+        "SELECT id::text AS id FROM lines WHERE a > ''",
+        "SELECT lower(id::text) AS id FROM lines",
+    ] {
+        let checked = checked(&pg, std::slice::from_ref(&source), &[("items.sql", refused)]).await;
+        let found: Vec<String> = checked.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 1, "{refused}: {found:?}");
+        for word in ["(id)", "shop.lines (`tenant`, `id`)", "differ in `tenant` alone", "add `tenant` to the SELECT"] {
+            assert!(found[0].contains(word), "{refused}: {found:?}");
+        }
+    }
+    let constant = "SELECT 1 AS tenant, id::text AS id FROM lines";
+    assert!(!checked(&pg, std::slice::from_ref(&source), &[("shared.sql", constant)]).await.passed());
+    for (file, sql) in [
+        ("items.sql", "SELECT id::text AS id FROM lines WHERE tenant = 7"),
+        ("items.sql", "SELECT tenant || '-' || id AS id FROM lines"),
+        ("shared.sql", "SELECT tenant, id::text AS id FROM lines"),
+        ("shared.sql", "SELECT 1 AS tenant, tenant || '-' || id AS id FROM lines"),
+    ] {
+        let checked = checked(&pg, std::slice::from_ref(&source), &[(file, sql)]).await;
+        assert!(checked.problems.is_empty(), "{sql}: {:#?}", checked.problems);
+    }
+}
+
+#[tokio::test]
+async fn names_that_postgresql_keeps_or_cuts_are_read_by_a_transform_that_names_them_anew() {
+    let pg = Postgres::v15().await;
+    pg.exec("CREATE TABLE things (id int PRIMARY KEY, transaction int, theirs int, long text)").await;
+    let (long, table_name) = ("\u{e9}".repeat(32), "t".repeat(200));
+    let columns = [
+        ("id", ColumnType::Integer),
+        ("xmin", ColumnType::Integer),
+        ("cutover_version", ColumnType::Integer),
+        (long.as_str(), ColumnType::Text),
+    ];
+    let source = table(&table_name, &columns);
+    let sql =
+        format!("SELECT id, xmin AS transaction, cutover_version AS theirs, \"{long}\" AS long FROM \"{table_name}\"");
+    let found = checked(&pg, std::slice::from_ref(&source), &[("things.sql", &sql)]).await;
+    assert!(found.problems.is_empty(), "{:#?}", found.problems);
+    assert_eq!(found.plans[0].reads, ["id", "xmin", "cutover_version", &long]);
+
+    // Without one, it is said how to write it.
+    let problem = checked(&pg, &[source], &[]).await.problems[0].to_string();
+    assert!(problem.contains("cuts names after 63 bytes") && problem.contains("write a transform"), "{problem}");
+
+    // Two that are alike in what PostgreSQL keeps of them cannot be told apart.
+    let alike = [format!("{table_name}a"), format!("{table_name}b")].map(|name| table(&name, &columns[..1]));
+    let found = checked(&pg, &alike, &[]).await;
+    let problem = found.problems[0].to_string();
+    assert!(problem.contains("63 bytes") && problem.contains("a pipeline of its own"), "{problem}");
+    let long = "c".repeat(63);
+    let names = [format!("{long}a"), format!("{long}b")];
+    let alike = [("id", ColumnType::Integer), (&names[0], ColumnType::Text), (&names[1], ColumnType::Text)];
+    let found = checked(&pg, &[table("t", &alike)], &[]).await;
+    let problem = found.problems[0].to_string();
+    assert!(found.problems.len() == 1 && problem.contains(&names[1]) && problem.contains("rename one"), "{problem}");
+}
+
+#[tokio::test]
 async fn a_table_without_a_transform_is_copied_by_column_name() {
     let pg = Postgres::v15().await;
     pg.exec("CREATE TABLE \"Users\" (id bigint PRIMARY KEY, \"Name\" text, extra text DEFAULT 'x', up text GENERATED ALWAYS AS (upper(\"Name\")) STORED)").await;

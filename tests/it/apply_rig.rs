@@ -1,6 +1,6 @@
 //! What the tests of transform and apply stand on: a target with tables, checked plans, and sinks on it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use cutover::{
@@ -110,7 +110,7 @@ pub async fn checked(pg: &Postgres, sources: &[Arc<TableSchema>], transforms: &[
         }
     }
     let tables = catalog::tables(&session.client, &["public".into()]).await.unwrap();
-    transform::check(&session.client, sources, &files, &tables, "public").await.unwrap()
+    transform::check(&session.client, sources, &files, &tables, "public", &BTreeSet::new()).await.unwrap()
 }
 
 impl Rig {

@@ -5,7 +5,7 @@ use std::path::Path;
 use cutover::cli::check::{self, Report, Weight};
 use cutover::config::Config;
 
-use crate::support::{Mysql, Postgres};
+use crate::support::{Mysql, Postgres, Workspace};
 
 /// A pipeline's folder with these transforms; the rest of the configuration is `more`.
 struct Pipeline {
@@ -139,7 +139,7 @@ async fn a_cascade_that_the_binlog_does_not_show_blocks_until_something_is_done(
     assert_finds(
         &pipeline.check().await,
         Weight::Blocks,
-        &["`fk_p`", "ON DELETE CASCADE", "the same foreign key at the target"],
+        &["`fk_p`", "ON DELETE CASCADE", "the same foreign keys at the target"],
     );
 
     // The same rule at the target, and a user there whose foreign keys act.
@@ -156,6 +156,67 @@ async fn a_cascade_that_the_binlog_does_not_show_blocks_until_something_is_done(
     target.exec(&format!("REASSIGN OWNED BY {user} TO CURRENT_USER; DROP OWNED BY {user}; DROP ROLE {user}")).await;
     assert_nothing_blocks(&report);
     assert_finds(&report, Weight::Warns, &["foreign keys", "waits", "after_copy"]);
+}
+
+#[tokio::test]
+async fn cascades_are_one_finding_however_many_they_are() {
+    let (source, target) = (Mysql::v57().await, Postgres::v15().await);
+    source.exec("CREATE TABLE p (id int PRIMARY KEY)").await;
+    target.exec("CREATE TABLE p (id integer PRIMARY KEY)").await;
+    for child in ["a", "b", "c"] {
+        let keys =
+            format!("CONSTRAINT fk_{child} FOREIGN KEY (p) REFERENCES p (id) ON DELETE SET NULL ON UPDATE CASCADE");
+        source.exec(&format!("CREATE TABLE {child} (id int PRIMARY KEY, p int, {keys})")).await;
+        target.exec(&format!("CREATE TABLE {child} (id integer PRIMARY KEY, p integer)")).await;
+    }
+    let report = Pipeline::new(source.url(), target.url()).check().await;
+    assert_eq!(report.findings.len(), 1, "{report}");
+    let all = ["6 rules", "`fk_a`", "`fk_b`", "`fk_c`", "ON DELETE SET NULL", "ON UPDATE CASCADE", "at the target"];
+    assert_finds(&report, Weight::Blocks, &all);
+}
+
+#[tokio::test]
+async fn a_table_that_is_refused_makes_no_errors_of_others() {
+    let (source, target) = (Mysql::v57().await, Postgres::v15().await);
+    source
+        .exec(
+            "CREATE TABLE nokey (a int, b int); CREATE TABLE bare (a int); CREATE TABLE good (id int PRIMARY KEY); \
+             CREATE TABLE p (id int PRIMARY KEY)",
+        )
+        .await;
+    target
+        .exec("CREATE TABLE nokey (a integer PRIMARY KEY, b integer); CREATE TABLE good (id integer PRIMARY KEY)")
+        .await;
+    target.exec("CREATE TABLE p (id integer PRIMARY KEY)").await;
+    let pipeline = Pipeline::new(source.url(), target.url());
+    pipeline.transform("nokey", "SELECT a, b FROM nokey");
+    let report = pipeline.check().await;
+    assert_eq!(report.findings.len(), 2, "{report}");
+    assert_finds(&report, Weight::Blocks, &["`bare`", "no primary key"]);
+    assert_finds(&report, Weight::Blocks, &["`nokey`", "no primary key"]);
+
+    // A transform that is wrong says nothing of the tables that have none.
+    let pipeline = Pipeline::new(source.url(), target.url());
+    pipeline.transform("p", "SELECT idd AS id FROM p");
+    let report = pipeline.check_with("tables = ['good', 'p']", "").await;
+    assert_eq!(report.findings.len(), 1, "{report}");
+    assert_finds(&report, Weight::Blocks, &["p.sql:1:8", "idd"]);
+}
+
+#[tokio::test]
+async fn a_second_pipeline_is_checked_with_an_address_of_its_own() {
+    let (source, target) = (Mysql::v57().await, Postgres::v15().await);
+    source.exec("CREATE TABLE t (id int PRIMARY KEY)").await;
+    target.exec("CREATE TABLE t (id integer PRIMARY KEY)").await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let work = Workspace::new("second", &source.url(), &target.url(), &["t"]);
+    work.configure_also(&format!("[http]\nlisten = '{}'\n", taken.local_addr().unwrap()));
+    let refused = work.run(&["check"]).await;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot listen on") && said.contains("--listen for `check` and `run`"), "{said}");
+    let checked = work.run(&["check", "--listen", "127.0.0.1:0"]).await;
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use cutover::cli::check;
 use cutover::cli::init::{self, InitArgs, InitError, Written};
 use cutover::config::Config;
 
-use crate::support::{Mysql, Postgres};
+use crate::support::{Mysql, Postgres, Workspace};
 
 const SHOP: &str = r#"
     SET sql_mode = '';
@@ -36,25 +37,35 @@ const SHOP: &str = r#"
         a_really_long_column_name_that_has_sixty_four_characters_in_al_ int PRIMARY KEY, b int, KEY k (b));
     CREATE TABLE loose (a int NOT NULL PRIMARY KEY, b int, KEY (b));
     CREATE TABLE loose_child (a int NOT NULL PRIMARY KEY, b int, CONSTRAINT fk_b FOREIGN KEY (b) REFERENCES loose (b));
-    CREATE TABLE system_name (xmin int PRIMARY KEY);
+    CREATE TABLE `slashed/name` (id int PRIMARY KEY);
+    CREATE TABLE system_name (xmin int PRIMARY KEY, cutover_version int, cutover_version_ int, source_xmin int, `{LONG}` int, KEY (`{LONG}`));
     CREATE TABLE `dotted.name` (id int PRIMARY KEY);
     CREATE VIEW v AS SELECT 1 AS x;
     INSERT INTO users (email) VALUES ('a');
     INSERT INTO orders (user_id, placed, shipped) VALUES (1, '2020-00-00', '2020-01-01')
 "#;
 
-const LEFT_OUT: [&str; 3] = ["dotted.name", "nokey", "system_name"];
+const LEFT_OUT: [&str; 2] = ["nokey", "slashed/name"];
 
 /// MySQL refuses by default, from 8.4 on, a foreign key to columns that are not unique.
 const LENIENT: &str = "SET restrict_fk_on_non_standard_key = OFF";
 
 async fn init(source: &str, target: &str, tables: &[&str], out: &Path) -> Result<Written, InitError> {
     let tables = tables.iter().map(|table| (*table).to_owned()).collect();
-    init::run(InitArgs { source: source.to_owned(), target: target.to_owned(), tables, out: out.to_owned() }).await
+    init::run(InitArgs {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        tables,
+        schema: None,
+        out: out.to_owned(),
+    })
+    .await
 }
 
 async fn what_init_writes_runs_as_it_is(source: Mysql, target: Postgres) {
-    source.exec(SHOP).await;
+    let long = "l".repeat(64);
+    source.exec(&SHOP.replace("{LONG}", &long)).await;
+    source.exec("INSERT INTO system_name VALUES (1, 2, 3, 4, 5)").await;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("move");
     let written = init(&source.url(), &target.url(), &[], &out).await.unwrap();
@@ -89,7 +100,23 @@ async fn what_init_writes_runs_as_it_is(source: Mysql, target: Postgres) {
     let report = check::run(&config).await;
     let mut blocking = report.findings.iter().filter(|finding| finding.weight == check::Weight::Blocks);
     assert!(blocking.all(|finding| finding.problem.what.contains("does not log such changes")), "{report}");
-    assert_eq!(report.tables, 7);
+    assert_eq!(report.tables, 9);
+
+    // Names that no table of PostgreSQL can have become others, and names with a dot stay; their rows arrive.
+    let names = ["system_name", "dotted.name"];
+    let work = Workspace::new("names", &source.url(), &target.url(), &names);
+    for file in ["system_name", "public.dotted.name"] {
+        work.transform(file, &read(&format!("transforms/{file}.sql")));
+    }
+    source.exec("INSERT INTO `dotted.name` VALUES (7)").await;
+    for change in ["DO 0", "UPDATE system_name SET cutover_version = 20", "DELETE FROM `dotted.name`"] {
+        source.exec(change).await;
+        let mut worker = work.start(&["--until-synced"]);
+        assert!(worker.wait_exit(Duration::from_secs(60)).await.success(), "{}", worker.stderr());
+    }
+    let row = target.query("SELECT * FROM system_name").await.remove(0);
+    assert_eq!(row.iter().take(5).flatten().collect::<Vec<_>>(), ["1", "20", "3", "4", "5"]);
+    assert_eq!(target.value("SELECT count(*) FROM \"dotted.name\"").await.as_deref(), Some("0"));
 }
 
 #[tokio::test]
@@ -136,14 +163,65 @@ async fn init_writes_no_password_and_overwrites_nothing() {
 }
 
 #[tokio::test]
+async fn init_reads_the_schema_of_postgresql_that_it_is_given() {
+    let (source, target) = (Postgres::v15().await, Postgres::v18().await);
+    source
+        .exec(
+            "CREATE SCHEMA sales; CREATE TYPE sales.mood AS ENUM ('sad', 'ok'); \
+             CREATE TABLE sales.orders (id int PRIMARY KEY, mood sales.mood, kind regtype); CREATE INDEX ON sales.orders (mood); \
+             CREATE TABLE sales.\"order.lines\" (id int PRIMARY KEY, o int REFERENCES sales.orders (id)); \
+             INSERT INTO sales.orders VALUES (1, 'ok', 'integer'); INSERT INTO sales.\"order.lines\" VALUES (7, 1)",
+        )
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let given = |schema: Option<&str>, source: &str| InitArgs {
+        source: source.to_owned(),
+        target: target.url(),
+        tables: Vec::new(),
+        schema: schema.map(str::to_owned),
+        out: folder.path().join("move"),
+    };
+    let error = init::run(given(None, &source.url())).await.unwrap_err();
+    assert!(error.to_string().contains("--schema: `sales`") && error.exit_code() == 2, "{error}");
+    let error = init::run(given(Some("sales"), "mysql://u@h/x")).await.unwrap_err();
+    assert!(matches!(error, InitError::NoSchema), "{error}");
+    init::run(given(Some("sales"), &source.url())).await.unwrap();
+    let read = |name: &str| fs::read_to_string(folder.path().join("move").join(name)).unwrap();
+    target.exec(&read("schema.sql")).await;
+
+    let work = Workspace::new(source.database(), &source.url(), &target.url(), &[]);
+    let password = |text: &str| text.replace("${SOURCE_PASSWORD}", "admin").replace("${TARGET_PASSWORD}", "admin");
+    work.configure(
+        &password(&read("cutover.toml")).replace("name = ", &format!("name = \"{}\" # ", source.database())),
+    );
+    fs::write(work.path().join("schema_after.sql"), read("schema_after.sql")).unwrap();
+    for file in ["orders", "public.order.lines"] {
+        work.transform(file, &read(&format!("transforms/{file}.sql")));
+    }
+    let checked = work.run(&["check", "--listen", "127.0.0.1:0"]).await;
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    let mut worker = work.start(&["--until-synced"]);
+    assert!(worker.wait_exit(Duration::from_secs(60)).await.success(), "{}", worker.stderr());
+    let row = "SELECT concat_ws(' ', o.id, o.mood, o.kind, l.id) FROM orders o JOIN \"order.lines\" l ON l.o = o.id";
+    assert_eq!(target.value(row).await.as_deref(), Some("1 ok integer 7"));
+}
+
+#[tokio::test]
 async fn init_names_what_is_wrong_with_the_tables_it_is_given() {
     let source = Mysql::v57().await;
     source.exec("CREATE TABLE nokey (a int); CREATE VIEW v AS SELECT 1 AS x").await;
     let folder = tempfile::tempdir().unwrap();
     let target = "postgresql://u@127.0.0.1/x";
     let refused = async |tables: &[&str]| init(&source.url(), target, tables, folder.path()).await.unwrap_err();
-    for (tables, word) in [(["nokey"].as_slice(), "primary key"), (&["Nokey", "v"], "`Nokey`, `v`"), (&[], "no table")]
-    {
+    source.exec("CREATE TABLE `a/b` (id int PRIMARY KEY)").await;
+    let every_reason = "table `a/b` has a name that its transform's file cannot have";
+    for (tables, word) in [
+        (["nokey"].as_slice(), "primary key"),
+        (&["Nokey", "v"], "`Nokey`, `v`"),
+        (&[], "no table that can be moved"),
+        (&[], every_reason),
+        (&[], "table `nokey` has no primary key"),
+    ] {
         let error = refused(tables).await;
         assert!(error.to_string().contains(word) && error.exit_code() == 2, "{error}");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     follow::{Follow, Load, PATIENCE, following, halted, ready, status, stop},
-    support::{Mysql, Postgres, Rows, Workspace, eventually},
+    support::{Mysql, Postgres, Rows, Worker, Workspace, eventually},
 };
 
 /// A worker takes over within this (the contract), with what a busy machine adds.
@@ -275,8 +275,8 @@ fn elsewhere(pipe: &Follow) -> Workspace {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_19_a_paused_worker_that_lost_its_lease_cannot_write() {
-    let (pipe, mut first) = Follow::running(Mysql::v80().await, Postgres::v15().await, 0..10).await;
+async fn rule_19_a_paused_worker_that_lost_its_lease_cannot_write_and_waits_for_it_again() {
+    let (pipe, first) = Follow::running(Mysql::v80().await, Postgres::v15().await, 0..10).await;
     // Paused in the middle of a transaction at the target, which holds its locks there.
     let mut blocker = pipe.target.connect().await;
     let blocking = blocker.transaction().await.unwrap();
@@ -293,7 +293,7 @@ async fn rule_19_a_paused_worker_that_lost_its_lease_cannot_write() {
     let paused = Instant::now();
 
     let other = elsewhere(&pipe);
-    let second = other.start(&[]);
+    let mut second = other.start(&[]);
     pipe.source.exec("UPDATE t SET n = 2; INSERT INTO t VALUES (100, 1, 'new')").await;
     pipe.in_step().await;
     assert!(paused.elapsed() < TAKEN_OVER_WITHIN + Duration::from_secs(5), "taken over after {:?}", paused.elapsed());
@@ -301,14 +301,30 @@ async fn rule_19_a_paused_worker_that_lost_its_lease_cannot_write() {
     pipe.in_step().await;
 
     first.signal("CONT").await;
-    let ended = first.wait_exit(PATIENCE).await;
-    assert_eq!(ended.code(), Some(3), "{}", first.stderr());
-    assert!(first.stderr().contains("another worker has taken the lease"), "{}", first.stderr());
+    eventually("the first worker waits again", PATIENCE, async || {
+        let said = first.stderr();
+        let lost = said.find("another worker has taken the lease");
+        lost.is_some_and(|lost| said[lost..].contains("waiting for the lease, which"))
+    })
+    .await;
+    assert!(ready(&first, 503).await.contains("waiting for the lease"));
     let (source, target) = pipe.contents().await;
     assert_eq!(source, target, "the first worker changed nothing any more");
     pipe.source.exec("UPDATE t SET n = 4").await;
     pipe.in_step().await;
     assert!(status(&second).await.is_some_and(|status| status["halted"].is_null()));
+
+    // As a reserve it takes over in its turn, and nobody had to start it.
+    second.kill9().await;
+    let killed = Instant::now();
+    pipe.source.exec("UPDATE t SET n = 5; INSERT INTO t VALUES (101, 1, 'newer')").await;
+    pipe.in_step().await;
+    assert!(killed.elapsed() < TAKEN_OVER_WITHIN + Duration::from_secs(5), "taken over after {:?}", killed.elapsed());
+    ready(&first, 200).await;
+    let copied = pipe.work.run(&["resnapshot", "t"]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    pipe.in_step().await;
+    assert!(status(&first).await.is_some_and(|status| status["halted"].is_null()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,7 +338,18 @@ async fn rule_19_a_worker_on_the_same_log_waits_until_the_paused_one_lets_go() {
     })
     .await;
     first.signal("CONT").await;
-    assert_eq!(first.wait_exit(PATIENCE).await.code(), Some(3), "its lease is gone");
+    eventually("the first worker lets go", PATIENCE, async || {
+        first.stderr().contains("another worker has taken the lease")
+    })
+    .await;
     pipe.in_step().await;
-    assert!(second.is_running(), "{}", second.stderr());
+    assert!(first.is_running() && second.is_running(), "{}\n{}", first.stderr(), second.stderr());
+    // Either may have it now; the other one takes over.
+    let leads = async |worker: &Worker| worker.get("/readyz").await.is_ok_and(|(code, _)| code == 200);
+    eventually("one of them leads", PATIENCE, async || leads(&first).await || leads(&second).await).await;
+    let (mut leader, reserve) = if leads(&first).await { (first, second) } else { (second, first) };
+    leader.kill9().await;
+    pipe.source.exec("UPDATE t SET n = 2").await;
+    pipe.in_step().await;
+    ready(&reserve, 200).await;
 }

@@ -110,6 +110,16 @@ const CASES: &[(&str, &[&str])] = &[
     ("pg_lsn", &["'16/B374D848'"]),
     ("oid", &["4294967295"]),
     ("regclass", &["'pg_class'"]),
+    ("regproc", &["'array_in'"]),
+    ("regprocedure", &["'lower(text)'"]),
+    ("regoper", &["'||/'"]),
+    ("regoperator", &["'+(integer,integer)'"]),
+    ("regtype", &["'integer'", "'character varying'"]),
+    ("regrole", &["'pg_monitor'"]),
+    ("regnamespace", &["'pg_catalog'"]),
+    ("regconfig", &["'english'"]),
+    ("regdictionary", &["'simple'"]),
+    ("regtype[]", &["'{integer,\"double precision\"}'"]),
     ("jsonpath", &["'$.a[*] ? (@ > 1)'"]),
 ];
 
@@ -165,7 +175,8 @@ async fn every_type_arrives(source: Postgres, target: Postgres) {
     fill(&source, SNAPSHOT).await;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("move");
-    let args = InitArgs { source: source.url(), target: target.url(), tables: Vec::new(), out: out.clone() };
+    let args =
+        InitArgs { source: source.url(), target: target.url(), tables: Vec::new(), schema: None, out: out.clone() };
     init::run(args).await.unwrap();
     target.exec(&fs::read_to_string(out.join("schema.sql")).unwrap()).await;
 

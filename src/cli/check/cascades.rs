@@ -4,22 +4,26 @@
 //! the server logs cascades (MySQL 9.6 and later), or the target does the same by itself.
 
 use super::{Part, Report, source::ExaminedSource, target::ExaminedTarget};
-use crate::{database::mysql::details::ForeignKey, model::TableName};
+use crate::{
+    database::mysql::details::ForeignKey,
+    model::{Problem, TableName},
+};
 
 /// Judges every foreign key of a captured table.
 pub(super) fn judge(source: &ExaminedSource, target: Option<&ExaminedTarget>, report: &mut Report) {
     if source.facts.logs_cascades() {
         return;
     }
+    let mut found = Vec::new();
     for details in &source.details {
         for key in &details.foreign_keys {
-            for rule in rules(key) {
-                let same = target.is_some_and(|target| target.has_rule(&details.table, &key.parent, rule));
-                if let Some((what, fix)) = verdict(&details.table, key, rule, same) {
-                    report.blocks_on(Part::Source, what, fix);
-                }
-            }
+            let same =
+                |rule: &Rule<'_>| target.is_some_and(|target| target.has_rule(&details.table, &key.parent, *rule));
+            found.extend(rules(key).into_iter().filter(|rule| !same(rule)).map(|rule| told(&details.table, key, rule)));
         }
+    }
+    if let Some(problem) = verdict(&found) {
+        report.blocked_by(Part::Source, problem);
     }
 }
 
@@ -40,15 +44,24 @@ fn rules(key: &ForeignKey) -> Vec<Rule<'_>> {
         .collect()
 }
 
-/// What is wrong with a rule and what to do about it; none if it is taken care of.
-fn verdict(child: &TableName, key: &ForeignKey, rule: Rule<'_>, same_at_target: bool) -> Option<(String, String)> {
-    let what = format!(
-        "`{}` changes `{}` ON {} {} of `{}`, and this server does not log such changes",
-        key.name, child.table, rule.event, rule.action, key.parent.table
-    );
-    let fix = "make the same foreign key at the target before the copy and connect there as a user that may not set \
+fn told(child: &TableName, key: &ForeignKey, rule: Rule<'_>) -> String {
+    format!("`{}` changes `{}` ON {} {} of `{}`", key.name, child.table, rule.event, rule.action, key.parent.table)
+}
+
+/// What is wrong and what to do about it, for all rules together that nothing takes care of; none without any.
+fn verdict(found: &[String]) -> Option<Problem> {
+    let what = match found {
+        [] => return None,
+        [only] => format!("{only}, and this server does not log such changes"),
+        found => format!(
+            "{} rules of foreign keys change rows, and this server does not log such changes: {}",
+            found.len(),
+            found.join("; ")
+        ),
+    };
+    let fix = "make the same foreign keys at the target before the copy and connect there as a user that may not set \
                session_replication_role; or let the application change the children";
-    (!same_at_target).then(|| (what, fix.into()))
+    Some(Problem::new(what, fix))
 }
 
 #[cfg(test)]
@@ -75,12 +88,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cascade_blocks_until_it_is_taken_care_of() {
+    fn many_cascades_are_one_finding_that_names_them_all() {
         let child = TableName::new("shop", "orders");
-        let key = key("CASCADE", "RESTRICT");
-        let rule = Rule { event: "DELETE", action: "CASCADE" };
-        let (what, fix) = verdict(&child, &key, rule, false).expect("blocks");
-        assert!(what.contains("`orders`") && what.contains("`users`") && fix.contains("at the target"));
-        assert_eq!(verdict(&child, &key, rule, true), None);
+        let both = key("CASCADE", "SET NULL");
+        let found: Vec<String> = rules(&both).into_iter().map(|rule| told(&child, &both, rule)).collect();
+        assert_eq!(verdict(&[]), None);
+        let one = verdict(&found[..1]).expect("blocks");
+        assert!(one.what.contains("`orders`") && one.what.contains("`users`") && one.fix.contains("at the target"));
+        let two = verdict(&found).expect("blocks");
+        assert!(
+            two.what.starts_with("2 rules") && two.what.contains("ON DELETE CASCADE") && two.what.contains("SET NULL")
+        );
     }
 }

@@ -25,7 +25,8 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
         report.blocks_on(
             Part::Worker,
             format!("cannot listen on {} for metrics and health ({error})", config.http.listen),
-            "stop what holds it (another pipeline's worker?), or choose another address with [http] listen or `run --listen`",
+            "stop what holds it, or, if it is another pipeline's worker, choose another address: [http] listen, or --listen \
+             for `check` and `run` alike",
         );
     }
     let Some(folder) = config.log.folder(&config.folder) else { return examine_kafka(config, report).await };

@@ -12,11 +12,12 @@ mod postgres;
 mod source;
 mod target;
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
+use super::eligible::obstacle;
 use crate::{
     config::Config,
-    model::{Problem, SourceKind},
+    model::{Problem, SourceKind, TableName, TableSchema},
     observe::now_us,
 };
 
@@ -86,7 +87,7 @@ pub async fn run(config: &Config) -> Report {
     let mut report = Report::default();
     if let Some(debezium) = &config.log.debezium {
         // Without a source the target is examined as far as it can be, and its transforms against the topics.
-        target::examine(config, None, &mut report).await;
+        target::examine(config, None, &BTreeSet::new(), &mut report).await;
         connector::examine(config, debezium, &mut report).await;
         return report;
     }
@@ -94,19 +95,19 @@ pub async fn run(config: &Config) -> Report {
         let tables = postgres::examine(config, &mut report).await;
         let schemas: Option<Vec<_>> =
             tables.as_ref().map(|tables| tables.iter().map(|table| table.schema.clone()).collect());
-        let target = target::examine(config, schemas.as_deref(), &mut report).await;
+        let target = target::examine(config, schemas.as_deref(), &refused(schemas.as_deref()), &mut report).await;
         report.tables = schemas.map_or(0, |schemas| schemas.len());
         if let (Some(tables), Some(target)) = (&tables, &target) {
             postgres::judge_images(tables, target, &mut report);
         }
     } else if config.source.kind() == Some(SourceKind::Dynamo) {
         let tables = dynamodb::examine(config, &mut report).await;
-        target::examine(config, tables.as_deref(), &mut report).await;
+        target::examine(config, tables.as_deref(), &BTreeSet::new(), &mut report).await;
         report.tables = tables.map_or(0, |tables| tables.len());
     } else {
         let source = source::examine(config, &mut report).await;
         let tables = source.as_ref().map(|source| source.tables.as_slice());
-        let target = target::examine(config, tables, &mut report).await;
+        let target = target::examine(config, tables, &refused(tables), &mut report).await;
         if let Some(source) = &source {
             report.tables = source.tables.len();
             cascades::judge(source, target.as_ref(), &mut report);
@@ -114,6 +115,12 @@ pub async fn run(config: &Config) -> Report {
     }
     machine::examine(config, &mut report).await;
     report
+}
+
+/// Tables that cannot be moved at all: what their transforms would be like is beside the point.
+fn refused(tables: Option<&[TableSchema]>) -> BTreeSet<TableName> {
+    let refused = tables.unwrap_or_default().iter().filter(|schema| obstacle(schema).is_some());
+    refused.map(|schema| schema.table.clone()).collect()
 }
 
 /// A commit time from the future would beat every later change (rule 3).

@@ -42,10 +42,12 @@ impl ExaminedTarget {
     }
 }
 
-/// Examines the target; none if there is too little to go on with.
+/// Examines the target; none if there is too little to go on with. Source tables that are `refused` for themselves
+/// count for nothing here.
 pub(super) async fn examine(
     config: &Config,
     sources: Option<&[TableSchema]>,
+    refused: &BTreeSet<TableName>,
     report: &mut Report,
 ) -> Option<ExaminedTarget> {
     judge_after_copy(config, report);
@@ -85,7 +87,7 @@ pub(super) async fn examine(
             return None;
         }
     };
-    match examine_tables(config, sources, files, &session, report).await {
+    match examine_tables(config, (sources, refused), files, &session, report).await {
         Ok(target) => target,
         Err(error) => {
             blocked(report, error.problem());
@@ -108,7 +110,7 @@ fn judge_after_copy(config: &Config, report: &mut Report) {
 
 async fn examine_tables(
     config: &Config,
-    sources: Option<&[TableSchema]>,
+    (sources, refused): (Option<&[TableSchema]>, &BTreeSet<TableName>),
     files: Option<Vec<transform::TransformFile>>,
     session: &Session,
     report: &mut Report,
@@ -121,7 +123,7 @@ async fn examine_tables(
     let schemas: Vec<String> = schemas.into_iter().collect();
     let tables = catalog::tables(client, &schemas).await?;
     let sources: Vec<_> = sources.iter().cloned().map(Arc::new).collect();
-    let checked = transform::check(client, &sources, &files, &tables, &config.target.schema).await?;
+    let checked = transform::check(client, &sources, &files, &tables, &config.target.schema, refused).await?;
     checked.problems.iter().for_each(|problem| add(problem, report));
     let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();
     let mut missing: Vec<Problem> = Vec::new();

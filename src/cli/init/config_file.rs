@@ -8,6 +8,8 @@ use super::names::one_line;
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub database: &'a str,
+    /// Of the source's tables, where it is named.
+    pub schema: Option<&'a str>,
     pub source_url: &'a str,
     pub target_url: &'a str,
     pub tables: &'a [String],
@@ -32,10 +34,14 @@ pub(super) fn render(facts: &Facts<'_>) -> String {
         ));
     }
     text.push_str(&format!(
-        "\n\nname = {}\n\n[source]\nurl = {}\ntables = [\n",
+        "\n\nname = {}\n\n[source]\nurl = {}\n",
         toml_string(&pipeline_name(facts.database)),
         toml_string(&source.text)
     ));
+    if let Some(schema) = facts.schema {
+        text.push_str(&format!("schema = {}\n", toml_string(schema)));
+    }
+    text.push_str("tables = [\n");
     for table in facts.tables {
         text.push_str(&format!("    {},\n", toml_string(table)));
     }
@@ -133,6 +139,7 @@ mod tests {
         let left_out = [("log\nx".to_owned(), "no key".to_owned())];
         let text = render(&Facts {
             database: "Shop Ä",
+            schema: Some("sales"),
             source_url: "mysql://u:secret@db/shop",
             target_url: "postgresql://u:secret@db/shop",
             tables: &tables,
@@ -141,6 +148,7 @@ mod tests {
         let read: toml::Table = text.parse().expect("valid TOML");
         assert!(!text.contains("secret"));
         assert_eq!(read["name"].as_str(), Some("shop__"));
+        assert_eq!(read["source"]["schema"].as_str(), Some("sales"));
         assert_eq!(read["source"]["tables"][1].as_str(), Some("odd \"name\"\\"));
         assert_eq!(read["target"]["url"].as_str(), Some("postgresql://u:${TARGET_PASSWORD}@db/shop"));
     }

@@ -32,10 +32,13 @@ use crate::{
             connect::{ConnectError, Connector, QueryError},
             details::load_details,
         },
-        postgres::PgError,
+        postgres::{PgError, sql},
     },
     model::{SourceKind, TableSchema},
 };
+
+/// The schema of the target's tables, as the configuration that is written leaves it.
+const TARGET_SCHEMA: &str = "public";
 
 /// What `cutover init` is given.
 #[derive(Debug, Clone, clap::Args)]
@@ -49,6 +52,9 @@ pub struct InitArgs {
     /// A table of the source; all that have a key, if none is named
     #[arg(long = "table", value_name = "T")]
     pub tables: Vec<String>,
+    /// The schema of a PostgreSQL source's tables; public without it
+    #[arg(long, value_name = "SCHEMA")]
+    pub schema: Option<String>,
     /// The folder to write to; it is made if it is missing
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -79,10 +85,12 @@ pub enum InitError {
     MissingTables { database: String, tables: Vec<String> },
     #[error("table `{table}` {reason}")]
     Unusable { table: String, reason: String },
-    #[error(
-        "the database `{database}` has no table that can be moved; a table needs a primary key, or a unique key without nulls"
-    )]
-    NothingToMove { database: String },
+    #[error("--schema is for a PostgreSQL source; the tables of this one are in no schema: leave it out")]
+    NoSchema,
+    #[error("{}", no_schema(.schema, .others))]
+    EmptySchema { schema: String, others: Vec<String> },
+    #[error("{}", nothing_to_move(.database, .left_out))]
+    NothingToMove { database: String, left_out: LeftOut },
     #[error("{} exists already and is not overwritten; choose another --out, or move it away", .0.display())]
     Exists(PathBuf),
     #[error("{} cannot be written: {source}", .path.display())]
@@ -108,6 +116,8 @@ impl InitError {
             | InitError::TargetUrl
             | InitError::MissingTables { .. }
             | InitError::Unusable { .. }
+            | InitError::NoSchema
+            | InitError::EmptySchema { .. }
             | InitError::NothingToMove { .. }
             | InitError::Exists(_)
             | InitError::Dynamo(DynamoError::Url(_))
@@ -127,7 +137,11 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     if !["postgresql://", "postgres://"].iter().any(|scheme| args.target.starts_with(scheme)) {
         return Err(InitError::TargetUrl);
     }
-    let draft = match SourceKind::of(&args.source) {
+    let kind = SourceKind::of(&args.source);
+    if args.schema.is_some() && kind != Some(SourceKind::Postgres) {
+        return Err(InitError::NoSchema);
+    }
+    let draft = match kind {
         Some(SourceKind::Postgres) => postgres::draft(&args).await?,
         Some(SourceKind::Dynamo) => dynamodb::draft(&args).await?,
         // What is no URL of any kind is told what the most common one looks like.
@@ -135,6 +149,7 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
     };
     let config = config_file::render(&config_file::Facts {
         database: &draft.database,
+        schema: args.schema.as_deref(),
         source_url: &args.source,
         target_url: &args.target,
         tables: &draft.tables,
@@ -146,7 +161,7 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
         (PathBuf::from("schema_after.sql"), draft.after),
     ];
     for (table, transform) in draft.transforms {
-        files.push((Path::new("transforms").join(format!("{table}.sql")), transform));
+        files.push((Path::new("transforms").join(file_name(&table)), transform));
     }
     let files = write(&args.out, files)?;
     let variables = [(&args.source, "SOURCE_PASSWORD"), (&args.target, "TARGET_PASSWORD")]
@@ -191,7 +206,7 @@ async fn mysql_draft(args: &InitArgs) -> Result<Draft, InitError> {
     let tables = tables.into_iter().map(details_of).collect::<Result<Vec<_>, CatalogError>>()?;
     let planned = plan::plan(tables, &zero_dates);
     if planned.is_empty() {
-        return Err(InitError::NothingToMove { database });
+        return Err(InitError::NothingToMove { database, left_out });
     }
     Ok(Draft {
         tables: planned.iter().map(|table| table.schema.table.table.clone()).collect(),
@@ -215,12 +230,31 @@ fn check_names(database: &str, wanted: &[String], found: &[TableSchema]) -> Resu
 /// The tables left out, each with the reason.
 type LeftOut = Vec<(String, String)>;
 
+fn no_schema(schema: &str, others: &[String]) -> String {
+    if others.is_empty() {
+        return format!("schema `{schema}` has no table; correct the database in --source, or make the tables first");
+    }
+    let others: Vec<String> = others.iter().map(|other| format!("`{other}`")).collect();
+    format!("schema `{schema}` has no table; name one that has with --schema: {}", others.join(", "))
+}
+
+fn nothing_to_move(database: &str, left_out: &[(String, String)]) -> String {
+    if left_out.is_empty() {
+        return format!(
+            "the database `{database}` has no table; correct the database in --source, or make the tables first"
+        );
+    }
+    let reasons: Vec<String> = left_out.iter().map(|(table, reason)| format!("\n  table `{table}` {reason}")).collect();
+    format!("the database `{database}` has no table that can be moved:{}", reasons.concat())
+}
+
 /// Sets aside the tables that cannot be moved; one that was asked for by name is an error.
 fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchema>, LeftOut), InitError> {
     let mut left_out = Vec::new();
-    let mut usable = Vec::new();
+    let mut usable: Vec<TableSchema> = Vec::new();
     for schema in schemas {
-        match obstacle(&schema).map(|problem| problem.to_string()).or_else(|| file_obstacle(&schema)) {
+        let obstacle = obstacle(&schema).map(|problem| problem.to_string());
+        match obstacle.or_else(|| file_obstacle(&schema)).or_else(|| alike(&schema, &usable)) {
             None => usable.push(schema),
             Some(reason) if asked.is_empty() => left_out.push((schema.table.table, reason)),
             Some(reason) => return Err(InitError::Unusable { table: schema.table.table, reason }),
@@ -229,13 +263,28 @@ fn usable(schemas: Vec<TableSchema>, asked: &[String]) -> Result<(Vec<TableSchem
     Ok((usable, left_out))
 }
 
-/// A transform's file bears the table's name, in which a dot would end the schema's.
+/// A transform's file bears the table's name.
 fn file_obstacle(schema: &TableSchema) -> Option<String> {
     let name = &schema.table.table;
-    let unfit = name.contains(['/', '\\', '.']) || name.chars().any(char::is_control);
+    let unfit = name.contains(['/', '\\']) || name.chars().any(char::is_control);
     unfit.then(|| {
-        "has a name that its transform's file cannot have (with a slash, dot or control character); rename it".into()
+        "has a name that its transform's file cannot have (with a slash or control character); rename it".into()
     })
+}
+
+/// A table that a transform could not tell from one before it.
+fn alike<'a>(schema: &TableSchema, before: impl IntoIterator<Item = &'a TableSchema>) -> Option<String> {
+    let name = sql::cut(&schema.table.table);
+    let other = before.into_iter().find(|other| sql::cut(&other.table.table) == name)?;
+    Some(format!(
+        "has a name like that of `{}` in its first 63 bytes, where PostgreSQL cuts names; move it by a pipeline of its own",
+        other.table.table
+    ))
+}
+
+/// The file of a target table's transform. The first dot in it ends a schema's name.
+fn file_name(table: &str) -> String {
+    if table.contains('.') { format!("{TARGET_SCHEMA}.{table}.sql") } else { format!("{table}.sql") }
 }
 
 /// Writes the files below `out`, none of which may exist; looks before it writes, so that a refusal leaves nothing.

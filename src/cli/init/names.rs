@@ -48,7 +48,7 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 /// The name itself if it fits, else its beginning and a digest of all of it.
-fn shortened(name: &str) -> String {
+pub(super) fn shortened(name: &str) -> String {
     if name.len() <= IDENTIFIER_BYTES_MAX {
         return name.to_owned();
     }

@@ -6,8 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::defaults;
+use super::{defaults, names::shortened};
 use crate::{
+    cli::eligible::unfit_column,
     database::mysql::details::{ColumnDetails, DefaultValue, TableDetails},
     model::{Column, ColumnType, TableSchema},
 };
@@ -68,10 +69,12 @@ impl PlannedTable {
 pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDateColumns) -> Vec<PlannedTable> {
     let narrowed = narrowed(&tables);
     let planned = tables.into_iter().map(|(schema, details)| {
+        let names = column_names(&schema);
         let columns = schema.columns.iter().zip(&details.columns).enumerate().map(|(index, (column, details))| {
             let place = (schema.table.table.clone(), column.name.clone());
             Facts {
                 column,
+                name: names.get(index).unwrap_or(&column.name).clone(),
                 details,
                 key: schema.key.contains(&index),
                 narrowed: narrowed.contains(&place),
@@ -80,7 +83,7 @@ pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDa
             .plan()
         });
         PlannedTable {
-            name: schema.table.table.clone(),
+            name: shortened(&schema.table.table),
             columns: columns.collect(),
             primary: details.indexes.iter().any(|index| index.name == "PRIMARY"),
             schema,
@@ -88,6 +91,27 @@ pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDa
         }
     });
     planned.collect()
+}
+
+/// The target's names of the columns: the source's own, unless no table there can have one.
+fn column_names(schema: &TableSchema) -> Vec<String> {
+    let fits = |name: &str| unfit_column(name).is_none();
+    let own = schema.columns.iter().map(|column| column.name.as_str()).filter(|name| fits(name));
+    let mut taken: HashSet<String> = own.map(str::to_owned).collect();
+    let name = |column: &Column| {
+        if fits(&column.name) {
+            return column.name.clone();
+        }
+        let mut name = shortened(&column.name);
+        if !fits(&name) {
+            name = shortened(&format!("source_{name}"));
+        }
+        while !taken.insert(name.clone()) {
+            name = shortened(&format!("{name}_"));
+        }
+        name
+    };
+    schema.columns.iter().map(name).collect()
 }
 
 const UNSIGNED_BIG: ColumnType = ColumnType::Numeric { precision: 20, scale: 0 };
@@ -135,6 +159,8 @@ pub(super) fn is_date(column_type: &ColumnType) -> bool {
 /// All that decides about one column.
 struct Facts<'a> {
     column: &'a Column,
+    /// What it is called at the target.
+    name: String,
     details: &'a ColumnDetails,
     key: bool,
     narrowed: bool,
@@ -147,6 +173,9 @@ impl Facts<'_> {
         let column_type = if self.narrowed { ColumnType::BigInt } else { column.column_type.clone() };
         let mut notes = vec![column.source_type.clone()];
         notes.extend(type_note(column, self.narrowed));
+        if let Some(why) = unfit_column(&column.name) {
+            notes.push(format!("`{}` at the source, {why}", column.name));
+        }
         let identity = self.identity(&column_type, &mut notes);
         let not_null = self.not_null(&mut notes);
         let default = if identity { None } else { self.default(&column_type, &mut notes) };
@@ -157,7 +186,7 @@ impl Facts<'_> {
             notes.push(format!("generated at the source as {expression}; here it takes the source's value"));
         }
         PlannedColumn {
-            name: column.name.clone(),
+            name: self.name.clone(),
             column_type,
             not_null,
             identity,

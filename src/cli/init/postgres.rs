@@ -11,7 +11,7 @@ use super::{
     names::{identifier, identifiers, one_line},
 };
 use crate::{
-    cli::eligible::obstacle,
+    cli::eligible::{obstacle, unfit_column},
     database::postgres::{
         Address, Options, PgError, Session,
         tables::{self, SourceTable},
@@ -19,8 +19,12 @@ use crate::{
     model::TableSchema,
 };
 
-/// The schema whose tables are read; `[source] schema` names another one.
+/// The schema whose tables are read where none is named.
 const SCHEMA: &str = "public";
+
+const SCHEMAS: &str = "
+SELECT DISTINCT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY 1";
 
 /// Types of the user's that the tables use, the ones that others are made of first.
 const TYPES: &str = "
@@ -80,23 +84,32 @@ ORDER BY k.contype = 'f', k.contype <> 'c', k.conname";
 pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
     let address = Address::parse(&args.source).map_err(|error| InitError::SourceUrl(error.to_string()))?;
     let database = address.database().to_owned();
+    let schema = args.schema.as_deref().unwrap_or(SCHEMA);
     let options = Options {
         application_name: "cutover init".into(),
-        schemas: vec![SCHEMA.into()],
+        schemas: vec![schema.to_owned()],
         ca_file: None,
         replica: false,
     };
     let session = Session::open(&address, &options).await?;
     let only = (!args.tables.is_empty()).then_some(args.tables.as_slice());
-    let found = tables::load(&session.client, SCHEMA, only).await?;
+    let found = tables::load(&session.client, schema, only).await?;
+    if found.is_empty() {
+        let schemas = session.client.query(SCHEMAS, &[]).await.map_err(PgError::from)?;
+        let others = schemas.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>();
+        let others = others.map_err(PgError::from)?;
+        if !others.iter().any(|other| other == schema) {
+            return Err(InitError::EmptySchema { schema: schema.to_owned(), others });
+        }
+    }
     let schemas: Vec<TableSchema> = found.iter().map(|table| table.schema.clone()).collect();
     super::check_names(&database, &args.tables, &schemas)?;
     let (found, left_out) = usable(found, &args.tables)?;
     if found.is_empty() {
-        return Err(InitError::NothingToMove { database });
+        return Err(InitError::NothingToMove { database, left_out });
     }
     Ok(Draft {
-        schema: schema(&session.client, &database, &found).await?,
+        schema: schema_sql(&session.client, &database, &found).await?,
         after: after(&session.client, &database, &found).await?,
         transforms: found.iter().map(|table| (table.schema.table.table.clone(), transform(&table.schema))).collect(),
         tables: found.iter().map(|table| table.schema.table.table.clone()).collect(),
@@ -114,6 +127,7 @@ fn usable(found: Vec<SourceTable>, asked: &[String]) -> Result<(Vec<SourceTable>
         });
         match nothing
             .or_else(|| obstacle(&table.schema).map(|problem| problem.to_string()))
+            .or_else(|| unfit(&table.schema))
             .or_else(|| super::file_obstacle(&table.schema))
         {
             None => usable.push(table),
@@ -124,8 +138,19 @@ fn usable(found: Vec<SourceTable>, asked: &[String]) -> Result<(Vec<SourceTable>
     Ok((usable, left_out))
 }
 
+/// The target's tables are the source's own, names and all.
+fn unfit(schema: &TableSchema) -> Option<String> {
+    let column = schema.columns.iter().find(|column| unfit_column(&column.name).is_some())?;
+    let why = unfit_column(&column.name)?;
+    Some(format!(
+        "has a column `{}`, {why}; make its table at the target by hand, with another name for it, and a transform that reads \
+         it AS that",
+        column.name
+    ))
+}
+
 /// `schema.sql`: types, then tables with their primary keys.
-async fn schema(client: &Client, database: &str, found: &[SourceTable]) -> Result<String, PgError> {
+async fn schema_sql(client: &Client, database: &str, found: &[SourceTable]) -> Result<String, PgError> {
     let mut text = format!(
         "-- The tables of {}, written by `cutover init`.\n\
          -- Read it, change it, and run it in the target database before `cutover run`. Indexes, other constraints\n\

@@ -13,7 +13,10 @@ pub(super) fn render(table: &PlannedTable) -> String {
     for (index, (column, target)) in table.schema.columns.iter().zip(&table.columns).enumerate() {
         let mut select = identifier(&column.name);
         if target.cast {
-            select.push_str(&format!("::{} AS {}", target.column_type.sql(), identifier(&target.name)));
+            select.push_str(&format!("::{}", target.column_type.sql()));
+        }
+        if target.cast || target.name != column.name {
+            select.push_str(&format!(" AS {}", identifier(&target.name)));
         }
         if index != last {
             select.push(',');

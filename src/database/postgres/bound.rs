@@ -66,6 +66,17 @@ pub(super) fn next_key_sql(table: &str, schema: &TableSchema, lower: Option<&Bou
     ))
 }
 
+/// What the server refuses to plan where keys of the table make no ranges; none for a table without a key.
+pub(super) fn ranges_sql(table: &str, schema: &TableSchema) -> Option<String> {
+    let (columns, nulls): (Vec<String>, Vec<String>) = schema
+        .key_columns()
+        .map(|column| (format!("t.{}", sql::ident(&column.name)), format!("NULL::{}", column.source_type)))
+        .unzip();
+    let (columns, nulls) = (columns.join(", "), nulls.join(", "));
+    let ranges = format!("({columns}) > ({nulls}) AND ({columns}) <= ({nulls})");
+    (!columns.is_empty()).then(|| format!("SELECT FROM {table} t WHERE {ranges} ORDER BY {columns}"))
+}
+
 /// The rows after `lower` up to and with `upper`; none if a bound is none of this table.
 pub(super) fn chunk_condition(schema: &TableSchema, lower: Option<&Bound>, upper: Option<&Bound>) -> Option<String> {
     let mut conditions = Vec::new();

@@ -50,6 +50,9 @@ pub enum ScanError {
 /// What a table that is altered while it is copied answers: no such column, no such table.
 const ALTERED: [&str; 2] = ["42703", "42P01"];
 
+/// What a comparison answers that a type has not: no such operator, several, or none that is an order.
+const NO_ORDER: [&str; 3] = ["42883", "42725", "0A000"];
+
 impl ScanError {
     /// What is wrong, and what to do about it.
     pub fn problem(&self) -> Problem {
@@ -166,21 +169,39 @@ impl Scanner {
     ) -> Result<Option<String>, ScanError> {
         self.end_snapshot().await?;
         let lower = decoded(schema, lower)?;
-        let by_place = match &lower {
-            Some(Bound::Place { .. }) => true,
-            Some(Bound::Key(_)) => false,
-            None => bound::prefers_places(schema) && self.has_places(schema).await?,
+        let table = self.name(&schema.table).await?;
+        let (by_place, by_key) = match &lower {
+            Some(Bound::Place { .. }) => (true, false),
+            Some(Bound::Key(_)) => (false, true),
+            None => {
+                let by_key = self.has_ranges(&table, schema).await?;
+                ((bound::prefers_places(schema) || !by_key) && self.has_places(schema).await?, by_key)
+            }
         };
         if by_place {
             return self.next_place(schema, lower.as_ref(), rows).await;
         }
-        let table = self.name(&schema.table).await?;
+        if !by_key {
+            // All of it in one chunk: a kill begins it anew, and that is all.
+            return Ok(None);
+        }
         let sql = bound::next_key_sql(&table, schema, lower.as_ref(), rows).ok_or_else(|| no_key(schema))?;
         let found = self.session.client.query_opt(sql.as_str(), &[]).await.map_err(PgError::from)?;
         let Some(row) = found else { return Ok(None) };
         let key: Vec<String> =
             (0..row.len()).map(|index| row.try_get(index)).collect::<Result<_, _>>().map_err(PgError::from)?;
         Ok(Some(Bound::Key(key).encode()))
+    }
+
+    /// Whether keys of the table make ranges. An index needs an order, and not that it is called `<`: that of hstore is
+    /// not.
+    async fn has_ranges(&self, table: &str, schema: &TableSchema) -> Result<bool, ScanError> {
+        let sql = bound::ranges_sql(table, schema).ok_or_else(|| no_key(schema))?;
+        match self.session.client.prepare(&sql).await.map_err(PgError::from) {
+            Ok(_) => Ok(true),
+            Err(PgError::Refused(refusal)) if NO_ORDER.contains(&refusal.sqlstate.as_str()) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether the table has places of rows to go by, which partitioned ones have not, and ranges of them are not read

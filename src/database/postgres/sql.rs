@@ -23,6 +23,15 @@ pub fn digested(name: &str, of: &str) -> String {
     format!("{}_{digest}", name.get(..end).unwrap_or_default())
 }
 
+/// What PostgreSQL keeps of a name.
+pub fn cut(name: &str) -> &str {
+    let mut end = name.len().min(NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.get(..end).unwrap_or_default()
+}
+
 /// A quoted identifier: `"order"`.
 pub fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

@@ -1,7 +1,7 @@
 //! The PostgreSQL target of a pipeline: plans, sinks, offsets, and what is done once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -96,12 +96,13 @@ impl PostgresTarget {
     async fn plan(&self, session: &Session, sources: &[Arc<TableSchema>]) -> Result<Arc<[Plan]>, TargetError> {
         let schema = &self.settings.schema;
         let (files, tables) = self.files_and_tables(session).await?;
-        let mut checked = transform::check(&session.client, sources, &files, &tables, schema).await?;
+        let mut checked = transform::check(&session.client, sources, &files, &tables, schema, &BTreeSet::new()).await?;
         if !checked.passed() {
             // A column added at the source since is harmless to a copy column by column that runs without it.
             let settled = self.without_added_columns(sources, &tables).await?;
             if settled != sources {
-                let again = transform::check(&session.client, &settled, &files, &tables, schema).await?;
+                let again =
+                    transform::check(&session.client, &settled, &files, &tables, schema, &BTreeSet::new()).await?;
                 if again.passed() {
                     checked = again;
                 }
@@ -226,7 +227,9 @@ impl Target for PostgresTarget {
     async fn check(&self, tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError> {
         let session = Session::open(&self.address, &self.options("check", true)).await?;
         let (files, targets) = self.files_and_tables(&session).await?;
-        let checked = transform::check(&session.client, tables, &files, &targets, &self.settings.schema).await?;
+        let checked =
+            transform::check(&session.client, tables, &files, &targets, &self.settings.schema, &BTreeSet::new())
+                .await?;
         Ok(Checked { plans: checked.plans, problems: checked.problems })
     }
 

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 
 use self::sample::Sample;
 use super::{
-    Draft, InitArgs, InitError, file_obstacle,
-    names::{identifier, literal, one_line},
+    Draft, InitArgs, InitError, LeftOut, alike,
+    names::{identifier, literal, one_line, shortened},
 };
 use crate::{
+    cli::eligible::unfit_column,
     database::dynamodb::{
         Connector, Item, Service,
         catalog::{self, TableFacts},
@@ -47,17 +48,17 @@ pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
     let tables = catalog::load_tables(&service, only).await?;
     let schemas: Vec<TableSchema> = tables.iter().map(|facts| facts.schema.clone()).collect();
     super::check_names(connector.region(), &args.tables, &schemas)?;
-    let (mut planned, mut left_out, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let (mut planned, mut left_out, mut names): (Vec<Planned>, LeftOut, _) = (Vec::new(), Vec::new(), BTreeSet::new());
     for facts in tables {
         let table = facts.schema.table.table.clone();
-        match file_obstacle(&facts.schema) {
+        match alike(&facts.schema, planned.iter().map(|table| &table.schema)) {
             None => planned.push(plan(&service, facts, &mut names).await?),
             Some(reason) if args.tables.is_empty() => left_out.push((table, reason)),
             Some(reason) => return Err(InitError::Unusable { table, reason }),
         }
     }
     if planned.is_empty() {
-        return Err(InitError::NothingToMove { database: connector.region().to_owned() });
+        return Err(InitError::NothingToMove { database: connector.region().to_owned(), left_out });
     }
     Ok(Draft {
         database: connector.region().to_owned(),
@@ -110,9 +111,12 @@ fn fresh(name: &str, taken: &mut BTreeSet<String>) -> String {
         previous = c;
         snake.push(if c.is_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
     }
-    let mut name = if taken.contains(&snake) { name.to_owned() } else { snake };
+    let mut name = shortened(if taken.contains(&snake) { name } else { &snake });
+    if unfit_column(&name).is_some() {
+        name = shortened(&format!("source_{name}"));
+    }
     while !taken.insert(name.clone()) {
-        name.push('_');
+        name = shortened(&format!("{name}_"));
     }
     name
 }

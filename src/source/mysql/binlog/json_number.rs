@@ -7,10 +7,12 @@ use super::JsonDoubles;
 /// The server's `MAX_DECPT_FOR_F_FORMAT`: the decimal point is at most so far from the first digit.
 const PLAIN_POINT_MAX: i32 = 15;
 
+/// Enough for every double: the longest has 767 significant digits.
+const EXACT_DIGITS_MAX: usize = 767;
+
 /// Appends a finite double as the server's `my_gcvt` prints it.
 pub(super) fn push_double(text: &mut String, number: f64, doubles: JsonDoubles) {
-    // Rust's digits are the shortest that read back, and so are the server's.
-    let scientific = format!("{:e}", number.abs());
+    let scientific = shortest(number.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -54,6 +56,28 @@ pub(super) fn push_double(text: &mut String, number: f64, doubles: JsonDoubles) 
     }
 }
 
+/// The shortest digits that read back, `d.ddde±x`. Where two are equally near, Rust takes the higher one, and the
+/// server (`dtoa`, by David Gay) the one whose last digit is even.
+fn shortest(number: f64) -> String {
+    let higher = format!("{number:e}");
+    let Some((mantissa, exponent)) = higher.split_once('e') else { return higher };
+    let (Some(rest), Some(last)) = (mantissa.get(..mantissa.len() - 1), mantissa.bytes().last()) else { return higher };
+    if !last.is_ascii_digit() || last % 2 == 0 {
+        return higher;
+    }
+    let lower = format!("{rest}{}", char::from(last - 1));
+    let even = format!("{lower}e{exponent}");
+    if even.parse::<f64>() != Ok(number) {
+        return higher;
+    }
+    let point = if lower.contains('.') { "" } else { "." };
+    // With all of the digits that a double can have.
+    let exact = format!("{number:.EXACT_DIGITS_MAX$e}");
+    let tail = exact.strip_prefix(&format!("{lower}{point}5")).and_then(|tail| tail.split_once('e'));
+    let halfway = tail.is_some_and(|(tail, _)| tail.bytes().all(|digit| digit == b'0'));
+    if halfway { even } else { higher }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +108,12 @@ mod tests {
             (f64::MAX, "1.7976931348623157e308", "1.7976931348623157e308"),
             (0.00001, "0.00001", "0.00001"),
             (-100.0, "-100.0", "-100"),
+            (82417583415218.625, "82417583415218.62", "82417583415218.62"),
+            (82417583415218.635, "82417583415218.64", "82417583415218.64"),
+            (82417583415218.375, "82417583415218.38", "82417583415218.38"),
+            (-70368744177665.625, "-70368744177665.62", "-70368744177665.62"),
+            (562949953421312.25, "562949953421312.2", "562949953421312.2"),
+            (562949953421313.75, "562949953421313.8", "562949953421313.8"),
             (12345678901234567890.5, "1.2345678901234567e19", "1.2345678901234567e19"),
         ];
         for (number, marked, bare) in cases {
