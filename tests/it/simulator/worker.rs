@@ -16,13 +16,14 @@ use async_trait::async_trait;
 use cutover::{
     control::{
         error::{Attempt, WorkerError},
+        http::Vitals,
         notes::Notes,
         parts::Parts,
         worker::{Role, Worker},
     },
     database::postgres::{self, Dial, Options, Wire},
     log::{Log, LogError},
-    observe::{Environment, EventSink, EventSinkError, Frontier, Halts, NumberedEvent},
+    observe::{Environment, EventSink, EventSinkError, Frontier, NumberedEvent},
     pipeline::capture::Register,
     source::Source,
     state::{Store, lease::Lease},
@@ -139,8 +140,7 @@ fn address(world: &World, gate: &Arc<Gate>) -> postgres::Address {
 /// A running worker.
 pub struct Process {
     pub gate: Arc<Gate>,
-    pub halts: Arc<Halts>,
-    pub frontier: Arc<Frontier>,
+    vitals: Arc<Mutex<Vitals>>,
     pub stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -149,27 +149,33 @@ impl Process {
     pub fn start(world: &Arc<World>) -> Self {
         let process = Process {
             gate: Arc::default(),
-            halts: Arc::default(),
-            frontier: Frontier::new(world.config.log.partitions),
+            vitals: Arc::new(Mutex::new(unknown(world.config.log.partitions))),
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
         let parts: Arc<dyn Parts> = Arc::new(Models { world: Arc::clone(world), gate: Arc::clone(&process.gate) });
+        let Vitals { halts, frontier } = process.vitals();
         let worker = Worker {
             config: Arc::clone(&world.config),
             role: Role::All,
             store: store(world, &process.gate),
             parts,
-            halts: Arc::clone(&process.halts),
-            frontier: Arc::clone(&process.frontier),
+            halts,
+            frontier,
             stop: process.stop.clone(),
         };
         let mut process = process;
         if world.is(Mutation::TombstonesForgottenEarly) || world.is(Mutation::TombstonesForgottenInReplay) {
-            process.tasks.spawn(forget_early(worker.clone(), world.is(Mutation::TombstonesForgottenInReplay)));
+            let in_replay = world.is(Mutation::TombstonesForgottenInReplay);
+            process.tasks.spawn(forget_early(worker.clone(), Arc::clone(&process.vitals), in_replay));
         }
-        process.tasks.spawn(supervise(worker));
+        process.tasks.spawn(supervise(worker, Arc::clone(&process.vitals)));
         process
+    }
+
+    /// How it fares, from when it last began.
+    pub fn vitals(&self) -> Vitals {
+        self.vitals.lock().unwrap().clone()
     }
 
     /// Nothing of it runs any more.
@@ -188,24 +194,28 @@ impl Process {
     }
 }
 
-/// Starts the worker again whenever it ends by itself.
-async fn supervise(worker: Worker) {
-    loop {
-        match Box::pin(worker.run(false, |_| {})).await {
-            Ok(_) => return,
-            Err(error) => worker.halts.trouble("start", &error.to_string()),
-        }
+fn unknown(partitions: u32) -> Vitals {
+    Vitals { halts: Arc::default(), frontier: Frontier::new(partitions) }
+}
+
+/// Starts the worker again whenever it ends by itself, knowing nothing, as a process does that lost its lease.
+async fn supervise(mut worker: Worker, vitals: Arc<Mutex<Vitals>>) {
+    while let Err(error) = Box::pin(worker.run(false, |_| {})).await {
+        let fresh = unknown(worker.config.log.partitions);
+        fresh.halts.trouble("start", &error.to_string());
+        (worker.halts, worker.frontier) = (Arc::clone(&fresh.halts), Arc::clone(&fresh.frontier));
+        *vitals.lock().unwrap() = fresh;
         tokio::select! { biased; () = worker.stop.cancelled() => return, () = tokio::time::sleep(RETRY_EVERY) => {} }
     }
 }
 
 /// A leader that forgets tombstones although something old may still come: always, or only while a replay runs.
-async fn forget_early(worker: Worker, in_replay: bool) {
+async fn forget_early(worker: Worker, vitals: Arc<Mutex<Vitals>>, in_replay: bool) {
     // A replay of so few rows is over soon.
     let every = if in_replay { FORGET_EVERY / 200 } else { FORGET_EVERY };
     loop {
         tokio::time::sleep(every).await;
-        let applied = worker.frontier.applied_clock();
+        let applied = vitals.lock().unwrap().frontier.applied_clock();
         if applied == 0 || (in_replay && !worker.store.any_replay().await.unwrap_or_default()) {
             continue;
         }

@@ -343,7 +343,7 @@ impl Operator {
     /// Does what a halt's remedy says.
     async fn repair(&mut self) -> Result<(), String> {
         let Some(process) = &self.process else { return Ok(()) };
-        let Some(halt) = process.halts.first() else { return Ok(()) };
+        let Some(halt) = process.vitals().halts.first() else { return Ok(()) };
         if self.repaired.is_some_and(|repaired| repaired.elapsed() < REPAIR_EVERY) {
             return Ok(());
         }
@@ -396,12 +396,13 @@ impl Operator {
     fn is_settled(&self) -> bool {
         let Some(process) = &self.process else { return false };
         let end = Position::Mysql(self.world.source.end());
-        let captured = process.frontier.watch_captured().borrow().clone();
-        let reached =
-            captured.is_some_and(|captured| captured.position.covers(&end) && process.frontier.reached(&captured.ends));
+        let captured = process.vitals().frontier.watch_captured().borrow().clone();
+        let reached = captured.is_some_and(|captured| {
+            captured.position.covers(&end) && process.vitals().frontier.reached(&captured.ends)
+        });
         let (oracle, postgres) = (&self.world.oracle, &self.world.postgres);
         reached
-            && process.halts.first().is_none()
+            && process.vitals().halts.first().is_none()
             && oracle.is_copied(postgres)
             && oracle.waiting(postgres) == 0
             && oracle.asked(postgres).is_empty()
@@ -412,9 +413,9 @@ impl Operator {
         let worker = self.process.as_ref().map(|process| {
             format!(
                 "captured {:?}, halted {:?}, troubles {:?}",
-                process.frontier.watch_captured().borrow().as_ref().map(|captured| &captured.position),
-                process.halts.first(),
-                process.halts.troubles()
+                process.vitals().frontier.watch_captured().borrow().as_ref().map(|captured| &captured.position),
+                process.vitals().halts.first(),
+                process.vitals().halts.troubles()
             )
         });
         format!(
