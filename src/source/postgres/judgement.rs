@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(judged(of(table())), None);
         let told = |found| match judged(found) {
             Some(Obstacle::Gone(problem)) => problem.to_string(),
-            other => panic!("{other:?}"),
+            Some(Obstacle::Lost(_)) | None => String::new(),
         };
         assert!(told(of(TableMark { name: "t_old".into(), ..table() })).contains("RENAME TO"));
         assert!(told(of(TableMark { schema: "other".into(), ..table() })).contains("SET SCHEMA"));
