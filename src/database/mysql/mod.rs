@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod connect;
 pub(crate) mod details;
+pub mod filters;
 mod literal;
 pub(crate) mod liveness;
 pub mod scan;
