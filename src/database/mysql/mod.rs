@@ -6,6 +6,7 @@ pub(crate) mod details;
 pub mod filters;
 mod literal;
 pub(crate) mod liveness;
+pub mod reach;
 pub mod scan;
 pub mod server;
 pub(crate) mod spelling;
