@@ -105,6 +105,19 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
+    /// The same, with names of columns that differ from a known schema's in case alone spelled as they are there: to
+    /// MySQL they are one name.
+    #[must_use]
+    pub fn spelled_as(mut self, known: &TableSchema) -> Self {
+        for column in &mut self.columns {
+            let lower = column.name.to_lowercase();
+            if let Some(same) = known.columns.iter().find(|other| other.name.to_lowercase() == lower) {
+                column.name.clone_from(&same.name);
+            }
+        }
+        self
+    }
+
     /// The schema's identity: the first eight bytes of the SHA-256 of its JSON.
     pub fn id(&self) -> u64 {
         let json = serde_json::to_vec(self).unwrap_or_default();

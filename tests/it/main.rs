@@ -53,6 +53,7 @@ mod rules_shared;
 mod rules_shared_history;
 mod rules_shared_pipeline;
 mod rules_source;
+mod rules_statements;
 mod scan_mysql;
 mod servers;
 mod simulator;

@@ -87,6 +87,13 @@ async fn examine_source(
     for problem in server::problems(&facts) {
         report.blocks_on(Part::Source, problem.what, problem.fix);
     }
+    if !facts.filters.replication.is_empty() {
+        let told = format!(
+            "the source is a replica that does not take everything over ({}): what its primary has beyond that is not copied",
+            facts.filters.replication.join(", ")
+        );
+        report.warns_of(Part::Source, told, "capture from its primary if the tables here are not whole");
+    }
     judge_clock(facts.now_us, config.source.clock_ahead_max_seconds, report);
     let only = config.source.tables.as_deref();
     let loaded = match load_tables(conn, database, only).await {
@@ -168,6 +175,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::check::Weight,
+        database::mysql::filters::Filters,
         model::{Column, ColumnType, Flavor, TableName},
         observe::now_us,
     };
@@ -215,6 +223,7 @@ mod tests {
             server: "uuid".into(),
             gtids: true,
             log_bin: true,
+            logs_replicated: true,
             binlog_format: "ROW".into(),
             binlog_row_image: "FULL".into(),
             metadata_full: true,
@@ -224,6 +233,7 @@ mod tests {
             names_fold: false,
             position: None,
             purged: None,
+            filters: Filters::default(),
             now_us: now_us() + ahead * 1_000_000,
         };
         judge_clock(facts(-3_600).now_us, 60, &mut report);

@@ -111,9 +111,10 @@ pub async fn load_tables(
             generated: is_generated(&extra),
             name,
         };
-        match tables.last_mut() {
-            Some(last) if last.table.table == table => last.columns.push(column),
-            Some(_) | None => tables.push(TableSchema {
+        // By name, not by order: names that differ only in case are one to the catalog's order.
+        match tables.iter_mut().rev().find(|schema| schema.table.table == table) {
+            Some(schema) => schema.columns.push(column),
+            None => tables.push(TableSchema {
                 table: TableName::new(database, table),
                 columns: vec![column],
                 key: Vec::new(),
@@ -138,7 +139,9 @@ pub(crate) async fn query<T: FromRow + Send + 'static>(
     only: Option<&[String]>,
     what: &'static str,
 ) -> Result<Vec<T>, CatalogError> {
-    let names = only.unwrap_or_default();
+    // MariaDB takes names that differ only in case for one, and answers for the first: then all tables are asked for.
+    let lower: HashSet<String> = only.unwrap_or_default().iter().map(|name| name.to_lowercase()).collect();
+    let names = only.filter(|names| names.len() == lower.len()).unwrap_or_default();
     let condition = match names.len() {
         0 => String::new(),
         count => format!(" AND c.TABLE_NAME IN ({})", vec!["?"; count].join(", ")),

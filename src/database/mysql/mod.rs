@@ -3,8 +3,10 @@
 pub mod catalog;
 pub mod connect;
 pub(crate) mod details;
+pub mod filters;
 mod literal;
 pub(crate) mod liveness;
+pub mod reach;
 pub mod scan;
 pub mod server;
 pub(crate) mod spelling;

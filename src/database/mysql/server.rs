@@ -10,6 +10,7 @@ use mysql_async::{Conn, Row, prelude::Queryable};
 
 use super::{
     connect::{QueryError, quoted},
+    filters::Filters,
     literal::quoted_literal,
 };
 use crate::model::{Flavor, MysqlPosition, Problem, TableSchema};
@@ -25,6 +26,8 @@ pub struct ServerFacts {
     /// Every transaction has a GTID: `gtid_mode = ON` on MySQL, always on MariaDB.
     pub gtids: bool,
     pub log_bin: bool,
+    /// What is replicated from another server is logged again.
+    pub logs_replicated: bool,
     pub binlog_format: String,
     pub binlog_row_image: String,
     /// `binlog_row_metadata = FULL`: the log itself names the columns.
@@ -39,6 +42,8 @@ pub struct ServerFacts {
     pub position: Option<MysqlPosition>,
     /// GTIDs that are executed but no longer in any file (MySQL with GTIDs).
     pub purged: Option<String>,
+    /// What the server leaves out of its log, and of what it takes over from another server.
+    pub filters: Filters,
     /// The server's time, µs since the Unix epoch.
     pub now_us: i64,
 }
@@ -65,6 +70,7 @@ impl ServerFacts {
                 Flavor::Mariadb => true,
             },
             log_bin: is_on("log_bin"),
+            logs_replicated: is_on("log_slave_updates") || is_on("log_replica_updates"),
             // A release that has no such variable any more knows only ROW.
             binlog_format: get("binlog_format").unwrap_or("ROW").to_ascii_uppercase(),
             binlog_row_image: get("binlog_row_image").unwrap_or("FULL").to_ascii_uppercase(),
@@ -76,11 +82,13 @@ impl ServerFacts {
             names_fold: get("lower_case_table_names").is_some_and(|value| value != "0"),
             position: None,
             purged: None,
+            filters: Filters::default(),
             now_us: now_us(conn).await?,
             version_text,
         };
         if facts.log_bin {
             facts.position = Some(current_position(conn, &facts).await?);
+            facts.filters = Filters::load(conn, facts.flavor, facts.version).await?;
             if facts.flavor == Flavor::Mysql && facts.gtids {
                 facts.purged = Some(global(conn, "gtid_purged").await?);
             }
@@ -148,12 +156,14 @@ pub async fn now_us(conn: &mut Conn) -> Result<i64, QueryError> {
     Ok(now.unwrap_or_default())
 }
 
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 15] = [
     "version",
     "server_id",
     "server_uuid",
     "gtid_mode",
     "log_bin",
+    "log_slave_updates",
+    "log_replica_updates",
     "binlog_format",
     "binlog_row_image",
     "binlog_row_metadata",
@@ -235,7 +245,24 @@ pub fn problems(facts: &ServerFacts) -> Vec<Problem> {
             "SET GLOBAL binlog_row_value_options = '', the same in the configuration file, and restart the application's connections",
         );
     }
+    filter_problems(facts, add);
     problems
+}
+
+fn filter_problems(facts: &ServerFacts, mut add: impl FnMut(String, &str)) {
+    if !facts.filters.binlog.is_empty() {
+        add(
+            format!("the source leaves changes out of its binlog: {}", facts.filters.binlog.join(", ")),
+            "remove binlog-do-db and binlog-ignore-db from the source's configuration and restart it: they go by the session's default \
+             database, and schema changes of any table may be missing",
+        );
+    }
+    if facts.filters.is_replica && !facts.logs_replicated {
+        add(
+            "the source is a replica that does not log what it replicates (log_slave_updates, log_replica_updates is off)".into(),
+            "set log_slave_updates (log_replica_updates) in the source's configuration and restart it, or capture from its primary",
+        );
+    }
 }
 
 /// What the current user may do: privileges in upper case, by scope (`*.*`, or `database.*`, `database.table`).
@@ -350,6 +377,7 @@ mod tests {
             server: "uuid".into(),
             gtids: true,
             log_bin: true,
+            logs_replicated: true,
             binlog_format: "ROW".into(),
             binlog_row_image: "FULL".into(),
             metadata_full: true,
@@ -359,6 +387,7 @@ mod tests {
             names_fold: false,
             position: None,
             purged: None,
+            filters: Filters::default(),
             now_us: 0,
         }
     }
@@ -376,6 +405,19 @@ mod tests {
         assert_eq!(problems(&broken).len(), 4);
         let off = problems(&ServerFacts { log_bin: false, ..facts() });
         assert!(off[0].what.contains("log_bin") && off[0].fix.contains("server_id"));
+    }
+
+    #[test]
+    fn a_log_that_leaves_changes_out_is_a_problem_and_a_primary_that_would_as_a_replica_is_none() {
+        let filtered = Filters { binlog: vec!["binlog-ignore-db = x".into()], ..Filters::default() };
+        let told = problems(&ServerFacts { filters: filtered, ..facts() });
+        assert!(told.len() == 1 && told[0].what.contains("binlog-ignore-db = x"), "{told:?}");
+        let quiet = ServerFacts { logs_replicated: false, ..facts() };
+        assert_eq!(problems(&quiet), vec![]);
+        let replica = Filters { is_replica: true, ..Filters::default() };
+        let told = problems(&ServerFacts { filters: replica.clone(), ..quiet });
+        assert!(told.len() == 1 && told[0].fix.contains("log_replica_updates"), "{told:?}");
+        assert_eq!(problems(&ServerFacts { filters: replica, ..facts() }), vec![]);
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //! order, each with its version, and a position after every transaction. Invariants: a version depends on the log and
 //! the clock's stored state alone, never on the table list or on when the log is read; nothing that could change a
 //! watched row is skipped, what cannot be followed halts. Deliberately absent: buffering of transactions, XA
-//! transactions that change watched tables (they halt: whether they commit is known only later), statement-based
-//! changes.
+//! transactions that change watched tables (they halt: whether they commit is known only later), and changes of watched
+//! rows as statements (they halt as well).
 
 pub mod binlog;
 pub(crate) mod config;
@@ -34,9 +34,9 @@ use mysql_async::Conn;
 pub use self::config::MysqlSourceConfig;
 pub use self::open::MysqlSource;
 use self::{
-    binlog::{DecodeOptions, JsonDoubles},
+    binlog::{DecodeOptions, JsonDoubles, ddl::Names},
     progress::Progress,
-    reader::LogReader,
+    reader::{LogReader, Pending},
     stream::{RawEventStream, Start},
     tables::Tables,
 };
@@ -45,7 +45,7 @@ use crate::{
     database::mysql::{
         catalog::{CatalogError, load_tables},
         connect::{ConnectError, QueryError},
-        liveness,
+        liveness, reach,
         server::{self, ServerFacts},
     },
     model::{Clock, Disposition, Flavor, MysqlPosition, Problem, TableName, TableSchema, Version, ZeroDates},
@@ -103,7 +103,7 @@ impl MysqlStream {
             .map_err(|error| halt(format!("the stored position cannot be read: {error}"), COPY_AGAIN))?;
         progress.moved_to(&facts.server);
         let schemas = watched_schemas(&mut conn, known, watched).await?;
-        let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates));
+        let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates), facts.names_fold);
         let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us);
         for schema in schemas {
             reader.deliver(CaptureEvent::Schema(schema));
@@ -136,11 +136,36 @@ impl MysqlStream {
                 return Ok(captured);
             }
             let event = self.stream.next().await?;
-            if let Some(pending) = self.reader.read(&event.header, event.body())? {
-                let catalog = self.present_schema(&pending.table).await?;
-                self.reader.bind(*pending, catalog)?;
+            match self.reader.read(&event.header, event.body())? {
+                None => {}
+                Some(Pending::Map(pending)) => {
+                    let catalog = self.present_schema(&pending.table).await?;
+                    self.reader.bind(*pending, catalog)?;
+                }
+                Some(Pending::Reach(change, names)) => match self.reach(&names).await? {
+                    None => self.reader.stays_outside(names),
+                    Some(why) => return Err(self.reader.row_change_refused(&change, &why)),
+                },
             }
         }
+    }
+
+    /// Why a row change that names no watched table may have changed one all the same.
+    async fn reach(&self, names: &Names) -> Result<Option<String>, CaptureError> {
+        let mut conn = self.config.connector.connect().await.map_err(connect_error)?;
+        let compared = |tables: &[TableName]| -> Vec<TableName> {
+            tables.iter().map(|table| self.reader.tables.compared(table)).collect()
+        };
+        let (written, read) = (compared(&names.written), compared(&names.read));
+        let watched: Vec<TableName> = self.reader.tables.watched().cloned().collect();
+        let (id, watched) = (conn.id(), compared(&watched));
+        let why = reach::why_captured_rows_may_change(&mut conn, &written, &read, &watched);
+        let why = liveness::answered(&self.config.connector, id, why).await.ok_or_else(gone)?;
+        let why = why.map_err(query_error)?;
+        if let Err(error) = conn.disconnect().await {
+            tracing::debug!(%error, "closing the catalog's connection");
+        }
+        Ok(why)
     }
 
     async fn present_schema(&self, table: &TableName) -> Result<Option<TableSchema>, CaptureError> {

@@ -51,6 +51,17 @@ impl MysqlSource {
         Ok(Scanner::connect(&self.connector, zero_dates).await?)
     }
 
+    /// Schemas with their columns spelled as they were when they were captured first: a MODIFY that changes the case of
+    /// a name changes nothing for a transform. Nothing is known before the first start.
+    async fn spelled(&self, tables: Vec<TableSchema>) -> Vec<TableSchema> {
+        let known = known_schemas(&self.settings.store, Version::MAX).await.unwrap_or_default();
+        let spelled = |schema: TableSchema| match known.iter().find(|known| known.table == schema.table) {
+            Some(known) => schema.spelled_as(known),
+            None => schema,
+        };
+        tables.into_iter().map(spelled).collect()
+    }
+
     /// What the source is, if it can be captured.
     async fn examine_server(&self, mut conn: Conn) -> Result<Examined, SourceError> {
         let grants =
@@ -64,6 +75,7 @@ impl MysqlSource {
         let only = self.settings.config.tables.as_deref();
         let tables = catalog::load_tables(&mut conn, self.database(), only).await;
         let tables = tables.map_err(|error| SourceError::of(error.problem(), error.disposition()))?;
+        let tables = self.spelled(tables).await;
         let mut problems = server::problems(&facts);
         problems.extend(judge_tables(&tables, only.unwrap_or_default(), self.database()));
         problems.extend(told(grants.missing_on(&tables, &facts)));
@@ -105,7 +117,7 @@ impl Source for MysqlSource {
     async fn examine(&self) -> Result<Examined, SourceError> {
         let conn = self.connector.connect().await?;
         let id = conn.id();
-        let examined = liveness::answered(&self.connector, id, self.examine_server(conn)).await;
+        let examined = liveness::answered(&self.connector, id, Box::pin(self.examine_server(conn))).await;
         examined.unwrap_or_else(|| Err(SourceError::Unreachable("the source has ended the session".into())))
     }
 
@@ -154,7 +166,7 @@ impl Source for MysqlSource {
         let (id, only) = (conn.id(), [table.to_owned()]);
         let found = catalog::load_tables(&mut conn, self.database(), Some(&only));
         let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
-        let found = found?;
+        let found = self.spelled(found?).await;
         drop(conn.disconnect().await);
         found.into_iter().next().map(Arc::new).ok_or_else(|| vanished(&format!("{}.{table}", self.database())))
     }

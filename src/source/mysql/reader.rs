@@ -3,13 +3,16 @@
 //!
 //! Versions tick once for every inserted or deleted row and twice for every updated one, whatever the table list says:
 //! an update that changes the key becomes a delete and an insert, each with a version of its own, and whether it does
-//! is known for watched tables alone. A transaction leaves event by event; nothing of it is kept.
+//! is known for watched tables alone. A transaction leaves event by event; nothing of it is kept, except that MariaDB's
+//! small ones wait until their end says that they were not rolled back.
 
 use std::collections::VecDeque;
 
 use super::{
     binlog::{
-        BinlogEvent, CommitInfo, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows, decode,
+        BinlogEvent, CommitInfo, Flavor, Gtid, Header, MariaDbGtid, Rows, RowsKind, TableMapBody, count_rows,
+        ddl::{Names, RowChange},
+        decode,
     },
     halt, lost,
     progress::{GroupId, Progress},
@@ -39,7 +42,26 @@ pub(super) struct OpenTransaction {
     pub(super) changes: bool,
     /// MariaDB says at its beginning that it will only be prepared.
     prepared: bool,
+    /// Bytes of its row events so far.
+    bytes: usize,
+    /// It has grown too large to be held back until its end is known.
+    pub(super) streamed: bool,
 }
+
+/// What the reader has to know from the catalog before it goes on.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// A table's present schema, for [`LogReader::bind`].
+    Map(Box<PendingMap>),
+    /// Whether this change of other tables can reach watched ones.
+    Reach(RowChange, Names),
+}
+
+/// Up to how many bytes MariaDB's transactions are held back: one with a temporary table is in the log, and ends with
+/// ROLLBACK, even where it was undone.
+const HELD_BYTES_MAX: usize = 1 << 20;
+/// How many harmless row changes are remembered.
+const OUTSIDE_MAX: usize = 100;
 
 /// The state of a reader.
 #[derive(Debug)]
@@ -52,16 +74,40 @@ pub(super) struct LogReader {
     delivered: VecDeque<CaptureEvent>,
     now_us: fn() -> i64,
     idle_said_us: i64,
+    /// Row changes as statements that reach no watched table, until DDL passes.
+    pub(super) outside: Vec<Names>,
 }
 
 impl LogReader {
     pub(super) fn new(flavor: Flavor, progress: Progress, tables: Tables, clock: Clock, now_us: fn() -> i64) -> Self {
-        LogReader { flavor, progress, tables, clock, group: None, delivered: VecDeque::new(), now_us, idle_said_us: 0 }
+        let (delivered, outside) = (VecDeque::new(), Vec::new());
+        LogReader { flavor, progress, tables, clock, group: None, delivered, now_us, idle_said_us: 0, outside }
+    }
+
+    /// The catalog says that this row change reaches no watched table.
+    pub(super) fn stays_outside(&mut self, names: Names) {
+        if self.outside.len() < OUTSIDE_MAX {
+            self.outside.push(names);
+        }
     }
 
     /// What has been captured and not yet been taken.
     pub(super) fn take(&mut self) -> Option<CaptureEvent> {
-        self.delivered.pop_front()
+        if self.holds_back() { None } else { self.delivered.pop_front() }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.flavor == Flavor::Mariadb && self.group.as_ref().is_some_and(|group| group.explicit && !group.streamed)
+    }
+
+    /// The open transaction was rolled back: what is held back of it never was.
+    pub(super) fn forget_held(&mut self) {
+        if self.holds_back()
+            && let Some(group) = &mut self.group
+        {
+            group.changes = false;
+            self.delivered.retain(|captured| !matches!(captured, CaptureEvent::Change(_)));
+        }
     }
 
     pub(super) fn deliver(&mut self, captured: CaptureEvent) {
@@ -73,8 +119,8 @@ impl LogReader {
         (self.progress.position(), self.clock.last())
     }
 
-    /// Reads one event. A table map that needs the catalog comes back, for [`LogReader::bind`].
-    pub(super) fn read(&mut self, header: &Header, body: &[u8]) -> Result<Option<Box<PendingMap>>, CaptureError> {
+    /// Reads one event. What needs the catalog comes back.
+    pub(super) fn read(&mut self, header: &Header, body: &[u8]) -> Result<Option<Pending>, CaptureError> {
         let event = decode(self.flavor, header, body).map_err(|error| self.at_place(decode_error(error)))?;
         // The description of the format is repeated in the middle of a file, with the place it has at the beginning.
         if !header.is_artificial() && header.event_type != FORMAT_DESCRIPTION {
@@ -85,7 +131,7 @@ impl LogReader {
             BinlogEvent::Gtid(gtid) => self.begin_mysql(header, gtid)?,
             BinlogEvent::AnonymousGtid(commit) => self.begin(GroupId::Anonymous, commit_us(header, &commit), false)?,
             BinlogEvent::MariaDbGtid(gtid) => self.begin_mariadb(header, &gtid)?,
-            BinlogEvent::Query(query) => self.statement(&query)?,
+            BinlogEvent::Query(query) => return self.statement(&query),
             BinlogEvent::Xid(_) => self.commit()?,
             BinlogEvent::XaPrepare { one_phase, .. } => self.prepared(one_phase)?,
             BinlogEvent::TableMap(map) => return self.map(&map),
@@ -159,7 +205,7 @@ impl LogReader {
         Ok(())
     }
 
-    fn begin(&mut self, id: GroupId, commit_us: i64, explicit: bool) -> Result<(), CaptureError> {
+    pub(super) fn begin(&mut self, id: GroupId, commit_us: i64, explicit: bool) -> Result<(), CaptureError> {
         if let Some(open) = &self.group {
             if open.changes || open.explicit {
                 return Err(self.broken("a transaction has no end"));
@@ -167,8 +213,16 @@ impl LogReader {
             // A statement that left no other trace.
             self.commit()?;
         }
-        self.group =
-            Some(OpenTransaction { id, commit_us, commit_checked: false, explicit, changes: false, prepared: false });
+        self.group = Some(OpenTransaction {
+            id,
+            commit_us,
+            commit_checked: false,
+            explicit,
+            changes: false,
+            prepared: false,
+            bytes: 0,
+            streamed: false,
+        });
         Ok(())
     }
 
@@ -204,10 +258,10 @@ impl LogReader {
         ))
     }
 
-    fn map(&mut self, map: &TableMapBody<'_>) -> Result<Option<Box<PendingMap>>, CaptureError> {
+    fn map(&mut self, map: &TableMapBody<'_>) -> Result<Option<Pending>, CaptureError> {
         match self.tables.map(map).map_err(decode_error) {
             Ok(Mapping::Known) => Ok(None),
-            Ok(Mapping::NeedsCatalog(pending)) => Ok(Some(pending)),
+            Ok(Mapping::NeedsCatalog(pending)) => Ok(Some(Pending::Map(pending))),
             Err(error) => Err(self.at_place(error)),
         }
     }
@@ -247,6 +301,8 @@ impl LogReader {
         }
         if let Some(group) = &mut self.group {
             group.changes = true;
+            group.bytes = group.bytes.saturating_add(rows.data.len());
+            group.streamed |= group.bytes > HELD_BYTES_MAX;
         }
         Ok(())
     }

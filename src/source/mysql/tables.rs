@@ -5,7 +5,10 @@
 //! where the event names its columns (`binlog_row_metadata = FULL`), or where it only has more columns at the end; what
 //! neither knows any more, such an event may describe itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     binlog::{DecodeError, DecodeOptions, RowDecoder, SchemaMismatch, TableMap, TableMapBody},
@@ -35,9 +38,12 @@ struct Watched {
 /// The tables of a reader.
 #[derive(Debug)]
 pub(super) struct Tables {
+    /// By the name that the server compares.
     watched: HashMap<TableName, Watched>,
     maps: HashMap<u64, Mapped>,
     options: DecodeOptions,
+    /// The server compares names of tables without regard to case (`lower_case_table_names` is not 0).
+    names_fold: bool,
 }
 
 /// What becomes of a table map.
@@ -65,29 +71,54 @@ pub(super) enum BindError {
     Gone(TableName),
     #[error("{0} has no primary key and no unique key without nulls any more")]
     NoKey(TableName),
+    #[error("the rows of {0} are told apart by other columns than before")]
+    OtherKey(TableName),
 }
 
 impl Tables {
-    pub(super) fn new(schemas: impl IntoIterator<Item = Arc<TableSchema>>, options: DecodeOptions) -> Self {
-        let watched = schemas.into_iter().map(|schema| (schema.table.clone(), Watched { schema, stale: false }));
-        Tables { watched: watched.collect(), maps: HashMap::new(), options }
+    pub(super) fn new(
+        schemas: impl IntoIterator<Item = Arc<TableSchema>>,
+        options: DecodeOptions,
+        names_fold: bool,
+    ) -> Self {
+        let mut tables = Tables { watched: HashMap::new(), maps: HashMap::new(), options, names_fold };
+        for schema in schemas {
+            let name = tables.compared(&schema.table);
+            tables.watched.insert(name, Watched { schema, stale: false });
+        }
+        tables
+    }
+
+    /// A table's name as the server compares it.
+    pub(super) fn compared(&self, table: &TableName) -> TableName {
+        if self.names_fold {
+            TableName::new(table.schema.to_lowercase(), table.table.to_lowercase())
+        } else {
+            table.clone()
+        }
     }
 
     pub(super) fn schema(&self, table: &TableName) -> Option<&Arc<TableSchema>> {
-        self.watched.get(table).map(|watched| &watched.schema)
+        self.watched.get(&self.compared(table)).map(|watched| &watched.schema)
     }
 
     pub(super) fn watches(&self, table: &TableName) -> bool {
-        self.watched.contains_key(table)
+        self.watched.contains_key(&self.compared(table))
     }
 
     pub(super) fn watches_database(&self, database: &str) -> bool {
+        let database = self.compared(&TableName::new(database, "")).schema;
         self.watched.keys().any(|table| table.schema == database)
+    }
+
+    /// The watched tables.
+    pub(super) fn watched(&self) -> impl Iterator<Item = &TableName> {
+        self.watched.values().map(|watched| &watched.schema.table)
     }
 
     /// A DDL statement passed.
     pub(super) fn changed(&mut self, table: &TableName) {
-        if let Some(watched) = self.watched.get_mut(table) {
+        if let Some(watched) = self.watched.get_mut(&self.compared(table)) {
             watched.stale = true;
         }
     }
@@ -113,7 +144,7 @@ impl Tables {
             self.maps.clear();
         }
         let map = body.parse()?;
-        let table = TableName::new(&map.schema, &map.table);
+        let table = self.compared(&TableName::new(&map.schema, &map.table));
         let bytes = body.bytes.to_vec();
         let Some(watched) = self.watched.get(&table) else {
             self.maps.insert(body.table_id, Mapped { bytes, map, decoder: None });
@@ -125,11 +156,12 @@ impl Tables {
             self.maps.insert(body.table_id, Mapped { bytes, map, decoder: Some(decoder) });
             return Ok(Mapping::Known);
         }
+        let table = watched.schema.table.clone();
         Ok(Mapping::NeedsCatalog(Box::new(PendingMap { bytes, map, table })))
     }
 
     fn is_current(&self, table: &TableName) -> bool {
-        self.watched.get(table).is_some_and(|watched| !watched.stale)
+        self.watched.get(&self.compared(table)).is_some_and(|watched| !watched.stale)
     }
 
     /// Fits a table map to the present catalog, or to what is known besides. The new schema, if there is one.
@@ -140,16 +172,29 @@ impl Tables {
     ) -> Result<Option<Arc<TableSchema>>, BindError> {
         let PendingMap { bytes, map, table } = pending;
         let current = self.schema(&table).map(Arc::clone);
+        let catalog = catalog.map(|catalog| match &current {
+            Some(current) => catalog.spelled_as(current),
+            None => catalog,
+        });
         let decoder = fit(&map, &table, catalog, current.as_ref(), &self.options)?;
         let schema = Arc::clone(decoder.schema());
         if schema.key.is_empty() {
             return Err(BindError::NoKey(table));
         }
+        if current.as_ref().is_some_and(|current| !same_key(current, &schema)) {
+            return Err(BindError::OtherKey(table));
+        }
         self.maps.insert(map.table_id, Mapped { bytes, map, decoder: Some(decoder) });
         let changed = current.is_none_or(|current| current != schema);
-        self.watched.insert(table, Watched { schema: Arc::clone(&schema), stale: false });
+        self.watched.insert(self.compared(&table), Watched { schema: Arc::clone(&schema), stale: false });
         Ok(changed.then_some(schema))
     }
+}
+
+/// Whether rows are told apart as before: by columns of the same names, or in the same places where they were renamed.
+fn same_key(before: &TableSchema, after: &TableSchema) -> bool {
+    let names = |schema: &TableSchema| schema.key_columns().map(|column| column.name.clone()).collect::<BTreeSet<_>>();
+    names(before) == names(after) || (before.columns.len() == after.columns.len() && before.key == after.key)
 }
 
 /// Tries the catalog as it is, the schema before, what can be put together of both, and of both and the event itself.
@@ -161,7 +206,8 @@ fn fit(
     options: &DecodeOptions,
 ) -> Result<RowDecoder, BindError> {
     let catalog = catalog.map(Arc::new);
-    let names = map.metadata.names.as_deref();
+    let names = map.shown_names();
+    let names = names.as_deref();
     let known = [catalog.as_deref(), current.map(AsRef::as_ref)];
     let candidates = [
         catalog.clone(),
@@ -180,6 +226,11 @@ fn fit(
                 first_mismatch.get_or_insert(mismatch);
             }
         }
+    }
+    if let Some(catalog) = &catalog
+        && let Ok(decoder) = RowDecoder::with_hidden_behind(map, Arc::clone(catalog), options)
+    {
+        return Ok(decoder);
     }
     match (first_mismatch, catalog) {
         (Some(mismatch), Some(_)) => Err(mismatch.into()),
@@ -200,10 +251,15 @@ fn by_description(
     schemas: &[Option<&TableSchema>],
     retyped: bool,
 ) -> Option<Arc<TableSchema>> {
+    // Hidden columns are among the event's, and not among these.
+    let described = |index: usize, known: Option<&Column>| {
+        let at = map.metadata.names.as_ref()?.iter().position(|name| Some(name) == names.get(index))?;
+        described::column(map, at, known)
+    };
     assembled(names, schemas, |index, known| match known {
-        Some(known) if retyped => described::column(map, index, Some(known)).or_else(|| Some(known.clone())),
+        Some(known) if retyped => described(index, Some(known)).or_else(|| Some(known.clone())),
         Some(known) => Some(known.clone()),
-        None => described::column(map, index, None),
+        None => described(index, None),
     })
 }
 

@@ -20,6 +20,7 @@ const PORT_OFFSETS: [u16; 8] = [80, 83, 92, 93, 306, 307, 309, 2432];
 pub enum Own {
     Mysql57,
     Mysql80,
+    Mariadb,
     Pg15,
     Kafka,
     Dynamodb,
@@ -27,7 +28,7 @@ pub enum Own {
     Connect,
 }
 
-static SERVERS: [Mutex<()>; 6] = [const { Mutex::const_new(()) }; 6];
+static SERVERS: [Mutex<()>; 7] = [const { Mutex::const_new(()) }; 7];
 static PORT_BASE: OnceLock<u16> = OnceLock::new();
 
 /// A running server that no other test uses meanwhile.
@@ -42,6 +43,7 @@ impl Own {
         match self {
             Self::Mysql57 => "mysql57",
             Self::Mysql80 => "mysql80",
+            Self::Mariadb => "mariadb",
             Self::Pg15 => "pg15",
             Self::Kafka => "kafka",
             Self::Dynamodb => "dynamodb",

@@ -135,7 +135,8 @@ pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Bin
         PREVIOUS_GTIDS => gtid::decode_previous_gtids(body).map(BinlogEvent::PreviousGtids),
         XA_PREPARE => decode_xa_prepare(body).during("XA transaction id"),
         TRANSACTION_PAYLOAD => TransactionPayload::decode(body).map(BinlogEvent::TransactionPayload),
-        STOP | IGNORABLE | ROWS_QUERY | TRANSACTION_CONTEXT | VIEW_CHANGE => {
+        // What a statement has to know beforehand: the statement, which follows, is judged.
+        INTVAR | RAND | USER_VAR | STOP | IGNORABLE | ROWS_QUERY | TRANSACTION_CONTEXT | VIEW_CHANGE => {
             Ok(BinlogEvent::Ignorable(header.event_type))
         }
         INCIDENT => Err(incident(body)),
@@ -143,12 +144,10 @@ pub fn decode<'a>(flavor: Flavor, header: &Header, body: &'a [u8]) -> Result<Bin
             what: "partial JSON updates",
             remedy: "set binlog_row_value_options='' on the source",
         }),
-        INTVAR | RAND | USER_VAR | LOAD | CREATE_FILE | NEW_LOAD | BEGIN_LOAD_QUERY | EXECUTE_LOAD_QUERY => {
-            Err(DecodeError::Refused {
-                what: "changes as statements",
-                remedy: "set binlog_format=ROW on the source, for every session",
-            })
-        }
+        LOAD | CREATE_FILE | NEW_LOAD | BEGIN_LOAD_QUERY | EXECUTE_LOAD_QUERY => Err(DecodeError::Refused {
+            what: "changes as statements",
+            remedy: "set binlog_format=ROW on the source, for every session",
+        }),
         other => match flavor {
             Flavor::Mariadb => decode_mariadb(header, body),
             Flavor::Mysql if header.is_ignorable() => Ok(BinlogEvent::Ignorable(other)),

@@ -18,14 +18,30 @@ use crate::model::{Images, TableSchema, Value};
 pub struct RowDecoder {
     schema: Arc<TableSchema>,
     cells: Vec<Cell>,
+    /// Places of columns that no row image has.
+    hidden: Vec<usize>,
 }
 
 impl RowDecoder {
     /// Fits the event's columns to the catalog's. The event's own metadata, where it has any, decides on
     /// signedness, character sets and labels; the catalog's on the rest.
     pub fn new(map: &TableMap, schema: Arc<TableSchema>, options: &DecodeOptions) -> Result<Self, SchemaMismatch> {
-        let cells = schema_match::cells(map, &schema, options)?;
-        Ok(RowDecoder { schema, cells })
+        let hidden = schema_match::hidden(map, &schema);
+        let cells = schema_match::cells(map, &schema, options, &hidden)?;
+        Ok(RowDecoder { schema, cells, hidden })
+    }
+
+    /// The same, for an event that does not name its columns and has more than the catalog: they are taken for hidden
+    /// ones behind all others, and rows that have them all the same are refused.
+    pub fn with_hidden_behind(
+        map: &TableMap,
+        schema: Arc<TableSchema>,
+        options: &DecodeOptions,
+    ) -> Result<Self, SchemaMismatch> {
+        let named = map.metadata.names.is_some();
+        let hidden: Vec<usize> = if named { Vec::new() } else { (schema.columns.len()..map.columns.len()).collect() };
+        let cells = schema_match::cells(map, &schema, options, &hidden)?;
+        Ok(RowDecoder { schema, cells, hidden })
     }
 
     /// The schema that the images are in the order of.
@@ -35,13 +51,20 @@ impl RowDecoder {
 
     /// The event's rows, decoded one at a time as they are asked for.
     pub fn rows<'r>(&'r self, rows: &'r Rows<'_>) -> Result<RowImages<'r>, DecodeError> {
-        let columns = self.cells.len();
+        let columns = self.cells.len() + self.hidden.len();
         let empty = rows.data.is_empty();
         if !empty && rows.columns != columns {
             return Err(DecodeError::ColumnCount { rows: rows.columns as u64, map: columns });
         }
         for present in rows.images().filter(|_| !empty) {
-            if let Some(missing) = (0..columns).find(|index| !bit(present, *index)) {
+            if self.hidden.iter().any(|index| bit(present, *index)) {
+                return Err(DecodeError::Refused {
+                    what: "rows with a column that the catalog does not show",
+                    remedy: "set binlog_row_metadata = FULL on the source, so that rows name their columns",
+                });
+            }
+            let missing = |index: &usize| !bit(present, *index) && !self.hidden.contains(index);
+            if let Some(missing) = (0..columns).find(missing) {
                 return Err(DecodeError::PartialImage { column: missing + 1 });
             }
         }

@@ -14,31 +14,54 @@ use super::{
 };
 use crate::model::{Column, TableSchema};
 
-/// The cells of all columns, in order.
+/// The places of columns that the server made for itself and shows to nobody: the expressions of functional indexes. A
+/// row image has none of them (seen: 8.0.15; 9.7.4 leaves them out of the table map as well). Only names tell.
+pub(super) fn hidden(map: &TableMap, schema: &TableSchema) -> Vec<usize> {
+    let names = map.metadata.names.iter().flatten().enumerate();
+    names.filter(|(_, name)| is_hidden(name) && schema.column(name).is_none()).map(|(index, _)| index).collect()
+}
+
+impl TableMap {
+    /// The names of the columns that the catalog may show, where the event names any.
+    pub fn shown_names(&self) -> Option<Vec<String>> {
+        Some(self.metadata.names.as_ref()?.iter().filter(|name| !is_hidden(name)).cloned().collect())
+    }
+}
+
+/// A digest in 8.0.13 and later, with its parts spelled out from 8.0.22 on.
+fn is_hidden(name: &str) -> bool {
+    let digest = name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'));
+    digest || name.starts_with("!hidden!")
+}
+
+/// The cells of all columns but the hidden ones, in order.
 pub(super) fn cells(
     map: &TableMap,
     schema: &TableSchema,
     options: &DecodeOptions,
+    hidden: &[usize],
 ) -> Result<Vec<Cell>, SchemaMismatch> {
     let table = || schema.table.to_string();
-    if map.columns.len() != schema.columns.len() {
-        let (event, catalog) = (map.columns.len(), schema.columns.len());
+    let shown: Vec<usize> = (0..map.columns.len()).filter(|index| !hidden.contains(index)).collect();
+    if shown.len() != schema.columns.len() {
+        let (event, catalog) = (shown.len(), schema.columns.len());
         return Err(SchemaMismatch::ColumnCount { table: table(), event, catalog });
     }
-    let names = map.metadata.names.iter().flatten();
-    for (index, (name, column)) in names.zip(&schema.columns).enumerate() {
-        if *name != column.name {
+    let mut cells = Vec::with_capacity(shown.len());
+    for (index, column) in shown.into_iter().zip(&schema.columns) {
+        let name = map.metadata.names.as_ref().and_then(|names| names.get(index));
+        // To the server, a name is the same in any case.
+        if let Some(name) = name
+            && *name != column.name
+            && name.to_lowercase() != column.name.to_lowercase()
+        {
             let (event, catalog) = (name.clone(), column.name.clone());
             return Err(SchemaMismatch::ColumnName { table: table(), column: index + 1, event, catalog });
         }
+        let Some(meta) = map.columns.get(index) else { break };
+        cells.push(Fit { map, schema, options, index, wire: meta.wire_type, column }.cell()?);
     }
-    let columns = map.columns.iter().zip(&schema.columns).enumerate();
-    columns
-        .map(|(index, (meta, column))| {
-            let fit = Fit { map, schema, options, index, wire: meta.wire_type, column };
-            fit.cell()
-        })
-        .collect()
+    Ok(cells)
 }
 
 /// One column on both sides.

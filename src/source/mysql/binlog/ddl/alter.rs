@@ -1,22 +1,34 @@
 //! ALTER TABLE: its clauses, and the columns that they name.
 
-use super::{AlterKind, Parser, Statement, token::Token};
+use super::{AlterKind, Extent, Parser, Statement, create::is_no_table, token::Token};
+use crate::model::TableName;
 
 impl Parser<'_> {
     /// ALTER [ONLINE] [IGNORE] TABLE [IF EXISTS] t …; ALTER DATABASE and the like are nothing to capture.
-    pub(super) fn alter_statement(&mut self) -> Statement {
-        while self.take("ONLINE") || self.take("OFFLINE") || self.take("IGNORE") {}
-        if !self.take("TABLE") {
-            return Statement::Other;
-        }
-        self.if_exists();
-        let Some(table) = self.table() else { return Statement::Other };
+    pub(super) fn alter_statement(&mut self, statements: &mut Vec<Statement>) -> Extent {
         let mut clauses = Clauses::default();
-        // MariaDB's WAIT n and NOWAIT come before the first clause.
-        if self.take("WAIT") {
-            self.tokens.next();
+        loop {
+            if self.take("IGNORE") {
+                // Rows that a new unique key does not allow are gone.
+                clauses.kinds.push(AlterKind::Rebuilt);
+            } else if !self.take("ONLINE") && !self.take("OFFLINE") {
+                break;
+            }
         }
-        self.take("NOWAIT");
+        let kind = self.word();
+        let of_no_table =
+            matches!(kind.as_str(), "DATABASE" | "SCHEMA" | "INSTANCE" | "DEFINER" | "ALGORITHM" | "SQL" | "JSON");
+        if of_no_table || is_no_table(&kind) {
+            statements.push(Statement::Harmless);
+            // An event's body has semicolons of its own.
+            return Extent::Text;
+        }
+        let table = if kind == "TABLE" { self.altered_table() } else { None };
+        let Some(table) = table else {
+            let unknown = Statement::Unknown(format!("ALTER {kind}").trim_end().to_owned());
+            statements.push(unknown);
+            return Extent::Statement;
+        };
         loop {
             self.clause(&mut clauses);
             // What is left of the clause, to the next comma that is not in parentheses.
@@ -27,7 +39,19 @@ impl Parser<'_> {
         if clauses.kinds.is_empty() {
             clauses.kinds.push(AlterKind::Other);
         }
-        Statement::AlterTable { table, kinds: clauses.kinds, columns: clauses.columns }
+        statements.push(Statement::AlterTable { table, kinds: clauses.kinds, columns: clauses.columns });
+        Extent::Statement
+    }
+
+    /// The name, and MariaDB's WAIT n and NOWAIT before the first clause.
+    fn altered_table(&mut self) -> Option<TableName> {
+        self.if_exists();
+        let table = self.table()?;
+        if self.take("WAIT") {
+            self.tokens.next();
+        }
+        self.take("NOWAIT");
+        Some(table)
     }
 
     /// Skips to the next clause. PARTITION BY may follow table options without a comma.
@@ -48,6 +72,12 @@ impl Parser<'_> {
                         clauses.kinds.push(AlterKind::PartitionOther);
                     }
                 }
+                // Table options may follow each other without a comma.
+                Some(word) if depth == 0 && word.is("ENGINE") => {
+                    self.tokens.next();
+                    self.engine(clauses);
+                    continue;
+                }
                 Some(Token::Word(_) | Token::Quoted(_) | Token::Text | Token::Symbol(_)) => {}
             }
             self.tokens.next();
@@ -55,9 +85,13 @@ impl Parser<'_> {
     }
 
     fn clause(&mut self, clauses: &mut Clauses) {
+        let verb = match self.tokens.peek() {
+            None | Some(Token::Symbol(';')) => return,
+            Some(Token::Word(word)) => word.to_ascii_uppercase(),
+            // DROP PARTITION p0, `p1`
+            Some(Token::Quoted(_) | Token::Text | Token::Symbol(_)) => String::new(),
+        };
         // PARTITION BY after nothing at all is left to the caller.
-        let Some(Token::Word(word)) = self.tokens.peek() else { return };
-        let verb = word.to_ascii_uppercase();
         if verb == "PARTITION" {
             return;
         }
@@ -78,19 +112,40 @@ impl Parser<'_> {
             }
             "ALTER" => self.alter_clause(clauses),
             "RENAME" => self.rename_clause(clauses),
-            "CONVERT" => {
-                let kind = if self.take("TO") { AlterKind::ConvertCharset } else { AlterKind::PartitionConvert };
-                clauses.kinds.push(kind);
+            "CONVERT" if self.take("TO") => clauses.kinds.push(AlterKind::ConvertCharset),
+            "CONVERT" => self.other_table(clauses, AlterKind::PartitionConvert),
+            "TRUNCATE" if self.take("PARTITION") => clauses.names(AlterKind::PartitionTruncate),
+            "EXCHANGE" => self.other_table(clauses, AlterKind::PartitionExchange),
+            "DISCARD" | "IMPORT" => clauses.names(AlterKind::Tablespace),
+            "REPAIR" => clauses.names(AlterKind::Rebuilt),
+            "COALESCE" | "REORGANIZE" | "REBUILD" | "OPTIMIZE" | "ANALYZE" | "CHECK" | "REMOVE" => {
+                clauses.names(AlterKind::PartitionOther);
             }
-            "TRUNCATE" if self.take("PARTITION") => clauses.kinds.push(AlterKind::PartitionTruncate),
-            "EXCHANGE" => clauses.kinds.push(AlterKind::PartitionExchange),
-            "DISCARD" | "IMPORT" => clauses.kinds.push(AlterKind::Tablespace),
-            "COALESCE" | "REORGANIZE" | "REBUILD" | "OPTIMIZE" | "ANALYZE" | "CHECK" | "REPAIR" | "REMOVE" => {
-                clauses.kinds.push(AlterKind::PartitionOther);
-            }
-            // DEFAULT CHARACTER SET is for columns to come; ENGINE, COMMENT, ORDER BY and so on for none.
-            _ => clauses.kinds.push(AlterKind::Other),
+            "ENGINE" => self.engine(clauses),
+            "ORDER" => clauses.names(AlterKind::Other),
+            option if OPTIONS.contains(&option) => clauses.kinds.push(AlterKind::Other),
+            _ if clauses.in_names => {}
+            word => clauses.kinds.push(AlterKind::Unknown(word.to_owned())),
         }
+    }
+
+    /// ENGINE [=] name. InnoDB takes every row over.
+    fn engine(&mut self, clauses: &mut Clauses) {
+        self.take_symbol('=');
+        let innodb = self.name().is_some_and(|name| name.eq_ignore_ascii_case("innodb"));
+        clauses.kinds.push(if innodb { AlterKind::Other } else { AlterKind::Rebuilt });
+    }
+
+    /// EXCHANGE PARTITION p WITH TABLE t, CONVERT PARTITION p TO TABLE t, CONVERT TABLE t TO PARTITION p
+    fn other_table(&mut self, clauses: &mut Clauses, kind: impl Fn(TableName) -> AlterKind) {
+        while !self.ends_here() {
+            if self.take("TABLE") {
+                let kind = self.table().map_or_else(|| AlterKind::Unknown("PARTITION".into()), kind);
+                return clauses.names(kind);
+            }
+            self.tokens.next();
+        }
+        clauses.kinds.push(AlterKind::Unknown("PARTITION".into()));
     }
 
     /// [COLUMN] [IF [NOT] EXISTS]
@@ -126,7 +181,7 @@ impl Parser<'_> {
             "PERIOD" | "SYSTEM" => clauses.kinds.push(AlterKind::Other),
             "PARTITION" => {
                 self.tokens.next();
-                clauses.kinds.push(AlterKind::PartitionOther);
+                clauses.names(AlterKind::PartitionOther);
             }
             _ => self.add_columns(clauses),
         }
@@ -168,7 +223,7 @@ impl Parser<'_> {
             "INDEX" | "KEY" | "FOREIGN" | "CONSTRAINT" | "CHECK" => clauses.kinds.push(AlterKind::Index),
             "PARTITION" => {
                 self.tokens.next();
-                clauses.kinds.push(AlterKind::PartitionDrop);
+                clauses.names(AlterKind::PartitionDrop);
             }
             "PERIOD" | "SYSTEM" => clauses.kinds.push(AlterKind::Other),
             _ => {
@@ -206,7 +261,8 @@ impl Parser<'_> {
                 if !self.take("TO") && !self.take("AS") {
                     self.take_symbol('=');
                 }
-                clauses.kinds.extend(self.table().map(AlterKind::Rename));
+                let kind = self.table().map_or_else(|| AlterKind::Unknown("RENAME".into()), AlterKind::Rename);
+                clauses.kinds.push(kind);
             }
         }
     }
@@ -220,14 +276,70 @@ impl Parser<'_> {
     }
 }
 
+/// Table options and the like that change no stored value, by their first word. The engines of MariaDB take options of
+/// any name, which may well decide about rows.
+const OPTIONS: [&str; 43] = [
+    "ALGORITHM",
+    "AUTOEXTEND_SIZE",
+    "AUTO_INCREMENT",
+    "AVG_ROW_LENGTH",
+    "CHARACTER",
+    "CHARSET",
+    "CHECKSUM",
+    "COLLATE",
+    "COMMENT",
+    "COMPRESSION",
+    "DATA",
+    "DEFAULT",
+    "DELAY_KEY_WRITE",
+    "DISABLE",
+    "ENABLE",
+    "ENCRYPTED",
+    "ENCRYPTION",
+    "ENCRYPTION_KEY_ID",
+    "ENGINE_ATTRIBUTE",
+    "FORCE",
+    "IETF_QUOTES",
+    "INDEX",
+    "INSERT_METHOD",
+    "KEY_BLOCK_SIZE",
+    "LOCK",
+    "MAX_ROWS",
+    "MIN_ROWS",
+    "PACK_KEYS",
+    "PAGE_CHECKSUM",
+    "PAGE_COMPRESSED",
+    "PAGE_COMPRESSION_LEVEL",
+    "PASSWORD",
+    "ROW_FORMAT",
+    "SECONDARY_ENGINE",
+    "SECONDARY_ENGINE_ATTRIBUTE",
+    "STATS_AUTO_RECALC",
+    "STATS_PERSISTENT",
+    "STATS_SAMPLE_PAGES",
+    "STORAGE",
+    "TABLESPACE",
+    "TRANSACTIONAL",
+    "WITH",
+    "WITHOUT",
+];
+
 #[derive(Default)]
 struct Clauses {
     kinds: Vec<AlterKind>,
     columns: Vec<String>,
+    /// The last clause ends in a list of names, which commas may go on with.
+    in_names: bool,
 }
 
 impl Clauses {
     fn name(&mut self, column: Option<String>) {
         self.columns.extend(column.filter(|column| !self.columns.contains(column)));
+    }
+
+    /// A clause that ends in a list of names.
+    fn names(&mut self, kind: AlterKind) {
+        self.kinds.push(kind);
+        self.in_names = true;
     }
 }

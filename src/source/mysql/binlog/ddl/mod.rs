@@ -1,13 +1,16 @@
 //! What a statement of a query event does to tables: a classifier, not a parser.
 //!
 //! What enters is the text of one query event; what leaves says which tables are made, emptied, renamed, altered
-//! or gone. It never fails: what it does not recognise is [`Statement::Other`], and everything that changes a
-//! row of a table without a rows event is recognised. Comments that servers execute (`/*! … */`, `/*M! … */`)
-//! are read as text. Deliberately absent: types, expressions, privileges, everything inside routines.
+//! or gone. It never fails, and it fails closed: what is known to change no row is a list, and what is on no list is
+//! [`Statement::Unknown`], which nobody may skip. Comments that servers execute (`/*! … */`, `/*M! … */`) are read as
+//! text. Deliberately absent: types, expressions, privileges, everything inside routines.
 
 mod alter;
+mod create;
+mod row_change;
 mod token;
 
+pub use row_change::is_the_servers;
 use token::{Token, Tokens};
 
 use super::SqlMode;
@@ -38,10 +41,31 @@ pub enum Statement {
         columns: Vec<String>,
     },
     CreateTable(TableName),
+    /// CREATE and DROP TEMPORARY TABLE. The rows of such a table are not in the log.
+    TemporaryTable,
     Xa(XaVerb),
-    /// A row change as a statement (`binlog_format` is not ROW): the caller halts.
-    Dml,
-    Other,
+    /// Rows that a statement changes, and no rows event (`binlog_format` is not ROW).
+    RowChange(RowChange),
+    /// Known to change no row and no table.
+    Harmless,
+    /// On no list: its first words.
+    Unknown(String),
+}
+
+/// A row change as a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowChange {
+    /// Its first word.
+    pub verb: String,
+    /// What it writes to and reads from; none where the text does not tell, as when it calls a routine.
+    pub names: Option<Names>,
+}
+
+/// The relations that a row change names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    pub written: Vec<TableName>,
+    pub read: Vec<TableName>,
 }
 
 /// One clause of ALTER TABLE, or an index statement.
@@ -61,20 +85,25 @@ pub enum AlterKind {
     Index,
     /// CONVERT TO CHARACTER SET: every text of the table is rewritten.
     ConvertCharset,
-    /// DROP, TRUNCATE, EXCHANGE of a partition: rows change without events.
+    /// DROP, TRUNCATE of a partition: rows change without events.
     PartitionDrop,
     PartitionTruncate,
-    PartitionExchange,
+    /// EXCHANGE PARTITION … WITH TABLE: rows of both tables change without events.
+    PartitionExchange(TableName),
     /// MariaDB's CONVERT PARTITION … TO TABLE and back.
-    PartitionConvert,
+    PartitionConvert(TableName),
     /// Partitions were made or moved; no row changes.
     PartitionOther,
     /// DISCARD or IMPORT TABLESPACE: all rows change without events.
     Tablespace,
     /// RENAME TO.
     Rename(TableName),
-    /// Table options, ENGINE, COMMENT, AUTO_INCREMENT, FORCE: no stored value changes.
+    /// The table was made anew in a way that may leave rows out: ALTER IGNORE, REPAIR, an engine other than InnoDB.
+    Rebuilt,
+    /// Table options, ENGINE = InnoDB, COMMENT, AUTO_INCREMENT, FORCE: no stored value changes.
     Other,
+    /// A clause that is on no list: its first word.
+    Unknown(String),
 }
 
 /// The verb of an XA statement.
@@ -124,10 +153,9 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn statement(&mut self, statements: &mut Vec<Statement>) -> Extent {
-        // WITH … and (SELECT …) are queries or row changes; what they are shows at their verb.
         let verb = self.word();
         let statement = match verb.as_str() {
-            "BEGIN" => Statement::Begin,
+            "BEGIN" if self.ends_here() || self.take("WORK") => Statement::Begin,
             "START" if self.take("TRANSACTION") => Statement::Begin,
             "COMMIT" => Statement::Commit,
             "ROLLBACK" => self.rollback(),
@@ -135,18 +163,83 @@ impl Parser<'_> {
             "XA" => self.xa(),
             "TRUNCATE" => {
                 self.take("TABLE");
-                self.table().map_or(Statement::Other, Statement::Truncate)
+                self.table().map_or_else(|| self.unknown(&verb), Statement::Truncate)
             }
             "DROP" => self.drop_statement(),
             "RENAME" if self.take("TABLE") || self.take("TABLES") => self.rename(),
-            "ALTER" => self.alter_statement(),
+            "RENAME" if self.take("USER") => Statement::Harmless,
+            "ALTER" => return self.alter_statement(statements),
+            "REPAIR" => {
+                self.repair(statements);
+                return Extent::Statement;
+            }
             "CREATE" => return self.create(statements),
-            "INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "LOAD" | "IMPORT" | "CALL" => Statement::Dml,
-            "WITH" if self.mentions_row_change() => Statement::Dml,
-            _ => Statement::Other,
+            "INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "CALL" | "WITH" | "SELECT" | "DO" => self.row_change(verb),
+            "LOAD" if self.take("INDEX") => Statement::Harmless,
+            "LOAD" => self.row_change(verb),
+            // MariaDB's ANALYZE of a statement carries it out.
+            "ANALYZE" if self.analyzes_tables() => Statement::Harmless,
+            "ANALYZE" => {
+                if self.take("FORMAT") {
+                    self.take_symbol('=');
+                    self.tokens.next();
+                }
+                return self.statement(statements);
+            }
+            "SET" if self.take("STATEMENT") => {
+                self.skip_settings();
+                return self.statement(statements);
+            }
+            "SET" => self.set(verb),
+            // These speak of the server, of its users and of how it keeps what it has.
+            "GRANT" | "REVOKE" | "FLUSH" | "OPTIMIZE" | "CHECK" | "CHECKSUM" | "SHOW" | "USE" | "LOCK" | "UNLOCK"
+            | "KILL" | "RESET" | "PURGE" | "CHANGE" | "START" | "STOP" | "INSTALL" | "UNINSTALL" | "CACHE"
+            | "BACKUP" | "SHUTDOWN" | "RESTART" => Statement::Harmless,
+            _ => self.unknown(&verb),
         };
         statements.push(statement);
         Extent::Statement
+    }
+
+    /// A statement that is on no list, by its verb and the word after it.
+    fn unknown(&mut self, verb: &str) -> Statement {
+        let next = self.word();
+        let words: Vec<&str> = [verb, &next].into_iter().filter(|word| !word.is_empty()).collect();
+        Statement::Unknown(if words.is_empty() { "no word".into() } else { words.join(" ") })
+    }
+
+    fn ends_here(&mut self) -> bool {
+        self.tokens.peek().is_none_or(|token| *token == Token::Symbol(';'))
+    }
+
+    /// ANALYZE [NO_WRITE_TO_BINLOG | LOCAL] TABLE …
+    fn analyzes_tables(&mut self) -> bool {
+        ["TABLE", "TABLES", "LOCAL", "NO_WRITE_TO_BINLOG"].iter().any(|word| self.take(word))
+    }
+
+    /// MariaDB's SET STATEMENT a = 1, b = 2 FOR: what follows is the statement.
+    fn skip_settings(&mut self) {
+        while self.tokens.next().is_some_and(|token| !token.is("FOR")) {}
+    }
+
+    /// SET PASSWORD, SET ROLE, variables: harmless, unless an expression calls something.
+    fn set(&mut self, verb: String) -> Statement {
+        if self.take("PASSWORD") || !self.calls_something() { Statement::Harmless } else { self.row_change(verb) }
+    }
+
+    /// REPAIR TABLE a, b: what cannot be repaired is left out.
+    fn repair(&mut self, statements: &mut Vec<Statement>) {
+        while self.take("NO_WRITE_TO_BINLOG") || self.take("LOCAL") {}
+        if !self.take("TABLE") && !self.take("TABLES") && !self.take("VIEW") {
+            let unknown = self.unknown("REPAIR");
+            return statements.push(unknown);
+        }
+        while let Some(table) = self.table() {
+            statements.push(Statement::AlterTable { table, kinds: vec![AlterKind::Rebuilt], columns: Vec::new() });
+            if !self.take_symbol(',') {
+                return;
+            }
+        }
     }
 
     /// ROLLBACK [WORK] [TO [SAVEPOINT] x]
@@ -162,29 +255,29 @@ impl Parser<'_> {
             "PREPARE" => Statement::Xa(XaVerb::Prepare),
             "COMMIT" => Statement::Xa(XaVerb::Commit),
             "ROLLBACK" => Statement::Xa(XaVerb::Rollback),
-            _ => Statement::Other,
+            _ => Statement::Harmless,
         }
     }
 
     fn drop_statement(&mut self) -> Statement {
-        if self.take("TEMPORARY") {
-            return Statement::Other;
-        }
-        match self.word().as_str() {
+        let verb = self.word();
+        match verb.as_str() {
+            "TEMPORARY" => Statement::TemporaryTable,
             "TABLE" | "TABLES" | "VIEW" => {
                 self.if_exists();
                 let mut tables: Vec<TableName> = self.table().into_iter().collect();
                 while self.take_symbol(',') {
                     tables.extend(self.table());
                 }
-                Statement::DropTable(tables)
+                if tables.is_empty() { self.unknown("DROP TABLE") } else { Statement::DropTable(tables) }
             }
             "DATABASE" | "SCHEMA" => {
                 self.if_exists();
-                self.name().map_or(Statement::Other, Statement::DropDatabase)
+                self.name().map_or_else(|| self.unknown("DROP DATABASE"), Statement::DropDatabase)
             }
-            "INDEX" => self.index_statement(),
-            _ => Statement::Other,
+            "INDEX" | "ONLINE" | "OFFLINE" => self.index_statement(),
+            kind if create::is_no_table(kind) => Statement::Harmless,
+            _ => Statement::Unknown(format!("DROP {verb}").trim_end().to_owned()),
         }
     }
 
@@ -195,11 +288,11 @@ impl Parser<'_> {
                 let kinds = vec![AlterKind::Index];
                 return match self.table() {
                     Some(table) => Statement::AlterTable { table, kinds, columns: Vec::new() },
-                    None => Statement::Other,
+                    None => self.unknown("INDEX ON"),
                 };
             }
         }
-        Statement::Other
+        self.unknown("INDEX")
     }
 
     /// RENAME TABLE a TO b, …; MariaDB allows IF EXISTS and WAIT n.
@@ -210,71 +303,17 @@ impl Parser<'_> {
             let old = self.table();
             while !self.take("TO") {
                 if self.tokens.next().is_none_or(|token| token == Token::Symbol(';')) {
-                    return Statement::RenameTable(pairs);
+                    return self.unknown("RENAME TABLE");
                 }
             }
-            pairs.extend(old.zip(self.table()));
+            match old.zip(self.table()) {
+                Some(pair) => pairs.push(pair),
+                None => return self.unknown("RENAME TABLE"),
+            }
             if !self.take_symbol(',') {
                 return Statement::RenameTable(pairs);
             }
         }
-    }
-
-    fn create(&mut self, statements: &mut Vec<Statement>) -> Extent {
-        let replaces = self.take("OR") && self.take("REPLACE");
-        loop {
-            match self.word().as_str() {
-                // Row changes of a temporary table are not in the binlog.
-                "TEMPORARY" => break,
-                "TABLE" => {
-                    self.if_exists();
-                    let Some(table) = self.table() else { break };
-                    if replaces {
-                        statements.push(Statement::DropTable(vec![table.clone()]));
-                    }
-                    statements.push(Statement::CreateTable(table));
-                    return Extent::Statement;
-                }
-                "INDEX" => {
-                    let statement = self.index_statement();
-                    statements.push(statement);
-                    return Extent::Statement;
-                }
-                "PROCEDURE" | "FUNCTION" | "TRIGGER" | "EVENT" | "PACKAGE" => {
-                    statements.push(Statement::Other);
-                    return Extent::Text;
-                }
-                "UNIQUE" | "FULLTEXT" | "SPATIAL" | "VECTOR" | "ONLINE" | "OFFLINE" | "AGGREGATE" => {}
-                // CREATE DEFINER = user@host PROCEDURE: the kind follows the account.
-                "DEFINER" => self.skip_definer(),
-                _ => break,
-            }
-        }
-        statements.push(Statement::Other);
-        Extent::Statement
-    }
-
-    /// = user@host, where either part may be quoted, or CURRENT_USER().
-    fn skip_definer(&mut self) {
-        self.take_symbol('=');
-        self.tokens.next();
-        if self.take_symbol('@') {
-            self.tokens.next();
-        }
-        if self.take_symbol('(') {
-            self.take_symbol(')');
-        }
-        self.take_symbol('*');
-    }
-
-    fn mentions_row_change(&mut self) -> bool {
-        let is_row_change = |token: &Token| token.is("INSERT") || token.is("UPDATE") || token.is("DELETE");
-        while let Some(token) = self.tokens.next() {
-            if is_row_change(&token) {
-                return true;
-            }
-        }
-        false
     }
 
     /// The next token as an upper-case word; empty, and nothing taken, if it is none.
