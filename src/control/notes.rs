@@ -49,6 +49,10 @@ impl Register for Notes {
         Ok(())
     }
 
+    async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {
+        self.store.set_moved_clock(to).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+    }
+
     async fn beyond(&self) -> Result<Option<Beyond>, CaptureError> {
         self.store.beyond().await.map_err(|error| CaptureError::Unreachable(error.to_string()))
     }

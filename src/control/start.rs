@@ -172,11 +172,13 @@ impl Worker {
         if !is_bare(log).await? {
             return Ok(());
         }
-        let (version, noted) = (target.highest_version().await?, self.store.beyond().await?);
-        if version > *clock || noted.is_some() {
+        let (highest, noted) = (target.highest_version().await?, self.store.beyond().await?);
+        if highest > *clock || noted.is_some() {
+            let was_moved = self.store.moved_clock().await? > *clock;
             let end = source.end().await.map_err(|error| Attempt::Later(error.to_string()))?;
             let known = noted.is_none_or(|noted| noted.end.is_some()) && end.same_server(position);
-            let beyond = Beyond { position: position.clone(), version, end: known.then_some(end) };
+            let clock = if was_moved { highest.max(*clock) } else { *clock };
+            let beyond = Beyond { position: position.clone(), highest, clock, end: known.then_some(end) };
             self.store.set_beyond(&beyond).await?;
         }
         Ok(())

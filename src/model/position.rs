@@ -76,9 +76,11 @@ impl Position {
 pub struct Beyond {
     /// The stored position.
     pub position: Position,
-    /// The highest version that was written. What is captured once more is above it, since a clock that was moved
-    /// without the source's log is not moved again.
-    pub version: Version,
+    /// The highest version that was written.
+    pub highest: Version,
+    /// The clock to go on with: the one that is stored with the position, with which the same versions come again; or
+    /// the highest version that was written, where the clock was moved since, which the source's log does not tell.
+    pub clock: Version,
     /// Where that server's log ended when the new log began: at or after all that was written. None if the source was
     /// another server by then.
     pub end: Option<Position>,

@@ -5,11 +5,13 @@ use tokio_postgres::Client;
 use super::{StateError, Store, spelled::spelled};
 use crate::{
     database::postgres::PgError,
-    model::{Beyond, TableName},
+    model::{Beyond, TableName, Version},
 };
 
 /// Whether the script after the copy has run.
 const AFTER_COPY: &str = "after_copy";
+/// Where the clock was moved to that the source's log does not tell.
+const MOVED_CLOCK: &str = "the clock was moved to";
 /// What the target has from beyond its position, of a log that is lost.
 const BEYOND: &str = "beyond the position";
 
@@ -41,6 +43,18 @@ impl Store {
     /// Notes what is to become of the script after the copy.
     pub(crate) async fn set_after_copy(&self, state: AfterCopy) -> Result<(), StateError> {
         self.set_note(AFTER_COPY, state.name()).await
+    }
+
+    /// The version that the clock was moved to last without the source's log; 0 if it never was.
+    pub(crate) async fn moved_clock(&self) -> Result<Version, StateError> {
+        let noted = self.note(MOVED_CLOCK).await?;
+        let read = noted.map(|noted| serde_json::from_str::<Version>(&noted)).transpose();
+        Ok(read.map_err(|error| StateError::unreadable("where the clock was moved to", &error))?.unwrap_or_default())
+    }
+
+    /// Notes that the clock is moved to this version.
+    pub(crate) async fn set_moved_clock(&self, to: Version) -> Result<(), StateError> {
+        self.set_note(MOVED_CLOCK, &to.to_string()).await
     }
 
     /// What the target has from beyond its position, until capture has met it once more.

@@ -264,6 +264,37 @@ async fn vacuum_full_and_what_changes_no_row_cost_no_copy() {
     }
 }
 
+/// As pg_partman makes its partitions ahead of time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_attached_empty_costs_no_copy() {
+    let (pipe, mut worker) = Pipe::running(false, PARTITIONED).await;
+    let (copies, known) = (pipe.generation().await, pipe.known().await);
+    pipe.source
+        .exec(
+            "CREATE TABLE t_high (LIKE t INCLUDING ALL); \
+             ALTER TABLE t ATTACH PARTITION t_high FOR VALUES FROM (100) TO (200)",
+        )
+        .await;
+    eventually("the catalog was asked", PATIENCE, async || pipe.known().await != known).await;
+    pipe.source.exec("INSERT INTO t VALUES (120, 1, 1, 'x')").await;
+    pipe.in_step("an empty partition").await;
+    assert_eq!(pipe.generation().await, copies);
+    stop(&mut worker).await;
+}
+
+/// A TRUNCATE of one partition is not in the stream of its root, and statistics hide it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_emptied_and_filled_again_leaves_nothing() {
+    let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
+    let partition = pipe.source.value("SELECT tableoid::regclass::text FROM t ORDER BY 1 LIMIT 1").await.unwrap();
+    let moved = format!("CREATE TEMPORARY TABLE kept AS SELECT * FROM {partition} LIMIT 1");
+    pipe.source
+        .exec(&format!("{moved}; TRUNCATE {partition}; INSERT INTO t SELECT * FROM kept; ANALYZE {partition}"))
+        .await;
+    pipe.in_step("an emptied partition").await;
+    stop(&mut worker).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_is_made_as_one_costs_no_copy() {
     let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;

@@ -337,3 +337,11 @@ async fn check_blocks_on_a_source_that_leaves_changes_out_of_its_log() {
     }
     own.restart_with("");
 }
+
+/// What is deleted from such a table stays in it with an end, and its log shows an update.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_becomes_versioned_halts() {
+    let at_source = "CREATE TABLE t (id int PRIMARY KEY, a int NOT NULL)";
+    let statements = "ALTER TABLE t ADD SYSTEM VERSIONING; DELETE FROM t WHERE id = 1";
+    halts_with(Mysql::mariadb().await, at_source, statements, &["SYSTEM VERSIONING"]).await;
+}

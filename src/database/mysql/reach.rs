@@ -54,12 +54,26 @@ pub async fn why_captured_rows_may_change(
     Ok(reaches.map(|table| format!("foreign keys lead from captured tables to {table}")))
 }
 
+/// Whether this is a table of the MEMORY engine, which a server empties when it comes up, or one that is not there any
+/// more or that the user may not see.
+///
+/// # Errors
+/// When the catalog cannot be asked.
+pub async fn may_be_in_memory(conn: &mut Conn, table: &TableName) -> Result<bool, QueryError> {
+    Ok(engine(conn, table).await?.is_none_or(|engine| engine.eq_ignore_ascii_case("MEMORY")))
+}
+
 async fn holds_its_own_rows(conn: &mut Conn, table: &TableName) -> Result<bool, QueryError> {
+    let engine = engine(conn, table).await?;
+    Ok(engine.is_some_and(|engine| OWN_ROWS.iter().any(|own| engine.eq_ignore_ascii_case(own))))
+}
+
+async fn engine(conn: &mut Conn, table: &TableName) -> Result<Option<String>, QueryError> {
     let sql = "SELECT ENGINE FROM information_schema.TABLES \
                WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'BASE TABLE'";
     let engine: Option<Option<String>> =
         conn.exec_first(sql, (&table.schema, &table.table)).await.map_err(|error| QueryError::new(ASKING, error))?;
-    Ok(engine.flatten().is_some_and(|engine| OWN_ROWS.iter().any(|own| engine.eq_ignore_ascii_case(own))))
+    Ok(engine.flatten())
 }
 
 async fn has_triggers(conn: &mut Conn, table: &TableName) -> Result<bool, QueryError> {

@@ -260,7 +260,8 @@ fn filter_problems(facts: &ServerFacts, mut add: impl FnMut(String, &str)) {
     if facts.filters.is_replica && !facts.logs_replicated {
         add(
             "the source is a replica that does not log what it replicates (log_slave_updates, log_replica_updates is off)".into(),
-            "set log_slave_updates (log_replica_updates) in the source's configuration and restart it, or capture from its primary",
+            "set log_slave_updates (log_replica_updates) in the source's configuration and restart it, or capture from its primary; \
+             if it is a replica no more, RESET SLAVE ALL (RESET REPLICA ALL)",
         );
     }
 }

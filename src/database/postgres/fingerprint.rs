@@ -8,7 +8,7 @@
 //! `version` is the transaction that wrote a row of the catalog: what was changed and changed back shows by it. Vacuum
 //! leaves it as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -83,8 +83,6 @@ pub struct FileMark {
     pub since: Option<String>,
     /// It was made as a partition and had no rows before.
     pub born: bool,
-    /// Nobody has counted its rows since it was made or emptied.
-    pub emptied: bool,
 }
 
 /// A table's place in a publication.
@@ -176,8 +174,7 @@ columns AS (
   LEFT JOIN meanings m ON m.attrelid = a.attrelid AND m.attnum = a.attnum GROUP BY a.attrelid),
 files AS (
   SELECT tree.root, jsonb_agg(jsonb_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname,
-    'file', c.relfilenode::int8, 'since', tree.since, 'born', tree.born,
-    'emptied', c.reltuples < 0 OR c.relpages = 0 AND current_setting('server_version_num')::int < 140000) ORDER BY c.oid) AS list
+    'file', c.relfilenode::int8, 'since', tree.since, 'born', tree.born) ORDER BY c.oid) AS list
   FROM tree JOIN pg_class c ON c.oid = tree.relid JOIN pg_namespace n ON n.oid = c.relnamespace GROUP BY tree.root),
 keys AS (
   SELECT i.indrelid, min(i.indkey::text) AS list FROM roots r JOIN pg_index i ON i.indrelid = r.oid
@@ -223,6 +220,19 @@ pub async fn look(
         lsn: row.try_get::<_, String>(2)?.parse().map_err(|_| unreadable("the place"))?,
         ended_below: row.try_get::<_, String>(3)?.parse().map_err(|_| unreadable("the oldest transaction"))?,
     })
+}
+
+/// Which of these tables hold nothing at all. One that somebody has locked counts as filled: to ask its size would
+/// wait.
+///
+/// # Errors
+/// What the server answers.
+pub async fn empty(client: &Client, oids: &[u32]) -> Result<BTreeSet<u32>, PgError> {
+    let sql = "SELECT c.oid FROM pg_class c WHERE c.oid = ANY($1) AND CASE \
+               WHEN EXISTS (SELECT FROM pg_locks l WHERE l.relation = c.oid AND l.mode = 'AccessExclusiveLock') THEN false \
+               ELSE pg_relation_size(c.oid) = 0 END";
+    let rows = client.query(sql, &[&oids]).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
 /// Ends a transaction of our own behind everything so far, which has the server write its log out up to there: its

@@ -105,6 +105,8 @@ pub async fn ensure(client: &Client, name: &str, tables: &[SourceTable]) -> Resu
     }
     let missing = found.as_ref().map_or_else(|| tables.iter().collect(), |found| found.missing(tables));
     let Some(statement) = statement(name, found.is_some(), &missing) else { return Ok(false) };
+    // What is made here is made here: a standby that is missing must not hold it back.
+    client.batch_execute("SET synchronous_commit = local").await.map_err(PgError::from)?;
     match client.batch_execute(&statement).await.map_err(PgError::from) {
         Ok(()) => {
             tracing::info!(publication = name, tables = missing.len(), "the publication sends more tables");

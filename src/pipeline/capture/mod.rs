@@ -47,6 +47,8 @@ pub trait Register: Send + Sync {
     /// and are to be made again. If the log `has_rows` from before, each table's copy must also remove what it does not
     /// meet: what was done to those rows since is in no log.
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError>;
+    /// The clock is moved to this version, which the source's log does not tell.
+    async fn clock_moves(&self, to: Version) -> Result<(), CaptureError>;
     /// What the target has from beyond the position that capture began at when a log was lost.
     async fn beyond(&self) -> Result<Option<Beyond>, CaptureError>;
     /// Capture has met that once more, or begins anew.
@@ -156,7 +158,8 @@ impl CaptureLoop {
         let beyond = self.register.beyond().await?;
         let mut from = self.resume_point().await?;
         if let (Some((_, clock)), Some(beyond)) = (&mut from, &beyond) {
-            *clock = beyond.version.max(*clock);
+            // What begins anew is newer than all that there is.
+            *clock = if anew { beyond.highest } else { beyond.clock }.max(*clock);
         }
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         if from.is_none() {

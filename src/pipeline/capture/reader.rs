@@ -117,6 +117,7 @@ impl<'a> Reader<'a> {
                         && *clock < wanted
                         && source.raise_clock(wanted)
                     {
+                        self.register.clock_moves(wanted).await?;
                         *clock = wanted;
                         self.sealed = Some(wanted);
                     }

@@ -142,7 +142,7 @@ impl MysqlStream {
                     let catalog = self.present_schema(&pending.table).await?;
                     self.reader.bind(*pending, catalog)?;
                 }
-                Some(Pending::Reach(change, names)) => match self.reach(&names).await? {
+                Some(Pending::Reach { change, names, emptied }) => match self.reach(&names, emptied).await? {
                     None => self.reader.stays_outside(names),
                     Some(why) => return Err(self.reader.row_change_refused(&change, &why)),
                 },
@@ -150,8 +150,9 @@ impl MysqlStream {
         }
     }
 
-    /// Why a row change that names no watched table may have changed one all the same.
-    async fn reach(&self, names: &Names) -> Result<Option<String>, CaptureError> {
+    /// Why a row change that names no watched table may have changed one all the same. A table that is `emptied` may be
+    /// one that a server has emptied which comes up again.
+    async fn reach(&self, names: &Names, emptied: bool) -> Result<Option<String>, CaptureError> {
         let mut conn = self.config.connector.connect().await.map_err(connect_error)?;
         let compared = |tables: &[TableName]| -> Vec<TableName> {
             tables.iter().map(|table| self.reader.tables.compared(table)).collect()
@@ -159,7 +160,14 @@ impl MysqlStream {
         let (written, read) = (compared(&names.written), compared(&names.read));
         let watched: Vec<TableName> = self.reader.tables.watched().cloned().collect();
         let (id, watched) = (conn.id(), compared(&watched));
-        let why = reach::why_captured_rows_may_change(&mut conn, &written, &read, &watched);
+        let why = async {
+            if let (true, [table]) = (emptied, written.as_slice())
+                && reach::may_be_in_memory(&mut conn, table).await?
+            {
+                return Ok(None);
+            }
+            reach::why_captured_rows_may_change(&mut conn, &written, &read, &watched).await
+        };
         let why = liveness::answered(&self.config.connector, id, why).await.ok_or_else(gone)?;
         let why = why.map_err(query_error)?;
         if let Err(error) = conn.disconnect().await {

@@ -54,7 +54,7 @@ pub(super) enum Pending {
     /// A table's present schema, for [`LogReader::bind`].
     Map(Box<PendingMap>),
     /// Whether this change of other tables can reach watched ones.
-    Reach(RowChange, Names),
+    Reach { change: RowChange, names: Names, emptied: bool },
 }
 
 /// Up to how many bytes MariaDB's transactions are held back: one with a temporary table is in the log, and ends with

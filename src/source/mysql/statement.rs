@@ -123,10 +123,11 @@ impl LogReader {
         if let Some(table) = names.written.iter().find(|table| self.tables.watches(table)) {
             return Err(self.row_change_refused(&change, &format!("it changes {table}")));
         }
-        if self.outside.contains(&names) || emptied_memory_table(&query.sql).is_some() {
+        if self.outside.contains(&names) {
             return Ok(None);
         }
-        Ok(Some(Pending::Reach(change, names)))
+        let emptied = emptied_memory_table(&query.sql).is_some();
+        Ok(Some(Pending::Reach { change, names, emptied }))
     }
 
     /// A row change as a statement halts, and says why it concerns us.
@@ -389,7 +390,7 @@ mod tests {
         assert!(read(&mut reader, "shop", own).expect("harmless").is_none());
         assert!(read(&mut reader, "mysql", "INSERT IGNORE INTO x VALUES (1)").expect("harmless").is_none());
         let other = "REPLACE INTO percona.heartbeat (ts) VALUES ('x')";
-        if let Some(Pending::Reach(_, names)) = read(&mut reader, "shop", other).expect("asked") {
+        if let Some(Pending::Reach { names, .. }) = read(&mut reader, "shop", other).expect("asked") {
             reader.stays_outside(names);
         }
         assert!(read(&mut reader, "shop", other).expect("known").is_none());

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::{
     PostgresSourceConfig,
-    judgement::{self, Copy, Made, Obstacle},
+    judgement::{self, Copy, Obstacle},
     pgoutput::Relation,
     present_tables, publication_error, server_error,
 };
@@ -48,6 +48,8 @@ const GONE_MAX: Duration = Duration::from_secs(5);
 struct Pending {
     found: Fingerprint,
     present: Vec<SourceTable>,
+    /// Partitions that were attached and held nothing.
+    empty: BTreeSet<u32>,
     /// Everything that it shows was committed before this place.
     lsn: Lsn,
     /// What the publication sends is another thing for transactions that began before this one: they have to end before
@@ -74,7 +76,6 @@ pub(super) struct Catalog {
     /// Transactions below this number had ended at the last look.
     ended_below: u64,
     gone_since: Option<Instant>,
-    made: Made,
 }
 
 impl Catalog {
@@ -105,7 +106,6 @@ impl Catalog {
             disturbed: BTreeSet::new(),
             ended_below: 0,
             gone_since: None,
-            made: Made::Meanwhile,
         }))
     }
 
@@ -119,12 +119,10 @@ impl Catalog {
             self.known = None;
         }
         self.look(client).await?;
-        // A table that has just gone has not been judged.
-        let is_as_known = self.pending.is_none() && !self.unkept && self.gone_since.is_none();
+        // A table that has just gone, or that was just published, has not been judged.
+        let is_seen = !self.digest.is_empty() && self.gone_since.is_none();
+        let is_as_known = is_seen && self.pending.is_none() && !self.unkept;
         self.keep().await?;
-        if is_as_known {
-            self.made = Made::Now;
-        }
         Ok(is_as_known)
     }
 
@@ -191,7 +189,7 @@ impl Catalog {
         // It is looked at again until it has been acted upon.
         let digest = std::mem::take(&mut self.digest);
         match judgement::obstacle(known, &found, &self.watched) {
-            None => self.gone_since = None,
+            None => {}
             Some(Obstacle::Lost(problem)) => return Err(CaptureError::Lost(problem)),
             Some(Obstacle::Gone(problem)) => {
                 if self.gone_since.get_or_insert(began).elapsed() < GONE_MAX {
@@ -200,7 +198,14 @@ impl Catalog {
                 return Err(CaptureError::Halt(problem));
             }
         }
-        let present = present_tables(client, &self.watched).await?;
+        let present = match present_tables(client, &self.watched).await {
+            // Between the two statements of a change, such as another primary key, a table cannot be captured.
+            Err(CaptureError::Halt(_)) if self.gone_since.get_or_insert(began).elapsed() < GONE_MAX => return Ok(()),
+            present => present?,
+        };
+        self.gone_since = None;
+        let attached = judgement::attached(known, &found);
+        let empty = fingerprint::empty(client, &attached).await.map_err(server_error)?;
         let sent_otherwise = judgement::is_sent_otherwise(known, &found, &self.watched);
         if sent_otherwise {
             let ensured = publication::ensure(client, &self.publication, &present).await;
@@ -212,7 +217,7 @@ impl Catalog {
         let xid = fingerprint::push(client).await.map_err(server_error)?;
         self.digest = digest;
         self.disturbed.clear();
-        self.pending = Some(Pending { found, present, lsn: look.lsn, ended: sent_otherwise.then_some(xid) });
+        self.pending = Some(Pending { found, present, empty, lsn: look.lsn, ended: sent_otherwise.then_some(xid) });
         Ok(())
     }
 
@@ -230,9 +235,9 @@ impl Catalog {
         let ended_below = self.ended_below;
         let is_passed =
             |pending: &mut Pending| reached >= pending.lsn && pending.ended.is_none_or(|ended| ended_below > ended);
-        let Pending { found, present, .. } = self.pending.take_if(is_passed)?;
+        let Pending { found, present, empty, .. } = self.pending.take_if(is_passed)?;
         let copies = match &self.known {
-            Some(known) => judgement::copies(known, &found, &self.watched, self.made),
+            Some(known) => judgement::copies(known, &found, &self.watched, &empty),
             None => Vec::new(),
         };
         let mut known = self.pruned(found);
@@ -244,7 +249,6 @@ impl Catalog {
         }
         self.known = Some(known);
         self.unkept = true;
-        self.made = Made::Now;
         Some((copies, present.into_iter().map(|table| table.schema).collect()))
     }
 

@@ -1,16 +1,17 @@
 //! What a change of the catalog means for what was captured: nothing, another copy, or a halt.
 //!
-//! Pure: what enters are two fingerprints and when the change was made, what leaves is the judgement. What is not known
-//! to be harmless is copied again.
+//! Pure: what enters are two fingerprints, what leaves is the judgement. What is not known to be harmless is copied
+//! again.
 //!
 //! | changed | means |
 //! |---|---|
 //! | a file alone (`VACUUM FULL`, `CLUSTER`, another tablespace); `TRUNCATE`, which the stream tells | nothing |
+//! | a file of a table that may have been unlogged for a while, as no publication names it | a copy |
 //! | a file, and a column's row in the catalog (`ALTER COLUMN … TYPE … USING`) | a copy, for that column |
 //! | a column's name, type, or what its type is made of; a column that came | a copy, for that column |
 //! | the key; the table under the name; how the publication sends the table, or what it sends at all | a copy |
-//! | a partition that was attached, detached or dropped, or emptied by itself | a copy |
-//! | a partition that was made as one, a column that went, a label that came | nothing |
+//! | a partition that was attached with rows, detached or dropped, or that is stored in another file | a copy |
+//! | a partition that was made as one or attached empty, a column that went, a label that came | nothing |
 //! | no table under the name, or one that is a partition now; no publication | a halt |
 
 use std::collections::BTreeSet;
@@ -40,15 +41,6 @@ pub(super) enum Obstacle {
     Gone(Problem),
     /// What the source logs from now on, or has logged, is not sent.
     Lost(Problem),
-}
-
-/// When a change was made that a look shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Made {
-    /// Since a moment ago.
-    Now,
-    /// While nobody looked.
-    Meanwhile,
 }
 
 /// What keeps these tables from being captured, whatever was known before.
@@ -98,8 +90,24 @@ pub(super) fn is_sent_otherwise(known: &Fingerprint, found: &Fingerprint, watche
         })
 }
 
-/// The tables to be copied again, of which every one was found.
-pub(super) fn copies(known: &Fingerprint, found: &Fingerprint, watched: &[TableName], made: Made) -> Vec<Copy> {
+/// The partitions that came otherwise than by being made as one: what they bring is in no stream, unless they bring
+/// nothing.
+pub(super) fn attached(known: &Fingerprint, found: &Fingerprint) -> Vec<u32> {
+    let new = |now: &TableMark| {
+        let before = known.named(&now.table());
+        let is_new = |file: &&FileMark| before.is_some_and(|before| file_before(before, file).is_none());
+        now.files.iter().filter(is_new).filter(|file| !is_born(file)).map(|file| file.oid).collect::<Vec<_>>()
+    };
+    found.tables.iter().flat_map(new).collect()
+}
+
+/// The tables to be copied again, of which every one was found. Of partitions that were attached, these are `empty`.
+pub(super) fn copies(
+    known: &Fingerprint,
+    found: &Fingerprint,
+    watched: &[TableName],
+    empty: &BTreeSet<u32>,
+) -> Vec<Copy> {
     let publication = known.publication != found.publication;
     let judged = watched.iter().filter_map(|table| {
         let now = found.named(table)?;
@@ -107,7 +115,7 @@ pub(super) fn copies(known: &Fingerprint, found: &Fingerprint, watched: &[TableN
         let (columns, why) = match before {
             Some(_) if publication => (all(now), "the publication was altered"),
             None => (all(now), "nothing is known of how it was captured before"),
-            Some(before) => copied(before, now, made)?,
+            Some(before) => copied(before, now, empty)?,
         };
         let names: BTreeSet<&str> = columns.into_iter().collect();
         Some(Copy { table: table.clone(), columns: names.into_iter().map(str::to_owned).collect(), why })
@@ -120,7 +128,11 @@ fn all(table: &TableMark) -> Vec<&str> {
 }
 
 /// The columns that a copy is needed for, and why; none if nothing is.
-fn copied<'a>(before: &'a TableMark, now: &'a TableMark, made: Made) -> Option<(Vec<&'a str>, &'static str)> {
+fn copied<'a>(
+    before: &'a TableMark,
+    now: &'a TableMark,
+    empty: &BTreeSet<u32>,
+) -> Option<(Vec<&'a str>, &'static str)> {
     if before.oid != now.oid {
         return Some((all(now), "another table has taken its name"));
     }
@@ -133,10 +145,14 @@ fn copied<'a>(before: &'a TableMark, now: &'a TableMark, made: Made) -> Option<(
     if before.key != now.key {
         return Some((all(now), "its key was changed"));
     }
-    if let Some(why) = partitions(before, now, made) {
+    if let Some(why) = partitions(before, now, empty) {
         return Some((all(now), why));
     }
     let rewritten = has_other_files(before, now);
+    // What a publication names cannot be set to be unlogged.
+    if rewritten && now.sent.as_ref().is_some_and(|sent| !sent.by.starts_with("table ")) {
+        return Some((all(now), "it is stored anew, and may not have been logged for a while"));
+    }
     let columns: Vec<&str> = now
         .columns
         .iter()
@@ -171,22 +187,28 @@ fn file_before<'a>(before: &'a TableMark, file: &FileMark) -> Option<&'a FileMar
     before.files.iter().find(|known| known.oid == file.oid)
 }
 
-/// Why partitions that came, went or were emptied ask for a copy.
-fn partitions(before: &TableMark, now: &TableMark, made: Made) -> Option<&'static str> {
+/// Whether a partition was made as one, and is stored where it was then: a file is first called as its table.
+fn is_born(file: &FileMark) -> bool {
+    file.born && (file.file == 0 || file.file == file.oid)
+}
+
+/// Why partitions that came, went or were emptied ask for a copy. One that is truncated by itself is not in the stream
+/// of its root, and nothing tells that from a file that `VACUUM FULL` has written.
+fn partitions(before: &TableMark, now: &TableMark, empty: &BTreeSet<u32>) -> Option<&'static str> {
     if before.files.iter().any(|known| file_before(now, known).is_none()) {
         return Some("a partition was detached or dropped");
     }
     now.files.iter().find_map(|file| {
         let Some(known) = file_before(before, file) else {
-            return (!file.born).then_some("a partition was attached");
+            // A root that was attached has nothing itself; its partitions are judged like all others.
+            let brings_rows = !is_born(file) && file.file != 0 && !empty.contains(&file.oid);
+            return brings_rows.then_some("a partition was attached");
         };
         if known.since != file.since {
             return Some("a partition was attached again");
         }
-        // A partition that is truncated by itself is not in the stream of its root. What was counted since is no longer
-        // known to have been emptied.
-        let emptied = file.since.is_some() && known.file != file.file && (file.emptied || made == Made::Meanwhile);
-        emptied.then_some("a partition was emptied, or stored anew while nobody looked")
+        let stored_anew = file.since.is_some() && known.file != file.file;
+        stored_anew.then_some("a partition was emptied, or stored anew")
     })
 }
 
@@ -218,7 +240,6 @@ mod tests {
             file: oid,
             since: since.map(str::to_owned),
             born: false,
-            emptied: false,
         }
     }
 
@@ -251,7 +272,7 @@ mod tests {
     fn after(change: impl FnOnce(&mut TableMark)) -> Vec<String> {
         let mut now = table();
         change(&mut now);
-        let judged = copies(&of(table()), &of(now), &watched(), Made::Now);
+        let judged = copies(&of(table()), &of(now), &watched(), &BTreeSet::new());
         judged.into_iter().flat_map(|copy| copy.columns).collect()
     }
 
@@ -261,7 +282,6 @@ mod tests {
     fn another_file_alone_is_nothing() {
         assert!(after(|_| ()).is_empty());
         assert!(after(|table| table.files[0].file = 99).is_empty());
-        assert!(after(|table| table.files[1].file = 99).is_empty());
         assert!(after(|table| table.columns[1].version = "701".into()).is_empty(), "statistics, or NOT NULL");
     }
 
@@ -272,11 +292,6 @@ mod tests {
             table.columns[1].version = "701".into();
         });
         assert_eq!(rewritten, ["net"]);
-        let partition = after(|table| {
-            table.files[1].file = 99;
-            table.columns[2].version = "701".into();
-        });
-        assert_eq!(partition, ["gross"]);
     }
 
     #[test]
@@ -307,8 +322,9 @@ mod tests {
             table.columns[1].meanings = labels.collect();
             of(table)
         };
-        let judged =
-            |now: &[(&str, &str)]| copies(&mood(&[("70", "sad"), ("80.1", "23")]), &mood(now), &watched(), Made::Now);
+        let judged = |now: &[(&str, &str)]| {
+            copies(&mood(&[("70", "sad"), ("80.1", "23")]), &mood(now), &watched(), &BTreeSet::new())
+        };
         assert!(judged(&[("70", "sad"), ("80.1", "23"), ("71", "ok")]).is_empty());
         for now in [
             [("70", "blue"), ("80.1", "23")].as_slice(),
@@ -328,10 +344,7 @@ mod tests {
             |table| table.files.truncate(1),
             |table| table.files.push(file(11, Some("801"))),
             |table| table.files[1].since = Some("801".into()),
-            |table| {
-                table.files[1].file = 99;
-                table.files[1].emptied = true;
-            },
+            |table| table.files[1].file = 99,
             |table| table.sent = None,
             |table| table.files = vec![file(1, None), file(12, Some("800"))],
             |table| table.key = None,
@@ -343,22 +356,41 @@ mod tests {
 
     #[test]
     fn a_partition_that_was_made_as_one_has_no_rows_of_before() {
-        assert!(after(|table| table.files.push(FileMark { born: true, ..file(11, Some("801")) })).is_empty());
+        let born = FileMark { born: true, ..file(11, Some("801")) };
+        assert!(after(|table| table.files.push(born.clone())).is_empty());
+        // Truncated since: what it had before is in the stream, and the TRUNCATE is not.
+        assert_eq!(after(|table| table.files.push(FileMark { file: 99, ..born })), ALL);
     }
 
     #[test]
-    fn a_partition_that_is_stored_anew_while_nobody_looked_may_have_been_emptied() {
+    fn a_partition_that_is_attached_empty_brings_nothing() {
         let mut now = table();
-        now.files[1].file = 99;
-        assert_eq!(copies(&of(table()), &of(now), &watched(), Made::Meanwhile).len(), 1);
+        now.files.push(file(11, Some("801")));
+        now.files.push(FileMark { born: true, ..file(12, Some("802")) });
+        let (known, now) = (of(table()), of(now));
+        assert_eq!(attached(&known, &now), [11]);
+        assert!(copies(&known, &now, &watched(), &BTreeSet::from([11])).is_empty());
+        assert_eq!(copies(&known, &now, &watched(), &BTreeSet::new()).len(), 1);
+    }
+
+    #[test]
+    fn a_file_of_a_table_that_no_publication_names_may_have_missed_changes() {
+        let everything = |file| {
+            let sent = Some(SentMark { by: "all".into(), columns: None, filter: None });
+            let mut table = TableMark { sent, ..table() };
+            table.files[0].file = file;
+            of(table)
+        };
+        assert!(copies(&everything(1), &everything(1), &watched(), &BTreeSet::new()).is_empty());
+        assert_eq!(copies(&everything(1), &everything(99), &watched(), &BTreeSet::new()).len(), 1);
     }
 
     #[test]
     fn a_table_that_was_away_or_of_which_nothing_is_known_is_copied() {
         let away = of(TableMark { disturbed: true, ..table() });
-        assert_eq!(copies(&away, &of(table()), &watched(), Made::Now).len(), 1);
+        assert_eq!(copies(&away, &of(table()), &watched(), &BTreeSet::new()).len(), 1);
         let nothing = Fingerprint { publication: None, tables: Vec::new() };
-        assert_eq!(copies(&nothing, &of(table()), &watched(), Made::Now).len(), 1);
+        assert_eq!(copies(&nothing, &of(table()), &watched(), &BTreeSet::new()).len(), 1);
     }
 
     #[test]
@@ -366,7 +398,7 @@ mod tests {
         let mut now = of(table());
         now.publication = now.publication.map(|publication| PublicationMark { version: "601".into(), ..publication });
         assert!(is_sent_otherwise(&of(table()), &now, &watched()));
-        assert_eq!(copies(&of(table()), &now, &watched(), Made::Now).len(), 1);
+        assert_eq!(copies(&of(table()), &now, &watched(), &BTreeSet::new()).len(), 1);
         assert!(!is_sent_otherwise(&of(table()), &of(table()), &watched()));
     }
 

@@ -313,9 +313,6 @@ async fn prepared(
     watched: &[TableName],
 ) -> Result<(Session, ServerFacts, Vec<SourceTable>), CaptureError> {
     let session = Session::open(&config.target, &config.options).await.map_err(server_error)?;
-    // What is made here is made here: a standby that is missing must not hold it back.
-    let local = session.client.batch_execute("SET synchronous_commit = local").await;
-    local.map_err(|error| server_error(error.into()))?;
     let facts = ServerFacts::load(&session.client).await.map_err(server_error)?;
     refuse(facts.problems())?;
     let present = present_tables(&session.client, watched).await?;

@@ -105,7 +105,9 @@ impl Relations {
         let schema = match before {
             Some(before) if *before == schema => before,
             Some(before) => {
-                let is_judged = self.judged.get(&table) == Some(&schema);
+                let has_same_key =
+                    before.key_columns().map(|column| &column.name).eq(schema.key_columns().map(|column| &column.name));
+                let is_judged = has_same_key && self.judged.get(&table) == Some(&schema);
                 arrived.rewritten = if is_judged { Vec::new() } else { rewritten(&before, &schema) };
                 Arc::new(schema)
             }

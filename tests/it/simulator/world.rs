@@ -115,6 +115,10 @@ impl Register for Registered {
         if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew(has_rows).await }
     }
 
+    async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {
+        self.notes.clock_moves(to).await
+    }
+
     async fn beyond(&self) -> Result<Option<Beyond>, CaptureError> {
         self.notes.beyond().await
     }

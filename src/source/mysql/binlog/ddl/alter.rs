@@ -75,7 +75,15 @@ impl Parser<'_> {
                 // Table options may follow each other without a comma.
                 Some(word) if depth == 0 && word.is("ENGINE") => {
                     self.tokens.next();
-                    self.engine(clauses);
+                    // A column may be called so.
+                    let is_option = match self.tokens.peek() {
+                        Some(Token::Symbol(symbol)) => *symbol == '=',
+                        Some(Token::Word(_) | Token::Quoted(_) | Token::Text) => true,
+                        None => false,
+                    };
+                    if is_option {
+                        self.engine(clauses);
+                    }
                     continue;
                 }
                 Some(Token::Word(_) | Token::Quoted(_) | Token::Text | Token::Symbol(_)) => {}
@@ -88,6 +96,12 @@ impl Parser<'_> {
         let verb = match self.tokens.peek() {
             None | Some(Token::Symbol(';')) => return,
             Some(Token::Word(word)) => word.to_ascii_uppercase(),
+            // MariaDB shows options of engines in quotes.
+            Some(Token::Quoted(name))
+                if !clauses.in_names && OPTIONS.iter().any(|option| name.eq_ignore_ascii_case(option)) =>
+            {
+                name.to_ascii_uppercase()
+            }
             // DROP PARTITION p0, `p1`
             Some(Token::Quoted(_) | Token::Text | Token::Symbol(_)) => String::new(),
         };
@@ -178,13 +192,22 @@ impl Parser<'_> {
             {
                 clauses.kinds.push(AlterKind::Index);
             }
-            "PERIOD" | "SYSTEM" => clauses.kinds.push(AlterKind::Other),
+            "PERIOD" if self.follows("FOR") => clauses.kinds.push(AlterKind::Other),
+            // Its rows are no longer what the log says of them: a DELETE is an update there.
+            "SYSTEM" if self.follows("VERSIONING") => {
+                clauses.kinds.push(AlterKind::Unknown("SYSTEM VERSIONING".into()));
+            }
             "PARTITION" => {
                 self.tokens.next();
                 clauses.names(AlterKind::PartitionOther);
             }
             _ => self.add_columns(clauses),
         }
+    }
+
+    /// Whether this word comes after the next one, which is then a keyword and no name.
+    fn follows(&mut self, word: &str) -> bool {
+        self.tokens.peek_at(1).is_some_and(|next| next.is(word))
     }
 
     /// Whether the keyword is one, and no column of that name: a quoted name is never a keyword, and these words
@@ -225,7 +248,11 @@ impl Parser<'_> {
                 self.tokens.next();
                 clauses.names(AlterKind::PartitionDrop);
             }
-            "PERIOD" | "SYSTEM" => clauses.kinds.push(AlterKind::Other),
+            "PERIOD" if self.follows("FOR") => clauses.kinds.push(AlterKind::Other),
+            // Its rows are no longer what the log says of them: a DELETE is an update there.
+            "SYSTEM" if self.follows("VERSIONING") => {
+                clauses.kinds.push(AlterKind::Unknown("SYSTEM VERSIONING".into()));
+            }
             _ => {
                 self.column_keyword();
                 self.column(clauses);
@@ -278,11 +305,12 @@ impl Parser<'_> {
 
 /// Table options and the like that change no stored value, by their first word. The engines of MariaDB take options of
 /// any name, which may well decide about rows.
-const OPTIONS: [&str; 43] = [
+const OPTIONS: [&str; 47] = [
     "ALGORITHM",
     "AUTOEXTEND_SIZE",
     "AUTO_INCREMENT",
     "AVG_ROW_LENGTH",
+    "CHAR",
     "CHARACTER",
     "CHARSET",
     "CHECKSUM",
@@ -314,11 +342,14 @@ const OPTIONS: [&str; 43] = [
     "ROW_FORMAT",
     "SECONDARY_ENGINE",
     "SECONDARY_ENGINE_ATTRIBUTE",
+    "SECONDARY_LOAD",
+    "SECONDARY_UNLOAD",
     "STATS_AUTO_RECALC",
     "STATS_PERSISTENT",
     "STATS_SAMPLE_PAGES",
     "STORAGE",
     "TABLESPACE",
+    "TABLE_CHECKSUM",
     "TRANSACTIONAL",
     "WITH",
     "WITHOUT",

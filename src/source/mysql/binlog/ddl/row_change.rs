@@ -72,6 +72,10 @@ impl Parser<'_> {
                     before = Token::Symbol('(');
                     continue;
                 }
+                if self.take("DUAL") {
+                    before = Token::Symbol(' ');
+                    continue;
+                }
                 names.read.push(self.table()?);
                 self.take("AS");
                 if !matches!(self.tokens.peek(), Some(Token::Symbol(_))) && !self.keyword_is_next() {
@@ -137,7 +141,7 @@ fn may_call(before: &Token<'_>) -> bool {
 }
 
 /// Words that a parenthesis may follow without a call of anything that writes.
-const BUILT_IN: [&str; 126] = [
+const BUILT_IN: [&str; 136] = [
     "VALUES",
     "VALUE",
     "SET",
@@ -260,6 +264,17 @@ const BUILT_IN: [&str; 126] = [
     "MAX",
     "AVG",
     "BIT_XOR",
+    // What a server makes of a routine's variable.
+    "NAME_CONST",
+    "LPAD",
+    "RPAD",
+    "DEFAULT",
+    "MICROSECOND",
+    "NVL",
+    "JSON_OBJECT",
+    "JSON_ARRAY",
+    "JSON_EXTRACT",
+    "JSON_SET",
     "ABS",
     "FLOOR",
     "CEIL",

@@ -259,6 +259,12 @@ fn alter_table_names_its_kinds_and_columns() {
         assert_eq!(alter(&format!("ALTER TABLE t {clauses}")), (kinds, names(columns)), "{clauses}");
     }
     assert_eq!(alter("ALTER TABLE t DISCARD TABLESPACE").0, [Tablespace]);
+    assert_eq!(alter("ALTER TABLE t ADD SYSTEM VERSIONING").0, [Unknown("SYSTEM VERSIONING".into())]);
+    assert_eq!(alter("ALTER TABLE t DROP period, ADD period int"), (vec![DropColumn, AddColumn], names(&["period"])));
+    assert_eq!(alter("ALTER TABLE t ADD PERIOD FOR p (a, b)").0, [Other]);
+    assert_eq!(alter("ALTER TABLE t ADD c int AFTER engine").0, [AddColumn]);
+    assert_eq!(alter("ALTER TABLE t ADD INDEX engine (engine)").0, [Index]);
+    assert_eq!(alter("ALTER TABLE t `PAGE_COMPRESSED`='ON', CHAR SET utf8mb4").0, [Other, Other]);
     assert_eq!(alter("ALTER TABLE t").0, [Other]);
     assert_eq!(alter("CREATE UNIQUE INDEX i ON t (c)").0, [Index]);
     assert_eq!(alter("DROP INDEX i ON t").0, [Index]);
