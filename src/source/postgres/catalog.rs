@@ -40,6 +40,8 @@ const NOTE: &str = "catalog";
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A look that takes long is repeated after so many times its length: it is to be no load of its own.
 const PAUSE_LOOKS: u32 = 20;
+/// A busy server is asked this often all the same: until then the target differs, and nobody knows.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long a table may be gone: who swaps two tables does so in two statements.
 const GONE_MAX: Duration = Duration::from_secs(5);
 
@@ -172,7 +174,7 @@ impl Catalog {
     pub(super) async fn look(&mut self, client: &Client) -> Result<(), CaptureError> {
         let began = Instant::now();
         let look = self.ask(client).await?;
-        self.look_at = Instant::now() + LOOK_EVERY.max(began.elapsed() * PAUSE_LOOKS);
+        self.look_at = Instant::now() + LOOK_EVERY.max((began.elapsed() * PAUSE_LOOKS).min(PAUSE_MAX));
         self.ended_below = look.ended_below;
         let Some(found) = look.found else { return Ok(()) };
         self.digest = look.digest;
