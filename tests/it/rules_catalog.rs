@@ -282,19 +282,6 @@ async fn a_partition_that_is_attached_empty_costs_no_copy() {
     stop(&mut worker).await;
 }
 
-/// A TRUNCATE of one partition is not in the stream of its root, and statistics hide it at once.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_partition_that_is_emptied_and_filled_again_leaves_nothing() {
-    let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
-    let partition = pipe.source.value("SELECT tableoid::regclass::text FROM t ORDER BY 1 LIMIT 1").await.unwrap();
-    let moved = format!("CREATE TEMPORARY TABLE kept AS SELECT * FROM {partition} LIMIT 1");
-    pipe.source
-        .exec(&format!("{moved}; TRUNCATE {partition}; INSERT INTO t SELECT * FROM kept; ANALYZE {partition}"))
-        .await;
-    pipe.in_step("an emptied partition").await;
-    stop(&mut worker).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_is_made_as_one_costs_no_copy() {
     let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
