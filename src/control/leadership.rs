@@ -7,7 +7,7 @@ use super::{
     worker::{Role, Worker},
 };
 use crate::{
-    log::{Log, LogError, Topic},
+    log::{Control, Log, LogError, Topic},
     model::{Disposition, Problem, Version},
     pipeline::apply,
     state::{
@@ -108,25 +108,18 @@ pub(super) async fn renew(leases: Arc<Store>, lease: Lease) {
     }
 }
 
-/// Whether capture finds in the log no place to go on from.
-pub(super) async fn is_bare(log: &Arc<dyn Log>) -> Result<bool, Attempt> {
+/// The last control record of each partition: where capture would go on.
+pub(super) async fn last_controls(log: &Arc<dyn Log>) -> Result<Vec<Option<Control>>, Attempt> {
+    let mut controls = Vec::new();
     for partition in 0..log.partitions() {
         let last = log.last_control(Topic::Changes, partition).await;
-        if last.map_err(|error| Attempt::Later(error.to_string()))?.is_none() {
-            return Ok(true);
-        }
+        controls.push(last.map_err(|error| Attempt::Later(error.to_string()))?.map(|(_, control)| control));
     }
-    Ok(false)
+    Ok(controls)
 }
 
 /// The version up to which everything happened before the source's tables were looked at, at `now_us` of its clock:
 /// what the log holds may be of a clock that was ahead.
-pub(super) async fn newest_version(log: &Arc<dyn Log>, now_us: i64) -> Result<Version, Attempt> {
-    let mut newest = now_us;
-    for partition in 0..log.partitions() {
-        let last = log.last_control(Topic::Changes, partition).await;
-        let last = last.map_err(|error| Attempt::Later(error.to_string()))?;
-        newest = last.map_or(newest, |(_, control)| newest.max(control.clock));
-    }
-    Ok(newest)
+pub(super) fn newest_version(controls: &[Option<Control>], now_us: i64) -> Version {
+    controls.iter().flatten().map(|control| control.clock).fold(now_us, Version::max)
 }

@@ -22,7 +22,7 @@ pub struct Notes {
 #[async_trait]
 impl Register for Notes {
     async fn schema(&self, schema: &TableSchema, clock: Version) -> Result<(), CaptureError> {
-        self.store.add_schema(schema, clock).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+        Ok(self.store.add_schema(schema, clock).await?)
     }
 
     async fn rewritten(&self, table: &TableName, columns: &[String], clock: Version) -> Result<(), CaptureError> {
@@ -31,15 +31,13 @@ impl Register for Notes {
             tracing::info!(%table, "the table was altered; no transform uses what changed");
             return Ok(());
         }
-        let queued = self.store.queue_copy(&table.table, clock).await;
-        queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        self.store.queue_copy(&table.table, clock).await?;
         tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
         Ok(())
     }
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
-        let queued = self.store.queue_begun_copies(has_rows).await;
-        let queued = queued.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        let queued = self.store.queue_begun_copies(has_rows).await?;
         if queued > 0 {
             tracing::warn!(
                 tables = queued,
@@ -50,19 +48,18 @@ impl Register for Notes {
     }
 
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {
-        self.store.set_moved_clock(to).await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+        Ok(self.store.set_moved_clock(to).await?)
     }
 
     async fn beyond(&self) -> Result<Option<Beyond>, CaptureError> {
-        self.store.beyond().await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+        Ok(self.store.beyond().await?)
     }
 
     async fn beyond_is_over(&self) -> Result<(), CaptureError> {
-        self.store.clear_beyond().await.map_err(|error| CaptureError::Unreachable(error.to_string()))
+        Ok(self.store.clear_beyond().await?)
     }
 
     async fn all_copied_again(&self) -> Result<bool, CaptureError> {
-        let left = self.store.not_to_be_copied_again().await;
-        Ok(left.map_err(|error| CaptureError::Unreachable(error.to_string()))?.is_empty())
+        Ok(self.store.not_to_be_copied_again().await?.is_empty())
     }
 }

@@ -22,7 +22,7 @@ use super::{
     follower,
     http::{self, Endpoints, Vitals},
     leader::Leader,
-    leadership::{is_bare, newest_version, renew},
+    leadership::{last_controls, newest_version, renew},
     notes::Notes,
     parts::{Configured, Parts},
     worker::{Ended, Role, Worker},
@@ -159,19 +159,14 @@ impl Worker {
         Ok(self.store.position().await?)
     }
 
-    /// Under a log that has no place to go on from, which is lost or new, notes what the target has from beyond its
-    /// stored position.
+    /// Under a log that is lost or new, notes what the target has from beyond its stored position.
     async fn take_stock_beyond(
         &self,
         source: &dyn Source,
         target: &dyn Target,
-        log: &Arc<dyn Log>,
         stored: Option<&(Position, Version)>,
     ) -> Result<(), Attempt> {
         let Some((position, clock)) = stored.filter(|(position, _)| position.has_one_order()) else { return Ok(()) };
-        if !is_bare(log).await? {
-            return Ok(());
-        }
         let (highest, noted) = (target.highest_version().await?, self.store.beyond().await?);
         if highest > *clock || noted.is_some() {
             let was_moved = self.store.moved_clock().await? > *clock;
@@ -198,7 +193,8 @@ impl Worker {
         let Some(Examined { tables, now_us, connector, .. }) = examined else { return Ok(None) };
         let names: Vec<String> = tables.iter().map(|schema| schema.table.table.clone()).collect();
         let Some(fallback) = self.patiently("target", || self.take_stock(&names)).await? else { return Ok(None) };
-        let Some(planned_at) = self.patiently("log", || newest_version(&log, now_us)).await? else { return Ok(None) };
+        let Some(controls) = self.patiently("log", || last_controls(&log)).await? else { return Ok(None) };
+        let planned_at = newest_version(&controls, now_us);
         let target = self.parts.target(Arc::clone(&self.store), lease.epoch)?;
         let prepared = self.patiently("target", || async { Ok(target.prepare(&tables, planned_at).await?) });
         let Some(()) = prepared.await? else { return Ok(None) };
@@ -207,8 +203,11 @@ impl Worker {
         let clock_min =
             self.patiently("target", || async { Ok(if has_clock { 0 } else { target.highest_version().await? }) });
         let Some(clock_min) = clock_min.await? else { return Ok(None) };
-        let stock = || self.take_stock_beyond(&*source, &*target, &log, fallback.as_ref());
-        let Some(()) = self.patiently("target", stock).await? else { return Ok(None) };
+        // The log has no place for capture to go on from.
+        if controls.iter().any(Option::is_none) {
+            let stock = || self.take_stock_beyond(&*source, &*target, fallback.as_ref());
+            let Some(()) = self.patiently("target", stock).await? else { return Ok(None) };
+        }
         let needs = Needs::of(&target.plans());
         let snapshot = &self.config.snapshot;
         let flow = Flow {

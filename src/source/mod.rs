@@ -23,7 +23,7 @@ use crate::{
     },
     observe::{Captured, Environment, Frontier},
     snapshot::{Block, Scan, SnapshotError},
-    state::Store,
+    state::{StateError, Store},
 };
 
 /// Rows handed over at once.
@@ -66,6 +66,13 @@ pub enum CaptureError {
     /// again, capture may begin where the source is then.
     #[error("{0}")]
     Lost(Problem),
+}
+
+/// What keeps the state out of reach passes, or ends when it is corrected there.
+impl From<StateError> for CaptureError {
+    fn from(error: StateError) -> Self {
+        CaptureError::Unreachable(error.to_string())
+    }
 }
 
 impl CaptureError {
@@ -242,7 +249,7 @@ pub fn of(settings: Settings) -> Result<Arc<dyn Source>, SourceError> {
 
 /// The schemas that held at `clock`, as far as they are known.
 async fn known_schemas(store: &Store, clock: Version) -> Result<Vec<Arc<TableSchema>>, CaptureError> {
-    let stored = store.schemas().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+    let stored = store.schemas().await?;
     let mut known: Vec<Arc<TableSchema>> = Vec::new();
     for (_, schema) in stored.into_iter().filter(|(since, _)| *since <= clock) {
         known.retain(|other| other.table != schema.table);

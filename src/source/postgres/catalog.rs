@@ -31,7 +31,7 @@ use crate::{
     },
     model::{Lsn, TableName, TableSchema},
     source::CaptureError,
-    state::{StateError, Store},
+    state::Store,
 };
 
 /// Under what the fingerprint is kept.
@@ -91,7 +91,7 @@ impl Catalog {
         watched: &[TableName],
     ) -> Result<Option<Self>, CaptureError> {
         let Some(store) = config.state.as_ref().map(Arc::clone) else { return Ok(None) };
-        let kept = store.note(NOTE).await.map_err(|error| state_error(&error))?;
+        let kept = store.note(NOTE).await?;
         let nothing = Fingerprint { publication: None, tables: Vec::new() };
         // Of what cannot be read any more nothing is known, and everything is copied again.
         let known = kept.map(|kept| serde_json::from_str(&kept).unwrap_or(nothing));
@@ -139,7 +139,7 @@ impl Catalog {
     pub(super) async fn keep(&mut self) -> Result<(), CaptureError> {
         let (true, Some(known)) = (self.unkept, &self.known) else { return Ok(()) };
         let text = serde_json::to_string(known).map_err(|error| CaptureError::Unreachable(error.to_string()))?;
-        self.store.set_note(NOTE, &text).await.map_err(|error| state_error(&error))?;
+        self.store.set_note(NOTE, &text).await?;
         self.unkept = false;
         Ok(())
     }
@@ -259,8 +259,4 @@ impl Catalog {
         found.tables.retain(|mark| self.watched.contains(&mark.table()));
         found
     }
-}
-
-fn state_error(error: &StateError) -> CaptureError {
-    CaptureError::Unreachable(error.to_string())
 }
