@@ -1,4 +1,4 @@
-//! Rule 30, the catalog is asked: what PostgreSQL's log says nothing of, while a worker follows and while none runs.
+//! Rule 36, the catalog is asked: what PostgreSQL's log says nothing of, while a worker follows and while none runs.
 
 use crate::{
     follow::{PATIENCE, following, halted, stop},

@@ -1,4 +1,4 @@
-//! What the source's log says nothing of, asked of its catalog (rule 30).
+//! What the source's log says nothing of, asked of its catalog (rule 36).
 //!
 //! What enters: looks at the catalog, at the start and with every heartbeat, and the tables that the stream describes.
 //! What leaves: tables to be copied again, or what keeps capture from going on. Invariants: a look is acted upon when
