@@ -15,6 +15,7 @@ mod replay;
 mod resnapshot;
 mod run;
 mod status;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -77,6 +78,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     /// Apply a part of the log again, through today's transforms, beside the stream.
     Replay(replay::ReplayArgs),
+    /// Compare the source, through the transforms, with the target; exit 0 if every row is equal, 1 if not.
+    Verify(verify::VerifyArgs),
     /// Rows that could not be stored: list, show, retry or discard them.
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -160,6 +163,7 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Status { json, watch, events: false } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
         Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
+        Command::Verify(arguments) => runtime.block_on(verify::verify(&config()?, arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }

@@ -6,13 +6,17 @@ use super::Failure;
 use crate::{
     config::Config,
     control::parts,
-    state::status::{Phase, Status},
+    observe::now_us,
+    state::{
+        status::{Phase, Status},
+        verifications::VerifiedTable,
+    },
 };
 
 pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(), Failure> {
     let store = parts::store(config)?;
     loop {
-        let status = store.status().await.map_err(|error| {
+        let status = store.proven_status().await.map_err(|error| {
             anyhow::anyhow!("the state of `{}` cannot be read: {error}; has `cutover run` been started?", config.name)
         })?;
         let text = if json { serde_json::to_string(&status)? + "\n" } else { render(&config.name, &status) };
@@ -78,6 +82,9 @@ fn render(name: &str, status: &Status) -> String {
         let (rows, total) = (replay.rows, replay.rows_total);
         line("replay", format!("{:.1} % from {}: {rows} of {total} rows{eta}", replay.percent, replay.from));
     }
+    if !status.verified.is_empty() {
+        line("verified", verified(status));
+    }
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
     }
@@ -85,6 +92,11 @@ fn render(name: &str, status: &Status) -> String {
         line("HALTED", halt.what.clone());
         line("to do", halt.fix.clone());
     }
+    tables(&mut text, status);
+    text
+}
+
+fn tables(text: &mut String, status: &Status) {
     let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).max(5);
     let _ = writeln!(text, "\n{:<width$}  {:<8}{:>14}{:>14}{:>14}", "table", "state", "rows", "copied", "applied");
     for table in &status.tables {
@@ -98,7 +110,18 @@ fn render(name: &str, status: &Status) -> String {
             table.applied
         );
     }
-    text
+}
+
+/// When each table was compared as a whole, and what drifted.
+fn verified(status: &Status) -> String {
+    let age = |table: &VerifiedTable| human_seconds((now_us() - table.at_us).max(0) as f64 / 1e6);
+    let oldest = status.verified.iter().min_by_key(|table| table.at_us).map(age).unwrap_or_default();
+    let (compared, all) = (status.verified.len(), status.tables.len());
+    let found = match status.drift_rows {
+        0 => "no drift".to_owned(),
+        rows => format!("{rows} rows drifted; `cutover verify --repair` sends them again"),
+    };
+    format!("{compared} of {all} tables, the oldest {oldest} ago: {found}")
 }
 
 /// `1h 02m`, `3m 05s`, `12s`.

@@ -15,6 +15,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    repairing,
     replay::{Ask, Replayer, Stopped},
     worker::Worker,
 };
@@ -67,6 +68,14 @@ impl Background {
     pub(super) fn retry(&mut self, request: &Request) {
         let (tools, id, ids) = (self.tools.clone(), request.id, ids(request));
         self.begin(id, "dlq", async move { tools.retry(id, &ids).await });
+    }
+
+    /// Sends drifted rows again.
+    pub(super) fn repair(&mut self, request: &Request) {
+        let (tools, request) = (self.tools.clone(), request.clone());
+        self.begin(request.id, "repair", async move {
+            Ok(repairing::answer(&tools.replayer.store, &tools.replayer.refetch, &request).await?)
+        });
     }
 
     /// Looks at a replay that is asked for, and begins it.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
     background::{self, Background},
     error::WorkerError,
     leader::{Charge, End},
+    proving::Prover,
     replay::Replayer,
     worker::{Ended, Worker},
 };
@@ -42,6 +44,8 @@ pub(super) struct Capturing {
     captured_before: Vec<u64>,
     applying: Applying,
     background: Background,
+    /// Compares in the background.
+    proving: JoinSet<()>,
 }
 
 impl Capturing {
@@ -58,6 +62,7 @@ impl Capturing {
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
+            proving: JoinSet::new(),
             worker: worker.clone(),
             flow,
             end,
@@ -73,12 +78,14 @@ impl Capturing {
         });
         let Some(()) = prepared.await? else { return Ok(None) };
         capturing.background.go_on_replaying();
+        capturing.proving = Prover::begin(worker, &capturing.flow, capturing.background.barrier(), stop);
         capturing.start_applying(stop).await;
         Ok(Some(capturing))
     }
 
     /// Ends what was begun on request, which the next worker begins again, and stops the apply loops.
     pub(super) async fn stop(&mut self) {
+        self.proving.shutdown().await;
         self.background.stop().await;
         self.applying.stop().await;
     }
@@ -225,6 +232,10 @@ impl Charge for Capturing {
             }
             Ok(Command::Replay) => {
                 self.background.replay(request);
+                Ok(())
+            }
+            Ok(Command::Repair) => {
+                self.background.repair(request);
                 Ok(())
             }
             Ok(Command::DiscardDeadLetters) => {

@@ -257,6 +257,7 @@ impl<'a> Leader<'a> {
         if idle
             && applied > 0
             && store.any_replay().await.is_ok_and(|replaying| !replaying)
+            && store.is_verified().await.is_ok_and(|verified| !verified)
             && let Err(error) = charge.target().forget_tombstones(applied).await
         {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");

@@ -21,6 +21,8 @@ pub mod metric {
     pub const CONFLICTS: &str = "cutover_conflicts_total";
     pub const DEAD_LETTERS: &str = "cutover_dead_letters_total";
     pub const DRIFT_ROWS: &str = "cutover_drift_rows";
+    pub const VERIFY_ROWS: &str = "cutover_verify_rows_total";
+    pub const VERIFY_LAST_PASS_AGE: &str = "cutover_verify_last_pass_age_seconds";
     pub const SNAPSHOT_ROWS: &str = "cutover_snapshot_rows_total";
     pub const SNAPSHOT_PROGRESS: &str = "cutover_snapshot_progress_ratio";
     pub const TRAFFIC_PERCENT: &str = "cutover_traffic_percent";

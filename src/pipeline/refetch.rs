@@ -6,15 +6,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 
 use crate::{
     log::{
         Log, Offset, Record, Topic,
-        envelope::{self, Encoder},
+        envelope::{self, Encoder, key_values},
     },
-    model::{Change, Column, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
+    model::{Change, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
     observe::{Captured, Environment, Frontier},
     snapshot::{Block, SnapshotError},
     source::Source,
@@ -142,45 +141,6 @@ fn same_key(a: &TableSchema, b: &TableSchema) -> bool {
     shape(a) == shape(b)
 }
 
-/// The values of a record's key, in the order of the schema's key.
-fn key_values(schema: &TableSchema, key: &[u8]) -> Option<Vec<Value>> {
-    let key: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(key).ok()?;
-    schema.key_columns().map(|column| key_value(column, key.get(&column.name)?)).collect()
-}
-
-fn key_value(column: &Column, value: &serde_json::Value) -> Option<Value> {
-    use serde_json::Value as Json;
-    Some(match value {
-        Json::Null => Value::Null,
-        Json::Bool(flag) => Value::Bool(*flag),
-        Json::Number(number) => {
-            let text = number.to_string();
-            match column.column_type {
-                ColumnType::Real => Value::Float(text.parse().ok()?),
-                ColumnType::Double => Value::Double(text.parse().ok()?),
-                ColumnType::SmallInt
-                | ColumnType::Integer
-                | ColumnType::BigInt
-                | ColumnType::Numeric { .. }
-                | ColumnType::Text
-                | ColumnType::Bytes
-                | ColumnType::Json
-                | ColumnType::Date
-                | ColumnType::Timestamp
-                | ColumnType::TimestampTz
-                | ColumnType::Interval
-                | ColumnType::Named(_) => match text.parse() {
-                    Ok(number) => Value::Int(number),
-                    Err(_) => Value::UInt(text.parse().ok()?),
-                },
-            }
-        }
-        Json::String(text) if column.column_type == ColumnType::Bytes => Value::Bytes(STANDARD.decode(text).ok()?),
-        Json::String(text) => Value::Text(text.clone()),
-        Json::Array(_) | Json::Object(_) => return None,
-    })
-}
-
 /// A delete that knows no more of the row than its key.
 fn keyed(schema: &Arc<TableSchema>, key: Vec<Value>, version: Version, commit_us: i64) -> Change {
     let mut row = vec![Value::Null; schema.columns.len()];
@@ -216,7 +176,7 @@ fn defect(schema: &TableSchema, error: &str) -> SnapshotError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::TableName;
+    use crate::model::{Column, TableName};
 
     fn schema(types: &[ColumnType]) -> TableSchema {
         let column = |(index, column_type): (usize, &ColumnType)| Column {

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled};
+use super::{
+    StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled,
+    verifications::VerifiedTable,
+};
 use crate::{database::postgres::PgError, model::Problem};
 
 /// A worker whose report is older than this is not running.
@@ -51,6 +54,9 @@ pub struct Status {
     /// The replay that is under way; null without one.
     #[serde(default)]
     pub replay: Option<ReplayStatus>,
+    /// What the last whole comparison of each table found.
+    #[serde(default)]
+    pub verified: Vec<VerifiedTable>,
 }
 
 /// A process of role `apply`.
@@ -203,7 +209,14 @@ impl Store {
             eta_seconds: (worker_running && rate > 0.0 && phase != Phase::Following).then(|| left as f64 / rate),
             conflicts: 0,
             replay,
+            verified: Vec::new(),
         })
+    }
+
+    /// The same, with what the last comparisons found.
+    pub async fn proven_status(&self) -> Result<Status, StateError> {
+        let (status, verified) = (self.status().await?, self.verified().await?);
+        Ok(Status { drift_rows: verified.iter().map(VerifiedTable::drifted).sum(), verified, ..status })
     }
 
     /// Each table's progress, with what was applied to it by all of these.

@@ -7,6 +7,7 @@
 //! from a second worker: nothing moves backwards. There is one folder for each kind of server, and one place that
 //! chooses it ([`of`]). Deliberately absent: loops, retries, and where a pipeline's other state is kept (`state`).
 
+mod compare;
 pub mod postgres;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::compare::{Compared, Comparer, Difference, Doubt, Looks, Walk};
 use self::postgres::ApplyConfig;
 pub use crate::state::lanes::Pass;
 use crate::{
@@ -213,6 +215,9 @@ pub trait Target: Send + Sync + fmt::Debug {
 
     /// Runs the script after the copy, in one transaction with the note that it has run.
     async fn run_script(&self, file: &Path) -> Result<(), TargetError>;
+
+    /// Opens a connection that compares what is there with what these plans make.
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError>;
 }
 
 /// What a target needs to know of the pipeline around it.

@@ -14,6 +14,8 @@
 mod answers;
 mod batch;
 mod bisect;
+mod comparer;
+mod comparison;
 mod config;
 mod dead_letters;
 mod failure;
@@ -21,6 +23,7 @@ mod input;
 mod items;
 mod lane;
 mod merged;
+mod origin;
 mod parked;
 mod pending;
 mod prepared;
@@ -42,6 +45,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use tokio_postgres::Statement;
 
+pub use comparer::PostgresComparer;
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub use statement::Builder;

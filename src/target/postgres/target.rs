@@ -9,7 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence, script, sweep,
+    PostgresComparer, PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence,
+    script, sweep,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
@@ -17,7 +18,7 @@ use crate::{
     model::{ColumnType, Plan, TableName, TableSchema, TargetTable, Version},
     snapshot::SnapshotError,
     state::{StateError, lease},
-    target::{ApplyError, Checked, Lane, Resume, Settings, Sink, Target, TargetError},
+    target::{ApplyError, Checked, Comparer, Lane, Looks, Resume, Settings, Sink, Target, TargetError},
     transform::{self, Severity, TransformFile},
 };
 
@@ -353,6 +354,12 @@ impl Target for PostgresTarget {
     async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
         let session = self.session("after copy").await?;
         Ok(script::run(&session, &self.settings.pipeline, &self.settings.schema, file).await?)
+    }
+
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
+        let options = self.options("verify", false);
+        let Settings { pipeline, .. } = &self.settings;
+        Ok(Box::new(PostgresComparer::open((&self.address, &options), pipeline, plans, looks).await?))
     }
 }
 

@@ -13,7 +13,10 @@ use cutover::{
     },
     snapshot::SnapshotError,
     state::Store,
-    target::{ApplyError, Checked, Lane, Resume, Settings, Sink, Target, TargetError, postgres::PostgresTarget},
+    target::{
+        ApplyError, Checked, Comparer, Lane, Looks, Resume, Settings, Sink, Target, TargetError,
+        postgres::PostgresTarget,
+    },
 };
 
 use super::{
@@ -202,5 +205,9 @@ impl Target for Twisted {
 
     async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
         self.inner.run_script(file).await
+    }
+
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
+        self.inner.comparer(plans, looks).await
     }
 }

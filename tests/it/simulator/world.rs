@@ -60,7 +60,7 @@ pub struct Seen {
 
 fn base_config() -> Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
-    let text = "name = 'sim'\n[source]\nurl = 'mysql://a:b@127.0.0.1/shop'\n[target]\nurl = 'postgresql://a:b@127.0.0.1/shop'\n";
+    let text = "name = 'sim'\n[source]\nurl = 'mysql://a:b@127.0.0.1/shop'\n[target]\nurl = 'postgresql://a:b@127.0.0.1/shop'\n[verify]\nrows_per_second = 0\n";
     CONFIG.get_or_init(|| Config::parse(text, PathBuf::new(), &|_| None).unwrap()).clone()
 }
 

@@ -144,6 +144,7 @@ says! {
     ];
     replays_begin_and_end: replays = [
         "false",
+        "false",
         "note rows: 1",
         "begin replay: 1",
         "begin replay: 23505",
