@@ -291,8 +291,7 @@ impl Comparer for PostgresComparer {
 
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError> {
         for index in 0..self.passes.len() {
-            loop {
-                let Some(pass) = self.passes.get(index).filter(|pass| !pass.ended) else { break };
+            while let Some(pass) = self.passes.get(index).filter(|pass| !pass.ended) {
                 let (plan, noted, lower) = (pass.plan, pass.walk == Walk::Seen, pass.lower.clone());
                 if noted && !pass.analyzed {
                     let analyze = format!("ANALYZE {}", seen_table(plan));
