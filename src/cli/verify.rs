@@ -18,7 +18,8 @@ use crate::{
         parts,
         verifying::{Unverified, Verification},
     },
-    state::requests::Command,
+    model::Version,
+    state::{Store, requests::Command},
     verify::{Ask, Progress},
 };
 
@@ -39,6 +40,9 @@ pub(crate) struct VerifyArgs {
     /// Compare the numbers of rows alone; they may differ by [verify] count_difference_max.
     #[arg(long, conflicts_with_all = ["repair", "repair_all"])]
     count_only: bool,
+    /// Compare the rows alone of which the target has heard since this checkpoint.
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["sample", "count_only"])]
+    since: Option<String>,
     /// Send drifted rows through the log again, up to [verify] repair_rows_max of them, and compare these once more.
     #[arg(long)]
     repair: bool,
@@ -67,7 +71,12 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
     if repairs {
         asked::worker_runs(&store, Command::Repair).await?;
     }
+    let since = match &arguments.since {
+        Some(name) => Some(clock_of(&store, name).await?),
+        None => None,
+    };
     let ask = Ask {
+        since,
         tables: arguments.tables,
         values: arguments.values,
         sample: arguments.sample,
@@ -95,6 +104,14 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
         super::print(&verdict)?;
     }
     if verdict.clean { Ok(()) } else { Err(Failure::No) }
+}
+
+/// The clock that the target had at a checkpoint.
+async fn clock_of(store: &Store, name: &str) -> Result<Version, Failure> {
+    let known = store.checkpoints().await?;
+    known.iter().find(|checkpoint| checkpoint.name == name).map(|checkpoint| checkpoint.point.clock).ok_or_else(|| {
+        Failure::Usage(anyhow::anyhow!("there is no checkpoint `{name}`; `cutover checkpoint list` shows them"))
+    })
 }
 
 fn failure(error: Unverified) -> Failure {

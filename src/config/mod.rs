@@ -98,6 +98,8 @@ pub struct VerifyConfig {
     pub confirm_seconds: u64,
     /// Rows that `verify --repair` mends; above it, nothing is mended.
     pub repair_rows_max: u64,
+    /// The share of rows that a switch wants to be equal.
+    pub match_min: f64,
     /// The share of rows by which numbers of rows may differ.
     pub count_difference_max: f64,
 }
@@ -140,6 +142,7 @@ impl Default for VerifyConfig {
             auto_repair: false,
             confirm_seconds: 60,
             repair_rows_max: 10_000,
+            match_min: 0.999,
             count_difference_max: 0.01,
         }
     }
@@ -300,6 +303,9 @@ impl Config {
             if value == 0 || value > max {
                 wrong(key, format!("must be 1 to {max}"));
             }
+        }
+        if !(0.0..=1.0).contains(&self.verify.match_min) {
+            wrong("verify.match_min", "must be a share of rows, from 0 to 1".into());
         }
         if !(0.0..1.0).contains(&self.verify.count_difference_max) {
             wrong("verify.count_difference_max", "must be a share of rows, from 0 to below 1".into());

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     error::WorkerError,
     parts::{Configured, Parts},
@@ -79,6 +81,8 @@ pub struct Verification {
     verifier: Verifier,
     schemas: Vec<Arc<TableSchema>>,
     plans: Arc<[Plan]>,
+    match_min: f64,
+    count_difference_max: f64,
     /// Its session holds the lock.
     _lock: Arc<Store>,
 }
@@ -126,7 +130,8 @@ impl Verification {
             rows_per_second: None,
             barrier: None,
         };
-        Ok(Verification { verifier, schemas, plans, _lock: lock })
+        let (match_min, count_difference_max) = (config.verify.match_min, config.verify.count_difference_max);
+        Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, _lock: lock })
     }
 
     /// Compares as asked, and notes what a whole comparison of a table has found.
@@ -134,10 +139,12 @@ impl Verification {
     /// # Errors
     /// When a side cannot be read.
     pub async fn run(&self, ask: &Ask, show: &(dyn Fn(Progress<'_>) + Sync)) -> Result<Verdict, Unverified> {
+        let began = Instant::now();
         let verdict = self.verifier.run(&self.schemas, &self.plans, ask, show).await?;
         let verdict = self.judge(verdict).await?;
+        let verdict = self.gated(verdict).await?;
         if ask.is_whole() {
-            self.note(&verdict).await?;
+            self.note(&verdict, began).await?;
         }
         Ok(verdict)
     }
@@ -147,6 +154,7 @@ impl Verification {
     /// # Errors
     /// When the worker does not do it, or a side cannot be read.
     pub async fn repair(&self, ask: &Ask, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let began = Instant::now();
         for table in &verdict.tables {
             let Repairs { table, rows } = proving::repairs(table);
             for rows in rows.chunks(REQUEST_ROWS_MAX) {
@@ -154,8 +162,9 @@ impl Verification {
             }
         }
         let verdict = self.verifier.look_again(&self.schemas, &self.plans, ask, verdict).await?;
+        let verdict = self.gated(verdict).await?;
         if ask.is_whole() {
-            self.note(&verdict).await?;
+            self.note(&verdict, began).await?;
         }
         Ok(verdict)
     }
@@ -183,13 +192,19 @@ impl Verification {
         }
     }
 
-    async fn note(&self, verdict: &Verdict) -> Result<(), StateError> {
+    async fn note(&self, verdict: &Verdict, began: Instant) -> Result<(), StateError> {
         for table in verdict.tables.iter().filter(|table| table.skipped.is_none()) {
             let mut verified = table.noted(self.verifier.environment.now_us());
             verified.is_clean &= verdict.caveat.is_none();
             self.verifier.store.note_verified(&verified).await?;
         }
-        Ok(())
+        let event = verdict.event(began.elapsed().as_secs_f64());
+        self.verifier.store.tell_of(&event, self.verifier.environment.now_us() / 1000).await
+    }
+
+    async fn gated(&self, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let orphans = self.verifier.orphans(&self.plans).await?;
+        Ok(verdict.gated(self.match_min, self.count_difference_max, orphans))
     }
 
     /// A verdict by transforms that are not in force, or were changed meanwhile, is none.

@@ -88,6 +88,10 @@ pub trait Comparer: Send {
     /// table's rows were handed in before.
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError>;
 
+    /// The next keys of which the target has heard above a version, of the pass that was begun, up to a bound; none
+    /// when there are no more. Nothing is said of them: to be looked at again.
+    async fn changed(&mut self, since: Version) -> Result<Vec<Doubt>, ApplyError>;
+
     /// What is still different, of the target rows that these source rows make and of those with the keys (by plan).
     /// The source rows of all of these keys are among the rows, unless the source has them no more.
     async fn again(
@@ -95,6 +99,10 @@ pub trait Comparer: Send {
         rows: &[RowEvent],
         keys: &[(usize, Vec<Option<String>>)],
     ) -> Result<Vec<Doubt>, ApplyError>;
+
+    /// How many rows of the target have no parent that a foreign key asks for, by the key's name and its table's; also
+    /// of keys that the target does not enforce.
+    async fn orphans(&mut self) -> Result<Vec<(String, u64)>, ApplyError>;
 
     /// How many rows the table's plans make of these.
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError>;

@@ -16,10 +16,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use self::{confirm::Confirmer, walk::Walker};
 pub use self::{
     confirm::Repair,
-    verdict::{Drift, TableVerdict, Verdict},
+    verdict::{Drift, Gate, TableVerdict, Verdict},
 };
 use crate::{
-    model::{DebeziumConnector, Disposition, Plan, Position, Problem, TableSchema},
+    model::{DebeziumConnector, Disposition, Plan, Position, Problem, TableSchema, Version},
     observe::{Captured, Environment},
     snapshot::SnapshotError,
     source::Source,
@@ -69,12 +69,14 @@ pub struct Ask {
     pub sample: Option<f64>,
     /// Count the rows on both sides, and accept a difference of this share of them.
     pub count_only: Option<f64>,
+    /// Compare the rows alone of which the target has heard above this version.
+    pub since: Option<Version>,
 }
 
 impl Ask {
     /// Every row of the tables is compared.
     pub fn is_whole(&self) -> bool {
-        self.sample.is_none() && self.count_only.is_none()
+        self.sample.is_none() && self.count_only.is_none() && self.since.is_none()
     }
 }
 
@@ -131,7 +133,11 @@ impl Verifier {
         for schema in schemas.iter().filter(wanted) {
             tables.push(self.table(&mut *comparer, schema, plans, ask, show).await?);
         }
-        Ok(Verdict::of(tables))
+        let verdict = Verdict::of(tables);
+        if ask.since.is_some() && verdict.tables.iter().all(|table| table.rows == 0 && table.skipped.is_none()) {
+            return Ok(verdict.but("nothing was changed since then: no row was compared".into()));
+        }
+        Ok(verdict)
     }
 
     async fn table(
@@ -157,19 +163,27 @@ impl Verifier {
             return Ok(verdict);
         };
         let walker = Walker { verifier: self, schema, show };
-        match ask.count_only {
-            Some(tolerance) => self.count(&walker, comparer, tolerance, &mut verdict).await?,
-            None => {
-                let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun.clock);
-                walker.run(comparer, &mut confirmer, &mut verdict).await?;
-                confirmer.finish(comparer, &mut verdict).await?;
-            }
+        let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun.clock);
+        match (ask.count_only, ask.since) {
+            (Some(tolerance), _) => self.count(&walker, comparer, tolerance, &mut verdict).await?,
+            (None, Some(since)) => walker.changed(since, comparer, &mut confirmer, &mut verdict).await?,
+            (None, None) => walker.run(comparer, &mut confirmer, &mut verdict).await?,
         }
+        confirmer.finish(comparer, &mut verdict).await?;
         // What was copied again meanwhile was not there as a whole.
         if let Some(why) = self.not_yet(name).await? {
             verdict.skipped = Some(why);
         }
         Ok(verdict)
+    }
+
+    /// Rows of the target without the parent that a foreign key asks for, by key.
+    ///
+    /// # Errors
+    /// When the target cannot be read.
+    pub async fn orphans(&self, plans: &Arc<[Plan]>) -> Result<Vec<(String, u64)>, VerifyError> {
+        let mut comparer = self.target.comparer(Arc::clone(plans), Looks::default()).await?;
+        Ok(comparer.orphans().await?)
     }
 
     /// Compares the numbers of rows. Both sides are counted at different moments: a difference that does not come again

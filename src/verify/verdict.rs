@@ -5,7 +5,11 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use super::confirm::Repair;
-use crate::{state::verifications::VerifiedTable, target::Difference};
+use crate::{
+    observe::{Event, VerifiedTable as VerifiedEvent},
+    state::verifications::VerifiedTable,
+    target::Difference,
+};
 
 /// Drifted rows of a table that are shown one by one.
 const SHOWN_MAX: usize = 100;
@@ -18,8 +22,22 @@ pub struct Verdict {
     /// The share of rows that did not drift, 0 to 1.
     pub match_rate: f64,
     pub tables: Vec<TableVerdict>,
+    /// What a switch asks for.
+    #[serde(default)]
+    pub gates: Vec<Gate>,
     /// What keeps it from being clean besides the tables; null otherwise.
     pub caveat: Option<String>,
+}
+
+/// One thing that a switch asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// `match_rate`, `count_difference`, or `foreign_key NAME of TABLE`.
+    pub name: String,
+    pub passed: bool,
+    pub found: f64,
+    /// The least that the match rate may be; the most of the others.
+    pub wanted: f64,
 }
 
 /// What comparing one source table gave.
@@ -138,7 +156,25 @@ impl Verdict {
             .fold((0, 0), |(drifted, rows), table| (drifted + table.drifted(), rows + table.rows + table.extra));
         let match_rate =
             if rows == 0 { f64::from(u8::from(clean)) } else { 1.0 - (drifted.min(rows) as f64 / rows as f64) };
-        Verdict { clean, match_rate, tables, caveat: None }
+        Verdict { clean, match_rate, tables, gates: Vec::new(), caveat: None }
+    }
+
+    /// The same, with what a switch asks for: this match rate, this difference of the numbers of rows, as a share, and
+    /// no row without the parent that a foreign key asks for.
+    #[must_use]
+    pub fn gated(mut self, match_min: f64, count_difference_max: f64, orphans: Vec<(String, u64)>) -> Self {
+        let difference = |table: &TableVerdict| {
+            let there = (table.rows + table.extra).saturating_sub(table.missing);
+            table.rows.abs_diff(there) as f64 / table.rows.max(there).max(1) as f64
+        };
+        let most = self.tables.iter().map(difference).fold(0.0, f64::max);
+        let gate = |name: &str, passed, found, wanted| Gate { name: name.to_owned(), passed, found, wanted };
+        self.gates.push(gate("match_rate", self.match_rate >= match_min, self.match_rate, match_min));
+        self.gates.push(gate("count_difference", most <= count_difference_max, most, count_difference_max));
+        for (key, rows) in orphans {
+            self.gates.push(gate(&format!("foreign_key {key}"), rows == 0, rows as f64, 0.0));
+        }
+        self
     }
 
     /// The same, and not clean.
@@ -147,6 +183,24 @@ impl Verdict {
         self.clean = false;
         self.caveat = Some(caveat);
         self
+    }
+
+    /// The same as an event.
+    pub fn event(&self, duration_seconds: f64) -> Event {
+        let told = |table: &TableVerdict| VerifiedEvent {
+            table: table.table.clone(),
+            rows: table.rows,
+            missing: table.missing,
+            extra: table.extra,
+            different: table.different,
+        };
+        Event::VerificationResult {
+            clean: self.clean,
+            match_rate: self.match_rate,
+            rows_repaired: self.tables.iter().map(|table| table.repaired).sum(),
+            duration_seconds: (duration_seconds * 1000.0).round() / 1000.0,
+            tables: self.tables.iter().map(told).collect(),
+        }
     }
 
     /// Rows that drifted, over all tables.
@@ -204,10 +258,11 @@ impl Verdict {
             (false, 0) => format!("not proven: {rows} rows compared, none drifted, and not all could be called equal"),
             (false, drifted) => format!("drift: {drifted} of {rows} rows, match rate {:.6}", self.match_rate),
         };
-        match &self.caveat {
-            Some(caveat) => format!("{said}\n{caveat}"),
-            None => said,
-        }
+        let gates = self.gates.iter().filter(|gate| !gate.passed);
+        let gates =
+            gates.map(|gate| format!("\ngate not passed: {} is {}, wanted {}", gate.name, gate.found, gate.wanted));
+        let caveat = self.caveat.iter().map(|caveat| format!("\n{caveat}"));
+        std::iter::once(said).chain(gates).chain(caveat).collect()
     }
 }
 
@@ -243,6 +298,17 @@ mod tests {
         let verdict = Verdict::of(vec![explained]);
         assert!(!verdict.clean && verdict.drifted() == 0);
         assert!(!Verdict::of(vec![TableVerdict::new("t")]).but("the transforms changed".into()).clean);
+    }
+
+    #[test]
+    fn gates_say_what_was_found_and_what_was_wanted() {
+        let table = TableVerdict { rows: 1000, missing: 20, ..TableVerdict::new("t") };
+        let verdict =
+            Verdict::of(vec![table]).gated(0.999, 0.01, vec![("a_fk of public.a".into(), 3), ("b".into(), 0)]);
+        let passed: Vec<bool> = verdict.gates.iter().map(|gate| gate.passed).collect();
+        assert_eq!(passed, [false, false, false, true]);
+        assert!((verdict.gates[1].found - 0.02).abs() < 1e-9);
+        assert!(verdict.to_string().contains("gate not passed: foreign_key a_fk of public.a is 3, wanted 0"));
     }
 
     #[test]

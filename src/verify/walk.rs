@@ -73,6 +73,33 @@ impl Walker<'_> {
         Ok(())
     }
 
+    /// Looks at the rows of which the target has heard above a version.
+    pub async fn changed(
+        &self,
+        since: Version,
+        comparer: &mut dyn Comparer,
+        confirmer: &mut Confirmer<'_>,
+        verdict: &mut TableVerdict,
+    ) -> Result<(), VerifyError> {
+        comparer.begin(&self.schema.table, Walk::Ranged).await?;
+        loop {
+            let changed = comparer.changed(since).await?;
+            if changed.is_empty() {
+                return Ok(());
+            }
+            if changed.iter().any(|doubt| doubt.source_key.is_none()) {
+                verdict.skipped =
+                    Some("its keys at the target do not lead back to the source; verify the whole table".into());
+                confirmer.forget();
+                return Ok(());
+            }
+            verdict.rows += changed.len() as u64;
+            confirmer.add(changed, &[])?;
+            confirmer.settle_some(comparer, verdict).await?;
+            (self.show)(Progress { table: &verdict.table, rows: verdict.rows, rows_total: verdict.rows });
+        }
+    }
+
     /// Counts what the source's rows make, and what is there.
     pub async fn count(
         &self,

@@ -10,57 +10,37 @@ use async_trait::async_trait;
 use tokio_postgres::{Row, Statement, types::ToSql};
 
 use super::{
-    comparison::Comparison,
+    comparison::{Comparison, orphans, seen_table},
     failure::{Failure, stop},
     input::{Binding, Bindings, ImageRows, WriteInput},
     items::Item,
-    origin::{has_numbers, numbers, source_key, span},
+    origin::{has_numbers, source_key},
+    passes::Pass,
     statement::{Builder, Part, is_marked},
     steps::Param,
 };
 use crate::{
     database::postgres::{Address, Options, PgError, Session},
-    model::{Plan, TableName, Version},
+    model::{Plan, TableName, TargetTable, Version},
     target::{ApplyError, Compared, Comparer, Difference, Doubt, Looks, RowEvent, Walk},
 };
 
 /// Extra rows that are handed out at once, and that a part's range of keys may have before the table is walked
 /// otherwise.
-const EXTRAS_MAX: usize = 10_000;
+pub(super) const EXTRAS_MAX: usize = 10_000;
 
-const NUL: &str = "it holds a NUL byte";
-
-/// How comparing some rows ended.
-enum Ended {
-    /// So many rows were looked at.
-    Done(u64),
-    Unordered,
-    /// One of them cannot be transformed.
-    Halve,
-}
-
-/// A pass over the rows of one plan.
-#[derive(Debug)]
-struct Pass {
-    plan: usize,
-    walk: Walk,
-    /// The key up to which extra rows have been looked for.
-    lower: Option<Vec<Option<String>>>,
-    /// Everything was handed in and noted.
-    analyzed: bool,
-    ended: bool,
-}
+pub(super) const NUL: &str = "it holds a NUL byte";
 
 /// Compares over a session of its own.
 #[derive(Debug)]
 pub struct PostgresComparer {
-    session: Session,
-    plans: Arc<[Plan]>,
-    pipeline: String,
-    looks: Looks,
-    bindings: Bindings,
-    statements: HashMap<String, Statement>,
-    passes: Vec<Pass>,
+    pub(super) session: Session,
+    pub(super) plans: Arc<[Plan]>,
+    pub(super) pipeline: String,
+    pub(super) looks: Looks,
+    pub(super) bindings: Bindings,
+    pub(super) statements: HashMap<String, Statement>,
+    pub(super) passes: Vec<Pass>,
 }
 
 impl PostgresComparer {
@@ -88,7 +68,7 @@ impl PostgresComparer {
         })
     }
 
-    async fn query(&mut self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, PgError> {
+    pub(super) async fn query(&mut self, text: &str, params: &[Param<'_>]) -> Result<Vec<Row>, PgError> {
         let statement = match self.statements.get(text) {
             Some(known) => known.clone(),
             None => {
@@ -106,7 +86,11 @@ impl PostgresComparer {
     }
 
     /// The statement that `make` makes for a plan whose rows are bound so.
-    fn text(&self, binding: &Binding, make: impl Fn(&Comparison<'_>) -> String) -> Result<String, ApplyError> {
+    pub(super) fn text(
+        &self,
+        binding: &Binding,
+        make: impl Fn(&Comparison<'_>) -> String,
+    ) -> Result<String, ApplyError> {
         let plan = self.plan(binding.plan)?;
         let seen = seen_table(binding.plan);
         let marked = is_marked(plan.coverage, Part::Live);
@@ -120,99 +104,13 @@ impl PostgresComparer {
     }
 
     /// How rows of the source's table, as the plan knows it, go into a plan.
-    fn own_binding(&self, plan: usize) -> Result<Binding, ApplyError> {
+    pub(super) fn own_binding(&self, plan: usize) -> Result<Binding, ApplyError> {
         let own = self.plan(plan)?;
         Binding::new(plan, own, &own.source, false)
     }
 
-    /// Compares rows for one pass; how many were looked at, none if they are out of order. Where one cannot be
-    /// transformed they are halved.
-    async fn pass(
-        &mut self,
-        pass: usize,
-        rows: &[RowEvent],
-        doubts: &mut Vec<Doubt>,
-    ) -> Result<Option<u64>, ApplyError> {
-        let mut looked_at = 0;
-        let mut parts = vec![(0, rows.len())];
-        while let Some((first, end)) = parts.pop() {
-            let Some(part) = rows.get(first..end).filter(|part| !part.is_empty()) else { continue };
-            match self.part(pass, (part, first), doubts).await? {
-                Ended::Done(rows) => looked_at += rows,
-                Ended::Unordered => return Ok(None),
-                Ended::Halve => {
-                    let middle = first + part.len() / 2;
-                    parts.push((middle, end));
-                    parts.push((first, middle));
-                }
-            }
-        }
-        Ok(Some(looked_at))
-    }
-
-    async fn part(
-        &mut self,
-        pass: usize,
-        (rows, first): (&[RowEvent], usize),
-        doubts: &mut Vec<Doubt>,
-    ) -> Result<Ended, ApplyError> {
-        let plans = Arc::clone(&self.plans);
-        let items: Vec<Item<'_>> = rows.iter().map(Item::new).collect();
-        let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
-        let Some((index, walk)) = self.passes.get(pass).map(|pass| (pass.plan, pass.walk)) else {
-            return Ok(Ended::Done(0));
-        };
-        let Some(plan) = plans.get(index) else { return Ok(Ended::Done(0)) };
-        let Some((binding, images)) = self.images(index, &input) else {
-            doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
-            return Ok(Ended::Done(0));
-        };
-        let mut params = image_params(plan, &binding, &input, images);
-        let (mut upper, mut rows_max, mut looked_at) = (None, usize::MAX, 0);
-        let text = match walk {
-            Walk::Seen => self.text(&binding, |c| c.seen())?,
-            Walk::Ranged => {
-                let Some((least, most)) = span(plan, &binding, &input, images) else { return Ok(Ended::Unordered) };
-                let lower = self.passes.get(pass).and_then(|pass| pass.lower.clone());
-                if lower.as_ref().is_some_and(|lower| numbers(lower).is_none_or(|lower| lower >= least)) {
-                    return Ok(Ended::Unordered);
-                }
-                let most: Vec<Option<String>> = most.iter().map(|number| Some(number.to_string())).collect();
-                let has_lower = lower.is_some();
-                for bound in lower.into_iter().flatten().chain(most.clone()) {
-                    params.push(Box::new(bound));
-                }
-                (upper, rows_max) = (Some(most), images.versions.len() + EXTRAS_MAX + 1);
-                self.text(&binding, |c| c.ranged(has_lower))?
-            }
-        };
-        match self.query(&text, &params).await.map_err(Failure::from) {
-            Ok(found) if found.len() > rows_max => return Ok(Ended::Unordered),
-            Ok(found) => {
-                for row in &found {
-                    if let Some(rows) = counted(row).map_err(|error| stop(error.into()))? {
-                        looked_at = rows;
-                        continue;
-                    }
-                    let mut doubt = self.doubt(&binding, row)?;
-                    doubt.row = doubt.row.and_then(|image| images.items.get(image)).map(|item| first + item);
-                    doubts.push(doubt);
-                }
-            }
-            Err(Failure::Stop(error)) => return Err(error),
-            Err(Failure::Rows(_)) if rows.len() > 1 => return Ok(Ended::Halve),
-            Err(Failure::Rows(refusal)) => doubts.push(refused(index, first, &refusal.to_string())),
-            Err(Failure::Clash | Failure::Unsendable | Failure::Reload) => return Err(ApplyError::Contended),
-        }
-        doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
-        if let (Some(pass), Some(upper)) = (self.passes.get_mut(pass), upper) {
-            pass.lower = Some(upper);
-        }
-        Ok(Ended::Done(looked_at))
-    }
-
     /// What of an input goes into a plan.
-    fn images<'b>(&self, plan: usize, input: &'b WriteInput<'_>) -> Option<(Binding, &'b ImageRows)> {
+    pub(super) fn images<'b>(&self, plan: usize, input: &'b WriteInput<'_>) -> Option<(Binding, &'b ImageRows)> {
         let of_plan = |place: &&usize| self.bindings.all.get(**place).is_some_and(|binding| binding.plan == plan);
         let place = input.groups.keys().find(of_plan)?;
         let binding = self.bindings.all.get(*place)?;
@@ -220,7 +118,7 @@ impl PostgresComparer {
     }
 
     /// What a statement said of one row.
-    fn doubt(&self, binding: &Binding, row: &Row) -> Result<Doubt, ApplyError> {
+    pub(super) fn doubt(&self, binding: &Binding, row: &Row) -> Result<Doubt, ApplyError> {
         self.read(binding, row).map_err(|error| stop(error.into()))
     }
 
@@ -290,32 +188,11 @@ impl Comparer for PostgresComparer {
     }
 
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError> {
-        for index in 0..self.passes.len() {
-            while let Some(pass) = self.passes.get(index).filter(|pass| !pass.ended) {
-                let (plan, noted, lower) = (pass.plan, pass.walk == Walk::Seen, pass.lower.clone());
-                if noted && !pass.analyzed {
-                    let analyze = format!("ANALYZE {}", seen_table(plan));
-                    self.session.client.batch_execute(&analyze).await.map_err(|error| stop(error.into()))?;
-                }
-                let binding = self.own_binding(plan)?;
-                let text = self.text(&binding, |c| c.extras(noted, lower.is_some(), EXTRAS_MAX))?;
-                let params: Vec<Param<'_>> =
-                    lower.into_iter().flatten().map(|bound| Box::new(bound) as Param<'_>).collect();
-                let found = self.query(&text, &params).await.map_err(stop)?;
-                let doubts: Result<Vec<Doubt>, ApplyError> =
-                    found.iter().map(|row| self.doubt(&binding, row)).collect();
-                let doubts = doubts?;
-                if let Some(pass) = self.passes.get_mut(index) {
-                    pass.analyzed = true;
-                    pass.ended = doubts.len() < EXTRAS_MAX;
-                    pass.lower = doubts.last().map(|last| last.key.clone());
-                }
-                if !doubts.is_empty() {
-                    return Ok(doubts);
-                }
-            }
-        }
-        Ok(Vec::new())
+        self.page(None).await
+    }
+
+    async fn changed(&mut self, since: Version) -> Result<Vec<Doubt>, ApplyError> {
+        self.page(Some(since)).await
     }
 
     async fn again(
@@ -372,6 +249,21 @@ impl Comparer for PostgresComparer {
                 .flat_map(|row| keys.iter().take(1).map(|(plan, _)| refused(*plan, *row, "it holds a NUL byte"))),
         );
         Ok(doubts)
+    }
+
+    async fn orphans(&mut self) -> Result<Vec<(String, u64)>, ApplyError> {
+        let plans = Arc::clone(&self.plans);
+        let mut targets: Vec<&TargetTable> = plans.iter().map(|plan| plan.target.as_ref()).collect();
+        targets.sort_by(|a, b| a.name.cmp(&b.name));
+        targets.dedup_by(|a, b| a.name == b.name);
+        let mut found = Vec::new();
+        for target in targets {
+            for key in &target.foreign_keys {
+                let rows = first_count(&self.query(&orphans(target, key), &[]).await.map_err(stop)?)?;
+                found.push((format!("{} of {}", key.name, target.name), rows));
+            }
+        }
+        Ok(found)
     }
 
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError> {
@@ -440,7 +332,7 @@ impl PostgresComparer {
 }
 
 /// How many rows were looked at, if that is what an answer's row says.
-fn counted(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
+pub(super) fn counted(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
     let is_count = row.try_get::<_, &str>(0)? == "rows";
     Ok(if is_count { row.try_get::<_, Option<i64>>(1)?.map(i64::unsigned_abs) } else { None })
 }
@@ -450,12 +342,7 @@ fn first_count(answer: &[Row]) -> Result<u64, ApplyError> {
     count.map(i64::unsigned_abs).map_err(|error| stop(error.into()))
 }
 
-/// Where a plan's keys are noted.
-fn seen_table(plan: usize) -> String {
-    format!("pg_temp.cutover_seen_{plan}")
-}
-
-fn refused(plan: usize, row: usize, reason: &str) -> Doubt {
+pub(super) fn refused(plan: usize, row: usize, reason: &str) -> Doubt {
     Doubt {
         plan,
         difference: Difference::Refused,
@@ -470,7 +357,7 @@ fn refused(plan: usize, row: usize, reason: &str) -> Doubt {
 }
 
 /// The parameters of the images.
-fn image_params<'b>(
+pub(super) fn image_params<'b>(
     plan: &Plan,
     binding: &Binding,
     input: &'b WriteInput<'_>,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
-    model::{PlanRole, TargetColumn},
+    model::{ForeignKey, PlanRole, TargetColumn, TargetTable},
     target::Looks,
 };
 
@@ -290,23 +290,49 @@ impl Comparison<'_> {
             scope.push(self.beside(">", 1));
         }
         let scope = if scope.is_empty() { "true".to_owned() } else { scope.join(" AND ") };
+        self.listed("extra", &format!("({}) g", self.shown(&scope)), rows_max)
+    }
+
+    /// The first rows of `from`, by their keys, told as [`Self::told`] does.
+    fn listed(&self, kind: &str, from: &str, rows_max: usize) -> String {
         let key = |prefix: &str, names: &[String]| {
             let named =
                 names.iter().enumerate().map(|(place, name)| format!(", g.{} AS {prefix}{place}", sql::ident(name)));
             named.collect::<String>()
         };
         format!(
-            "SELECT 'extra', NULL::bigint, {keys}, {origins}, ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], {version}\n\
-             FROM (SELECT g.cutover_v{named}{parents} FROM ({shown}) g ORDER BY {order} LIMIT {rows_max}) c ORDER BY {ordered}",
+            "SELECT '{kind}', NULL::bigint, {keys}, {origins}, ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], {version}\n\
+             FROM (SELECT g.cutover_v{named}{parents} FROM {from} ORDER BY {order} LIMIT {rows_max}) c ORDER BY {ordered}",
             keys = texts("k", self.keys().len()),
             origins = texts("p", self.origin().len()),
             version = self.version(),
             named = key("k", self.keys()),
             parents = key("p", self.origin()),
-            shown = self.shown(&scope),
             order = self.builder.keys("g."),
             ordered = (0..self.keys().len()).map(|place| format!("c.k{place}")).collect::<Vec<_>>().join(", "),
         )
+    }
+
+    /// The next keys of which the target has heard above the version `$1`, above the bound if there is one; those that
+    /// were deleted as well, where a tombstone names them.
+    pub fn changed(&self, has_lower: bool, rows_max: usize) -> String {
+        let shown = format!("SELECT * FROM ({}) g WHERE g.cutover_v > $1::bigint", self.shown("true"));
+        let names: Vec<&str> = self.columns();
+        let buried = names.iter().map(|name| match self.keys().iter().any(|key| key == name) {
+            true => format!("t.{}", sql::ident(name)),
+            false => "NULL".to_owned(),
+        });
+        let deleted = match self.builder.plan.role {
+            // The whole set goes with its parent, whose key no tombstone has.
+            PlanRole::Set { .. } => String::new(),
+            PlanRole::Whole | PlanRole::Share(_) => format!(
+                "\nUNION ALL SELECT {}, t.{VERSION_COLUMN} FROM {} t WHERE t.{VERSION_COLUMN} > $1::bigint",
+                buried.collect::<Vec<_>>().join(", "),
+                self.builder.tombstones()
+            ),
+        };
+        let scope = if has_lower { format!(" WHERE {}", self.beside(">", 2)) } else { String::new() };
+        self.listed("different", &format!("({shown}{deleted}) g{scope}"), rows_max)
     }
 
     /// How many rows are made.
@@ -331,4 +357,23 @@ impl Comparison<'_> {
 fn texts(prefix: &str, count: usize) -> String {
     let texts: Vec<String> = (0..count).map(|place| format!("c.{prefix}{place}::text")).collect();
     format!("ARRAY[{}]::text[]", texts.join(", "))
+}
+
+/// Counts the rows of a table that have no parent. A key with a null in it asks for none.
+pub(super) fn orphans(target: &TargetTable, key: &ForeignKey) -> String {
+    let given: Vec<String> = key.columns.iter().map(|name| format!("c.{} IS NOT NULL", sql::ident(name))).collect();
+    let pairs = key.columns.iter().zip(&key.parent_columns);
+    let same: Vec<String> = pairs.map(|(own, of)| format!("p.{} = c.{}", sql::ident(of), sql::ident(own))).collect();
+    format!(
+        "SELECT count(*) FROM {} c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {})",
+        sql::table(&target.name),
+        given.join(" AND "),
+        sql::table(&key.parent),
+        same.join(" AND ")
+    )
+}
+
+/// Where a plan's keys are noted.
+pub(super) fn seen_table(plan: usize) -> String {
+    format!("pg_temp.cutover_seen_{plan}")
 }

@@ -25,6 +25,7 @@ mod lane;
 mod merged;
 mod origin;
 mod parked;
+mod passes;
 mod pending;
 mod prepared;
 mod schemas;
