@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    model::{Beyond, TableName, TableSchema, Version},
+    log::Log,
+    model::{Beyond, Position, TableName, TableSchema, Version},
     pipeline::capture::Register,
     source::CaptureError,
     state::Store,
@@ -45,6 +46,10 @@ impl Register for Notes {
             );
         }
         Ok(())
+    }
+
+    async fn begins_at(&self, log: &dyn Log, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        Ok(self.store.lanes_begin_at(log.epoch(), log.partitions(), position, clock).await?)
     }
 
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {
