@@ -1,7 +1,9 @@
 //! Rule 36, the catalog is asked: what PostgreSQL's log says nothing of, while a worker follows and while none runs.
 
+use std::time::Duration;
+
 use crate::{
-    follow::{PATIENCE, following, halted, stop},
+    follow::{Network, PATIENCE, Proxy, following, halted, stop},
     pipeline_postgres::assert_equal,
     support::{Postgres, Worker, Workspace, eventually},
 };
@@ -14,6 +16,9 @@ enum Met {
 }
 
 const BOTH: [Met; 2] = [Met::Live, Met::Stopped];
+
+/// Within this time the target is asked what it has at least once.
+const ASKED_EVERY: Duration = Duration::from_millis(2200);
 
 const TABLE: &str = "CREATE TABLE t (id integer PRIMARY KEY, n integer, m integer, note text)";
 const ROWS: &str = "INSERT INTO t SELECT i, i, -i, 'row ' || i FROM generate_series(1, 60) i";
@@ -279,6 +284,41 @@ async fn a_partition_that_is_attached_empty_costs_no_copy() {
     pipe.source.exec("INSERT INTO t VALUES (120, 1, 1, 'x')").await;
     pipe.in_step("an empty partition").await;
     assert_eq!(pipe.generation().await, copies);
+    stop(&mut worker).await;
+}
+
+/// A TRUNCATE of one partition is not in the stream of its root, and statistics hide it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_emptied_and_filled_again_leaves_nothing() {
+    let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
+    let partition = pipe.source.value("SELECT tableoid::regclass::text FROM t ORDER BY 1 LIMIT 1").await.unwrap();
+    let moved = format!("CREATE TEMPORARY TABLE kept AS SELECT * FROM {partition} LIMIT 1");
+    pipe.source
+        .exec(&format!("{moved}; TRUNCATE {partition}; INSERT INTO t SELECT * FROM kept; ANALYZE {partition}"))
+        .await;
+    pipe.in_step("an emptied partition").await;
+    stop(&mut worker).await;
+}
+
+/// The server is told every two seconds what it need not keep, for which the target is asked. An answer that is waited
+/// for must not keep the session of the pipeline's state from what capture has to note.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_noted_however_long_the_target_takes_to_say_what_it_has() {
+    let (source, target) = (Postgres::v18().await, Postgres::v15().await);
+    source.exec(TABLE).await;
+    source.exec(ROWS).await;
+    target.exec(TABLE).await;
+    let proxy = Proxy::new(&target.url(), Network::Open).await;
+    let work = Workspace::new(source.database(), &source.url(), &proxy.url(&target.url()), &["t"]);
+    let pipe = Pipe { source, target, work };
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    proxy.set(Network::Frozen);
+    tokio::time::sleep(ASKED_EVERY).await;
+    pipe.source.exec("ALTER TABLE t ALTER n TYPE integer USING n + 1000").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    proxy.set(Network::Open);
+    pipe.in_step("a pause of the target").await;
     stop(&mut worker).await;
 }
 
