@@ -123,6 +123,25 @@ pub async fn run(config: &Config) -> Report {
     report
 }
 
+/// Examines the source alone.
+pub async fn of_source(config: &Config) -> Report {
+    let mut report = Report::default();
+    match config.source.kind() {
+        Some(SourceKind::Postgres) => {
+            postgres::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Dynamo) => {
+            dynamodb::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Mysql) | None => {
+            if let Some(source) = source::examine(config, &mut report).await {
+                cascades::judge(&source, None, &mut report);
+            }
+        }
+    }
+    report
+}
+
 /// Tables that cannot be moved at all: what their transforms would be like is beside the point.
 fn refused(tables: Option<&[TableSchema]>) -> BTreeSet<TableName> {
     let refused = tables.unwrap_or_default().iter().filter(|schema| obstacle(schema).is_some());
