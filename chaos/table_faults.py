@@ -109,7 +109,9 @@ class TableFaults(Faults):
         deadline = time.monotonic() + REPAIR_SECONDS
         while time.monotonic() < deadline and not self.controls.stop.is_set():
             after = {table: self.pipeline.generation(table) for table in self.TABLES}
-            if all(before[table] is not None and (after[table] or 0) > before[table] for table in self.TABLES):
+            again = all(before[table] is not None and (after[table] or 0) > before[table] for table in self.TABLES)
+            # Capture begins anew where the source is then: what happens before that halts nothing.
+            if again and all(table["state"] == "copied" for table in self.pipeline.status().get("tables", [{"state": "unknown"}])):
                 return
             self.rest(1)
         if not self.controls.stop.is_set():
