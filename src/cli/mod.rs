@@ -3,6 +3,7 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+pub mod analyze;
 mod asked;
 pub mod check;
 mod checkpoint;
@@ -37,6 +38,12 @@ struct Arguments {
 enum Command {
     /// Write configuration, transforms and schema files from a live source.
     Init(init::InitArgs),
+    /// Say what there is to move: sizes, use, order, what needs care, how long the copy takes to read.
+    Analyze {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Look for everything that would keep the pipeline from running.
     Check {
         /// The address that the worker will be given, in place of [http] listen.
@@ -139,6 +146,10 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
+        Command::Analyze { json } => {
+            let analysis = runtime.block_on(analyze::run(&config()?))?;
+            if json { print(&serde_json::to_string(&analysis)?) } else { print(&analysis.to_string().trim_end()) }
+        }
         Command::Check { listen } => {
             let report = runtime.block_on(check::run(&listening(config()?, listen)));
             print(&report)?;

@@ -9,6 +9,7 @@
     reason = "in a test, a panic with its message is the report, figures are printed, and time is the machine's"
 )]
 
+mod analyze;
 mod apply_check;
 mod apply_check_roles;
 mod apply_history;

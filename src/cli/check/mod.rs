@@ -36,6 +36,8 @@ pub enum Part {
 pub enum Weight {
     Blocks,
     Warns,
+    /// It runs well without, and better with it.
+    Offers,
 }
 
 /// One thing that is wrong, and what to do about it.
@@ -70,6 +72,10 @@ impl Report {
 
     fn warns_of(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
         self.add(Weight::Warns, part, Problem::new(what, fix));
+    }
+
+    fn offers(&mut self, part: Part, what: impl Into<String>, how: impl Into<String>) {
+        self.add(Weight::Offers, part, Problem::new(what, how));
     }
 
     /// A problem that keeps the pipeline from running.
@@ -117,6 +123,25 @@ pub async fn run(config: &Config) -> Report {
     report
 }
 
+/// Examines the source alone.
+pub async fn of_source(config: &Config) -> Report {
+    let mut report = Report::default();
+    match config.source.kind() {
+        Some(SourceKind::Postgres) => {
+            postgres::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Dynamo) => {
+            dynamodb::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Mysql) | None => {
+            if let Some(source) = source::examine(config, &mut report).await {
+                cascades::judge(&source, None, &mut report);
+            }
+        }
+    }
+    report
+}
+
 /// Tables that cannot be moved at all: what their transforms would be like is beside the point.
 fn refused(tables: Option<&[TableSchema]>) -> BTreeSet<TableName> {
     let refused = tables.unwrap_or_default().iter().filter(|schema| obstacle(schema).is_some());
@@ -148,14 +173,15 @@ impl fmt::Display for Part {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for weight in [Weight::Blocks, Weight::Warns] {
+        for weight in [Weight::Blocks, Weight::Warns, Weight::Offers] {
             for finding in self.findings.iter().filter(|finding| finding.weight == weight) {
-                let word = match weight {
-                    Weight::Blocks => "blocks ",
-                    Weight::Warns => "warning",
+                let (word, then) = match weight {
+                    Weight::Blocks => ("blocks ", "fix"),
+                    Weight::Warns => ("warning", "fix"),
+                    Weight::Offers => ("offer  ", "how"),
                 };
                 writeln!(f, "{word}  {}: {}", finding.part, finding.problem.what)?;
-                writeln!(f, "         fix: {}", finding.problem.fix)?;
+                writeln!(f, "         {then}: {}", finding.problem.fix)?;
             }
         }
         let (blocks, warnings) = (self.count(Weight::Blocks), self.count(Weight::Warns));

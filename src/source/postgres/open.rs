@@ -2,8 +2,6 @@
 
 use std::{
     convert::Infallible,
-    fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
 use crate::{
@@ -90,8 +88,9 @@ impl PostgresSource {
         let stream = PostgresStream::open(&self.selected(selection), from, known, &selection.tables).await?;
         let Settings { store, frontier, log_outlives_us, .. } = &self.settings;
         let store = (!log_outlives_us).then(|| Arc::clone(store));
-        let telling = tell(Arc::clone(&self.capture.durable), store, Arc::clone(frontier));
-        Ok(Box::new(Told { stream, telling: Box::pin(telling) }))
+        let mut telling = JoinSet::new();
+        telling.spawn(tell(Arc::clone(&self.capture.durable), store, Arc::clone(frontier)));
+        Ok(Box::new(Told { stream, _telling: telling }))
     }
 }
 
@@ -171,25 +170,18 @@ impl Source for PostgresSource {
 }
 
 /// A source whose server is told what is durable, for as long as it is read.
+#[derive(Debug)]
 struct Told {
     stream: PostgresStream,
-    telling: Pin<Box<dyn Future<Output = Infallible> + Send>>,
-}
-
-impl fmt::Debug for Told {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stream.fmt(f)
-    }
+    /// A task, which ends with the stream. It holds the session of the pipeline's state while it waits for an answer:
+    /// if it were polled with the stream alone, whoever handles an event would wait for that session for ever.
+    _telling: JoinSet<Infallible>,
 }
 
 #[async_trait]
 impl ChangeStream for Told {
     async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
-        tokio::select! {
-            biased;
-            captured = self.stream.next() => captured,
-            never = &mut self.telling => match never {},
-        }
+        self.stream.next().await
     }
 
     fn raise_clock(&mut self, floor: Version) -> bool {
