@@ -62,6 +62,9 @@ pub(crate) struct DeadRow {
     pub record: String,
 }
 
+/// Bytes of records that are read at once.
+const GROUP_BYTES_MAX: u64 = 4 << 20;
+
 /// Which letters a command is about.
 #[derive(Debug, Clone)]
 pub enum Selection {
@@ -125,6 +128,38 @@ impl Store {
             )
             .await?;
         Ok(discarded)
+    }
+
+    /// The newest letter of each row with a letter in a state, in groups whose records have few bytes together; a
+    /// record that has more is a group of its own.
+    pub(crate) async fn dead_row_groups(
+        &self,
+        state: DeadLetterState,
+        ids: Option<&[i64]>,
+    ) -> Result<Vec<Vec<i64>>, StateError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT DISTINCT ON (d.source_table, d.key_text) d.id, octet_length(d.record::text)::bigint \
+                 FROM cutover.dead_letters d WHERE d.pipeline = $1 AND d.state = $2 \
+                 AND ($3::bigint[] IS NULL OR d.id = ANY($3)) ORDER BY d.source_table, d.key_text, d.version DESC",
+                &[&self.pipeline, &state.name(), &ids],
+            )
+            .await?;
+        let (mut groups, mut has): (Vec<Vec<i64>>, u64) = (Vec::new(), u64::MAX);
+        for row in rows {
+            let bytes = row.try_get::<_, i64>(1)?.unsigned_abs();
+            match groups.last_mut().filter(|_| has.saturating_add(bytes) <= GROUP_BYTES_MAX) {
+                Some(group) => group.push(row.try_get(0)?),
+                None => {
+                    groups.push(vec![row.try_get(0)?]);
+                    has = 0;
+                }
+            }
+            has += bytes;
+        }
+        Ok(groups)
     }
 
     /// The rows of letters in a state, by source table.
