@@ -62,8 +62,8 @@ pub(crate) struct DeadRow {
     pub record: String,
 }
 
-/// Bytes of records that are read at once.
-const GROUP_BYTES_MAX: u64 = 4 << 20;
+/// Rows whose records are read at once: few, because a record may have megabytes.
+const GROUP_ROWS_MAX: usize = 4;
 
 /// Which letters a command is about.
 #[derive(Debug, Clone)]
@@ -130,36 +130,21 @@ impl Store {
         Ok(discarded)
     }
 
-    /// The newest letter of each row with a letter in a state, in groups whose records have few bytes together; a
-    /// record that has more is a group of its own.
+    /// The newest letter of each row with a letter in a state, in groups whose records may be in memory together.
     pub(crate) async fn dead_row_groups(
         &self,
         state: DeadLetterState,
         ids: Option<&[i64]>,
     ) -> Result<Vec<Vec<i64>>, StateError> {
-        let session = self.session().await?;
-        let rows = session
-            .client()?
-            .query(
-                "SELECT DISTINCT ON (d.source_table, d.key_text) d.id, octet_length(d.record::text)::bigint \
-                 FROM cutover.dead_letters d WHERE d.pipeline = $1 AND d.state = $2 \
-                 AND ($3::bigint[] IS NULL OR d.id = ANY($3)) ORDER BY d.source_table, d.key_text, d.version DESC",
-                &[&self.pipeline, &state.name(), &ids],
-            )
-            .await?;
-        let (mut groups, mut has): (Vec<Vec<i64>>, u64) = (Vec::new(), u64::MAX);
-        for row in rows {
-            let bytes = row.try_get::<_, i64>(1)?.unsigned_abs();
-            match groups.last_mut().filter(|_| has.saturating_add(bytes) <= GROUP_BYTES_MAX) {
-                Some(group) => group.push(row.try_get(0)?),
-                None => {
-                    groups.push(vec![row.try_get(0)?]);
-                    has = 0;
-                }
-            }
-            has += bytes;
+        let selection = ids.map_or(Selection::All, |ids| Selection::Ids(ids.to_vec()));
+        let mut newest: BTreeMap<(String, String), (Version, i64)> = BTreeMap::new();
+        for letter in self.dead_letters(state, &selection).await? {
+            let found = (letter.version, letter.id);
+            let known = newest.entry((letter.table, letter.key.get().to_owned())).or_insert(found);
+            *known = found.max(*known);
         }
-        Ok(groups)
+        let ids: Vec<i64> = newest.into_values().map(|(_, id)| id).collect();
+        Ok(ids.chunks(GROUP_ROWS_MAX).map(<[i64]>::to_vec).collect())
     }
 
     /// The rows of letters in a state, by source table.

@@ -113,6 +113,8 @@ async fn wide_items_of_dynamodb_are_copied_and_followed_in_bounded_memory() {
     put(0).await;
     target.exec(&format!("CREATE TABLE \"{table}\" (id text PRIMARY KEY, item jsonb NOT NULL)")).await;
     let mut work = Workspace::new("wide_items", &source.url, &target.url(), &[&table]);
+    // The table's own limit would allow one of these items a second.
+    work.configure_also("[snapshot]\nread_units_per_second = 1000000\n");
     work.set_env("AWS_ACCESS_KEY_ID", "cutover");
     work.set_env("AWS_SECRET_ACCESS_KEY", "cutover");
     let worker = work.start(&[]);
