@@ -11,6 +11,7 @@ mod dlq;
 mod eligible;
 mod events;
 pub mod init;
+mod memory;
 mod progress;
 mod replay;
 mod resnapshot;
@@ -122,6 +123,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Parses the arguments, runs the command, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::Run { .. }) {
+        memory::bound();
+    }
     let ended = run_command(arguments);
     match ended {
         Ok(()) => ExitCode::SUCCESS,

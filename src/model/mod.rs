@@ -30,7 +30,7 @@ pub use role::{Contributor, OnDelete, PlanRole, Share};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use source::{DebeziumConnector, Flavor, Origin, SourceKind};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
-pub use value::{Value, ZeroDates};
+pub use value::{Value, ZeroDates, row_bytes};
 pub use version::{Clock, ClockError, Version};
 
 /// What a stage does about an error: the one decision that every error type answers.

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use crate::{
     log::{
@@ -15,13 +16,17 @@ use crate::{
         envelope::{self, Encoder},
     },
     model::{Change, Column, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
-    observe::{Captured, Environment, Frontier},
-    snapshot::{Block, SnapshotError},
+    observe::{Captured, Environment, Frontier, Room, Taken},
+    snapshot::{Block, Blocks, SnapshotError},
     source::Source,
 };
 
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
+/// Bytes of rows that have been read and are not in the log; one row may have more.
+const READ_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one append.
+const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// A row to read again.
 #[derive(Debug, Clone)]
@@ -90,31 +95,70 @@ impl Refetch {
             keys.push(key_values(schema, &row.key).ok_or_else(|| unreadable(schema))?);
         }
         let captured = self.captured(rows.iter().map(|row| row.version).max().unwrap_or_default()).await;
-        let Block { version, rows: found } = self.source.fetch(schema, &keys, &captured).await?;
+        self.log.append(Topic::Snapshot, announcement(schema, self.log.partitions())).await?;
+        let missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
+            rows.iter().zip(keys.clone()).map(|(row, key)| (&row.key, (row, key))).collect();
+        let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
+        let reading = self.source.fetch(schema, &keys, &captured, blocks);
+        let (read, missing) = tokio::join!(reading, self.found(schema, incoming, missing));
+        // What is not there is known when all has been read.
+        let missing = missing?;
+        read?;
+        self.gone(missing, captured.watermark()).await
+    }
+
+    /// Sends the rows that were found; those that were not.
+    async fn found<'r>(
+        &self,
+        schema: &Arc<TableSchema>,
+        mut blocks: mpsc::Receiver<(Block, Taken)>,
+        mut missing: HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
+    ) -> Result<HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
         let at_us = self.environment.now_us();
         let mut encoder = Encoder::new(&self.pipeline, self.connector);
         let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
-        let mut missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
-            rows.iter().zip(keys).map(|(row, key)| (&row.key, (row, key))).collect();
-        let partitions = self.log.partitions();
-        let mut records = announcement(schema, partitions);
-        for row in found {
-            let images = Images { before: None, after: Some(row) };
-            let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us: at_us };
-            let encoded = encoder.encode(&change, &origin).map_err(|error| defect(schema, &error.to_string()))?;
-            // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
-            if missing.remove(&encoded.key).is_some() {
-                let record = Record::change(&change, encoded.key, encoded.value, schema.id());
-                records.push((envelope::partition(&change, partitions), record));
+        while let Some((Block { version, rows }, _taken)) = blocks.recv().await {
+            let mut records = Vec::new();
+            for row in rows {
+                let images = Images { before: None, after: Some(row) };
+                let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us: at_us };
+                let encoded = encoder.encode(&change, &origin).map_err(|error| defect(schema, &error.to_string()))?;
+                // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
+                if missing.remove(&encoded.key).is_some() {
+                    let record = Record::change(&change, encoded.key, encoded.value, schema.id());
+                    records.push((envelope::partition(&change, self.log.partitions()), record));
+                }
+            }
+            if !records.is_empty() {
+                self.log.append(Topic::Snapshot, records).await?;
             }
         }
+        Ok(missing)
+    }
+
+    /// Sends the deletes of rows that the source no longer has.
+    async fn gone(
+        &self,
+        missing: HashMap<&Bytes, (&Wanted, Vec<Value>)>,
+        version: Version,
+    ) -> Result<(), SnapshotError> {
+        let (at_us, partitions) = (self.environment.now_us(), self.log.partitions());
+        let (mut records, mut bytes) = (Vec::new(), 0);
         for (row, key) in missing.into_values() {
             let Some(shown) = &row.shown else { continue };
-            let value = envelope::deletion(shown).ok_or_else(|| unreadable(schema))?;
+            let value = envelope::deletion(shown).ok_or_else(|| unreadable(&row.schema))?;
             let change = keyed(&row.schema, key, version, at_us);
+            bytes += value.len();
             records.extend(announcement(&row.schema, partitions));
             let record = Record::change(&change, row.key.clone(), value, row.schema.id());
             records.push((envelope::partition(&change, partitions), record));
+            if bytes >= GROUP_BYTES_MAX {
+                bytes = 0;
+                self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
         }
         Ok(self.log.append(Topic::Snapshot, records).await?)
     }

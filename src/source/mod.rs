@@ -22,12 +22,10 @@ use crate::{
         Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value, Version,
     },
     observe::{Captured, Environment, Frontier},
-    snapshot::{Block, Scan, SnapshotError},
+    snapshot::{Blocks, Scan, SnapshotError},
     state::{StateError, Store},
 };
 
-/// Rows handed over at once.
-const BLOCK_ROWS: usize = 500;
 /// Remedies of what a restart needs only the cause of corrected for.
 const CORRECT_THAT: &str = "correct that and restart the worker";
 const COPY_GOES_ON: &str = "correct that and restart the worker; the copy goes on where it was";
@@ -158,14 +156,15 @@ pub trait Source: Send + Sync {
     /// Where the source's log ends now: at or after every change that a read has seen so far.
     async fn end(&self) -> Result<Position, SnapshotError>;
 
-    /// The rows with these keys, which are in the order of the schema's key; everything up to `captured` is in them,
-    /// and their version says so.
+    /// Reads the rows with these keys, which are in the order of the schema's key, into `blocks`; everything up to
+    /// `captured` is in them, and their version says so.
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError>;
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError>;
 }
 
 /// What a source needs to know of the pipeline around it.

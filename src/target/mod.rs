@@ -77,6 +77,17 @@ pub struct Batch {
     pub newest_commit_us: Option<i64>,
 }
 
+impl Batch {
+    /// The bytes of its records.
+    pub fn bytes(&self) -> usize {
+        let bytes = |event: &BatchEvent| match event {
+            BatchEvent::Row(row) => row.key.len() + row.value.len(),
+            BatchEvent::Truncate { .. } | BatchEvent::Schema(_) => 0,
+        };
+        self.events.iter().map(bytes).sum()
+    }
+}
+
 /// What a batch did, for metrics and status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Applied {

@@ -64,3 +64,4 @@ mod tidy;
 mod types;
 mod types_mysql;
 mod types_postgres;
+mod wide_rows;

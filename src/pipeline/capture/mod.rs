@@ -237,13 +237,14 @@ impl CaptureLoop {
         // Whether an earlier group ended inside a transaction.
         let (mut within, mut settled) = (false, false);
         while let Some(group) = groups.recv().await {
-            let (records, complete) = group.into_records(self.log.partitions());
+            let (records, complete, taken) = group.into_records(self.log.partitions());
             let ends_within = ends_within(&records).unwrap_or(within);
             if let Some(first) = complete.as_ref().filter(|_| begins_here) {
                 self.register.begins_at(&*self.log, &first.position, first.clock).await?;
                 begins_here = false;
             }
             self.append(records, within, stop).await?;
+            drop(taken);
             within = ends_within;
             let Some(complete) = complete else { continue };
             let mut ends = Vec::new();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mysql_async::Conn;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::MysqlStream;
@@ -13,15 +13,15 @@ use crate::{
         catalog::{self, CatalogError},
         connect::{ConnectError, Connector, QueryError},
         liveness,
-        scan::{ScanError, Scanner, Watermark},
+        scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::{self, Grants, ServerFacts},
     },
     model::{Disposition, MysqlPosition, Position, Problem, TableSchema, Value, Version},
     observe::{Captured, now_us},
-    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{
-        BLOCK_ROWS, COPY_GOES_ON, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source,
-        SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
+        COPY_GOES_ON, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError,
+        capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
     },
 };
 
@@ -185,17 +185,16 @@ impl Source for MysqlSource {
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError> {
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
         let Position::Mysql(position) = captured.position.clone() else {
             return Err(SnapshotError::Source(foreign_position().to_string()));
         };
         let watermark = Watermark { position, version: captured.clock };
         let mut scanner = self.scanner().await?;
-        let mut rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
-        let found = rows.next_batch(usize::MAX).await?;
-        drop(rows);
-        scanner.close().await?;
-        Ok(Block { version: captured.watermark(), rows: found })
+        let rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
+        hand_over(rows, captured.watermark(), &blocks).await?;
+        Ok(scanner.close().await?)
     }
 }
 
@@ -211,16 +210,22 @@ impl MysqlScan {
         table: &TableSchema,
         range: &KeyRange,
         watermark: &Watermark,
-        blocks: &mpsc::Sender<Block>,
+        blocks: &Blocks,
     ) -> Result<(), SnapshotError> {
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
-        let mut rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
-        loop {
-            let batch = rows.next_batch(BLOCK_ROWS).await?;
-            // A closed channel means that the writer has failed: its error is the one that counts.
-            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
-                return Ok(());
-            }
+        let rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
+        let version = rows.version;
+        hand_over(rows, version, blocks).await
+    }
+}
+
+/// Hands rows over block by block, as they come.
+async fn hand_over(mut rows: ChunkRows<'_>, version: Version, blocks: &Blocks) -> Result<(), SnapshotError> {
+    loop {
+        let batch = rows.next_batch(BLOCK_ROWS_MAX, BLOCK_BYTES_MAX).await?;
+        // A closed channel means that the writer has failed: its error is the one that counts.
+        if batch.is_empty() || blocks.send(Block { version, rows: batch }).await.is_err() {
+            return Ok(());
         }
     }
 }
@@ -249,10 +254,11 @@ impl Scan for MysqlScan {
         bound.map_or_else(gone, |bound| Ok(bound?))
     }
 
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError> {
         let (connector, id) = (self.connector.clone(), self.scanner.id());
-        let rows = liveness::answered(&connector, id, self.scanner.estimate_rows(&table.table)).await;
-        rows.map_or_else(gone, |rows| Ok(rows?))
+        let estimate = liveness::answered(&connector, id, self.scanner.estimate(&table.table)).await;
+        let (rows, bytes) = estimate.map_or_else(gone, |estimate| Ok(estimate?))?;
+        Ok(Estimate::new(rows, bytes))
     }
 
     async fn read(
@@ -262,7 +268,7 @@ impl Scan for MysqlScan {
         // What is captured is waited for, and is above it.
         _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
