@@ -187,6 +187,7 @@ impl Flow {
             environment: Arc::clone(&self.apply.environment),
             pipeline: self.pipeline.clone(),
             connector: self.connector,
+            turn: Arc::default(),
         }
     }
 }

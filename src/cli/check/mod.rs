@@ -110,7 +110,7 @@ pub async fn run(config: &Config) -> Report {
         let target = target::examine(config, tables, &refused(tables), &mut report).await;
         if let Some(source) = &source {
             report.tables = source.tables.len();
-            cascades::judge(source, target.as_ref(), &mut report);
+            cascades::judge(source, target.as_ref(), config.source.cascades, &mut report);
         }
     }
     machine::examine(config, &mut report).await;

@@ -28,7 +28,7 @@ use crate::{
     snapshot::{Block, KeyRange, Scan, SnapshotError},
     source::{
         BLOCK_ROWS, COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source,
-        SourceError, copy_error, foreign_position, known_schemas, not_begun, vanished,
+        SourceError, copy_error, foreign_position, known_schemas, logs_cascades, not_begun, vanished,
     },
     state::Store,
 };
@@ -154,6 +154,17 @@ impl Source for PostgresSource {
         let session = self.session().await.map_err(ScanError::from)?;
         let facts = ServerFacts::load(&session.client).await.map_err(ScanError::from)?;
         Ok(Position::Postgres(facts.position(&self.capture.slot)))
+    }
+
+    async fn children(
+        &self,
+        _table: &Arc<TableSchema>,
+        _columns: &[usize],
+        _values: &[Value],
+        _captured: &Captured,
+        _blocks: mpsc::Sender<Block>,
+    ) -> Result<(), SnapshotError> {
+        logs_cascades()
     }
 
     async fn fetch(
