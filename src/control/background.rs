@@ -201,6 +201,7 @@ async fn retry(store: &Store, refetch: &Refetch, ids: &[i64]) -> Result<Retried,
     let before = store.dead_letters(DeadLetterState::Open, &Selection::Ids(ids.to_vec())).await?;
     let before: BTreeMap<i64, i32> = before.iter().map(|letter| (letter.id, letter.attempts)).collect();
     let groups = store.dead_row_groups(DeadLetterState::Open, Some(ids)).await?;
+    let _turn = refetch.turn.lock().await;
     for group in &groups {
         for (table, rows) in store.dead_rows(DeadLetterState::Open, Some(group)).await? {
             let wanted = rows.into_iter().map(|DeadRow { schema, key, version, record }| Wanted {

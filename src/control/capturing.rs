@@ -3,18 +3,20 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     applying::Applying,
     background::{self, Background},
+    cascades::Follower,
     error::WorkerError,
     leader::{Charge, End},
     replay::Replayer,
     worker::{Ended, Worker},
 };
 use crate::{
-    model::{Position, Problem},
+    model::{Position, Problem, SourceKind},
     pipeline::flow::Flow,
     state::{
         StateError,
@@ -42,6 +44,8 @@ pub(super) struct Capturing {
     captured_before: Vec<u64>,
     applying: Applying,
     background: Background,
+    /// Follows cascades that the source does not log.
+    cascades: JoinSet<()>,
 }
 
 impl Capturing {
@@ -53,8 +57,14 @@ impl Capturing {
         end: Option<Position>,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, WorkerError> {
-        let replayer =
-            Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch: flow.refetch() };
+        let refetch = flow.refetch();
+        let mut cascades = JoinSet::new();
+        // Whatever [source] cascades says now: what was stored before is followed to its end.
+        if worker.config.source.kind() == Some(SourceKind::Mysql) {
+            let (store, target) = (worker.parts.store()?, Arc::clone(&flow.apply.target));
+            cascades.spawn(Follower::new(worker, store, target, refetch.clone()).run(stop.clone()));
+        }
+        let replayer = Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch };
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
@@ -63,6 +73,7 @@ impl Capturing {
             end,
             end_offsets: None,
             captured_before: Vec::new(),
+            cascades,
         };
         let prepared = worker.patiently("state", || async {
             capturing.note_script().await?;
@@ -80,6 +91,8 @@ impl Capturing {
     /// Ends what was begun on request, which the next worker begins again, and stops the apply loops.
     pub(super) async fn stop(&mut self) {
         self.background.stop().await;
+        // What one is in the middle of is stored, and begins again.
+        self.cascades.shutdown().await;
         self.applying.stop().await;
     }
 

@@ -1,6 +1,9 @@
 //! What capture notes in the target's `cutover` schema: schemas, and tables to copy again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 
@@ -38,6 +41,8 @@ impl Register for Notes {
     }
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        // What happened since the last position is in no log: the target may lack rows of any table.
+        self.store.set_whole_tables(&BTreeSet::new()).await?;
         let queued = self.store.queue_begun_copies(has_rows).await?;
         if queued > 0 {
             tracing::warn!(

@@ -3,6 +3,7 @@
 //! Everything here is pure: no IO, no async, no clock but the one that is handed in. Every other
 //! module speaks in these terms, so that stages never need to import each other.
 
+pub(crate) mod cascade;
 pub(crate) mod change;
 pub(crate) mod debezium;
 pub(crate) mod dynamodb;
@@ -19,6 +20,7 @@ pub(crate) mod target;
 pub(crate) mod value;
 pub(crate) mod version;
 
+pub use cascade::{Cascade, CascadeKind, CascadeLink};
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
 pub use dynamodb::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};

@@ -209,6 +209,7 @@ impl Flow {
             environment: Arc::clone(&self.apply.environment),
             pipeline: self.pipeline.clone(),
             connector: self.connector,
+            turn: Arc::default(),
         }
     }
 }

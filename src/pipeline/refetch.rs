@@ -4,11 +4,14 @@
 //! watermark of the read, so that they are applied like any other fact. **Invariant:** the watermark is at or after the
 //! version at which the row was set aside. Deliberately absent: what becomes of the rows; the sink says that.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::{
     log::{
@@ -24,7 +27,7 @@ use crate::{
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
 /// Bytes of rows that have been read and are not in the log; one row may have more.
-const READ_BYTES_MAX: usize = 8 << 20;
+pub const READ_BYTES_MAX: usize = 8 << 20;
 /// Bytes of one append.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +45,14 @@ pub struct Wanted {
     pub shown: Option<Bytes>,
 }
 
+/// Rows that were read again and are not sent yet.
+#[derive(Debug)]
+pub struct ReadAgain {
+    /// The rows that the source has.
+    pub found: Vec<Vec<Value>>,
+    records: Vec<(u32, Record)>,
+}
+
 /// Reads rows again and sends them on.
 #[derive(Clone)]
 pub struct Refetch {
@@ -51,6 +62,8 @@ pub struct Refetch {
     pub environment: Arc<dyn Environment>,
     pub pipeline: String,
     pub connector: DebeziumConnector,
+    /// Held from before a read until what was read is at the target, by who must not miss what others have read.
+    pub turn: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Refetch {
@@ -87,6 +100,104 @@ impl Refetch {
         let reached = || (0u32..).zip(ends).all(|(partition, end)| self.frontier.snapshot_offset(partition) >= *end);
         // The sender lives as long as the frontier that we hold.
         let _ = moved.wait_for(|_| reached()).await;
+    }
+
+    /// Reads the rows with these keys, at a watermark of this version at least. Those that are missing are deletes, for
+    /// which no more of a row is known than its key.
+    pub async fn read(
+        &self,
+        schema: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        version: Version,
+    ) -> Result<ReadAgain, SnapshotError> {
+        let captured = self.captured(version).await;
+        let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
+        let mut encoder = (Encoder::new(&self.pipeline, self.connector), schema.id());
+        for keys in keys.chunks(KEYS_MAX) {
+            let (blocks, mut incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
+            let mut there: HashSet<String> = HashSet::new();
+            let reading = self.source.fetch(schema, keys, &captured, blocks);
+            let encoding = async {
+                while let Some((block, _taken)) = incoming.recv().await {
+                    there.extend(block.rows.iter().map(|row| folded(&key_of(schema, row))));
+                    self.rows(&mut encoder, schema, block, &mut again)?;
+                }
+                drop(incoming);
+                Ok::<_, SnapshotError>(())
+            };
+            let (read, encoded) = tokio::join!(reading, encoding);
+            encoded?;
+            read?;
+            for key in keys.iter().filter(|key| !there.contains(&folded(key))) {
+                let change = keyed(schema, key.clone(), captured.watermark(), self.environment.now_us());
+                again.records.push(self.record(&mut encoder, &change)?);
+            }
+        }
+        Ok(again)
+    }
+
+    /// Reads the rows that have these values in their columns in these places into `blocks`, at a watermark of this
+    /// version at least.
+    pub async fn read_children(
+        &self,
+        schema: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        version: Version,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let captured = self.captured(version).await;
+        self.source.children(schema, columns, values, &captured, blocks).await
+    }
+
+    /// Rows that were read, ready to be sent.
+    pub fn encoded(&self, schema: &Arc<TableSchema>, block: Block) -> Result<ReadAgain, SnapshotError> {
+        let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
+        let mut encoder = (Encoder::new(&self.pipeline, self.connector), schema.id());
+        self.rows(&mut encoder, schema, block, &mut again)?;
+        Ok(again)
+    }
+
+    /// Sends what was read; returns when it is in the log.
+    pub async fn append(&self, schema: &TableSchema, again: ReadAgain) -> Result<(), SnapshotError> {
+        let mut records = announcement(schema, self.log.partitions());
+        records.extend(again.records);
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    /// The values of a record's key, which is JSON, in the order of the schema's columns of these names.
+    ///
+    /// # Errors
+    /// When it is no key of the schema.
+    pub fn values(schema: &TableSchema, names: &[String], key: &str) -> Option<Vec<Value>> {
+        let key: serde_json::Map<String, serde_json::Value> = serde_json::from_str(key).ok()?;
+        names.iter().map(|name| key_value(schema.column(name)?, key.get(name)?)).collect()
+    }
+
+    fn rows(
+        &self,
+        encoder: &mut (Encoder, u64),
+        schema: &Arc<TableSchema>,
+        Block { version, rows }: Block,
+        again: &mut ReadAgain,
+    ) -> Result<(), SnapshotError> {
+        for row in rows {
+            let images = Images { before: None, after: Some(row.clone()) };
+            let commit_us = self.environment.now_us();
+            let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us };
+            again.records.push(self.record(encoder, &change)?);
+            again.found.push(row);
+        }
+        Ok(())
+    }
+
+    /// A record with its partition, by an encoder and the schema's id.
+    fn record(&self, encoder: &mut (Encoder, u64), change: &Change) -> Result<(u32, Record), SnapshotError> {
+        let origin = Origin { snapshot: true, captured_ms: change.commit_us / 1000, ..Origin::default() };
+        let encoded = encoder.0.encode(change, &origin);
+        let encoded = encoded.map_err(|error| defect(&change.schema, &error.to_string()))?;
+        let record = Record::change(change, encoded.key, encoded.value, encoder.1);
+        Ok((envelope::partition(change, self.log.partitions()), record))
     }
 
     async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted]) -> Result<(), SnapshotError> {
@@ -176,6 +287,28 @@ impl Refetch {
             }
         }
     }
+}
+
+/// The key of a row.
+fn key_of(schema: &TableSchema, row: &[Value]) -> Vec<Value> {
+    schema.key.iter().filter_map(|place| row.get(*place)).cloned().collect()
+}
+
+/// A key such that one which the source may take for the same is the same: a row that is there under another spelling
+/// is not gone.
+fn folded(key: &[Value]) -> String {
+    let names: Vec<String> = (0..key.len()).map(|place| place.to_string()).collect();
+    let fold = |value: &Value| match value {
+        Value::Text(text) => Value::Text(text.trim_end().to_lowercase()),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::UInt(_)
+        | Value::Float(_)
+        | Value::Double(_)
+        | Value::Bytes(_) => value.clone(),
+    };
+    envelope::object(&names, &key.iter().map(fold).collect::<Vec<_>>())
 }
 
 /// Whether two schemas of a table spell a row's key alike.

@@ -152,7 +152,8 @@ impl ReplayLoop {
                 resume.schemas.insert(schema.id(), Arc::new(schema));
             }
             // The half of a transaction that a start record tells to drop comes again whole, with the same versions.
-            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start => {}
+            // What a cascade did is in the snapshot topic, as the rows that were read again after it.
+            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start | Kind::Cascade => {}
         }
         Ok(())
     }

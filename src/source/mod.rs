@@ -19,7 +19,8 @@ use tokio::time::Instant;
 pub use self::config::{Cascades, SourceConfig};
 use crate::{
     model::{
-        Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value, Version,
+        Cascade, Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value,
+        Version,
     },
     observe::{Captured, Environment, Frontier},
     snapshot::{Blocks, Scan, SnapshotError},
@@ -40,6 +41,8 @@ pub enum CaptureEvent {
     ReplicatedFrom(Arc<str>),
     /// The table was emptied: everything older than `version` is gone.
     Truncate { table: Arc<TableSchema>, version: Version, commit_us: i64 },
+    /// Rows of a child may have changed unseen by what happened to a parent just before, as of `version`.
+    Cascade { cascade: Cascade, version: Version, commit_us: i64 },
     /// The table has this schema from here on.
     Schema(Arc<TableSchema>),
     /// The table was changed in a way that may have rewritten rows without events; the table is to be copied again
@@ -155,6 +158,17 @@ pub trait Source: Send + Sync {
 
     /// Where the source's log ends now: at or after every change that a read has seen so far.
     async fn end(&self) -> Result<Position, SnapshotError>;
+
+    /// Reads the rows whose columns in these places have these values into `blocks`; everything up to `captured` is in
+    /// them, and their version says so. Asked of a source alone that does not log what its foreign keys do.
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError>;
 
     /// Reads the rows with these keys, which are in the order of the schema's key, into `blocks`; everything up to
     /// `captured` is in them, and their version says so.
@@ -276,6 +290,14 @@ fn vanished(table: &str) -> SnapshotError {
         format!("the source no longer has a table {table}"),
         "take it out of [source] tables and start again",
     ))
+}
+
+/// A source that logs what its foreign keys do is not asked what they did.
+fn logs_cascades<T>() -> Result<T, SnapshotError> {
+    Err(SnapshotError::Halt(Problem::new(
+        "this source was asked for the children of a row, though its log has what became of them",
+        "this is a defect of cutover: report it with this message",
+    )))
 }
 
 /// An error of a copy: worth another attempt, or told with this remedy.

@@ -69,7 +69,10 @@ impl Capture {
             CaptureEvent::Commit { position, .. } | CaptureEvent::Heartbeat { position, .. } => {
                 panic!("{position:?} of a MySQL server")
             }
-            CaptureEvent::Change(_) | CaptureEvent::Truncate { .. } | CaptureEvent::Rewritten { .. } => {}
+            CaptureEvent::Change(_)
+            | CaptureEvent::Truncate { .. }
+            | CaptureEvent::Cascade { .. }
+            | CaptureEvent::Rewritten { .. } => {}
             CaptureEvent::ReplicatedFrom(node) => panic!("{node} of a MySQL server"),
         }
         Ok(captured)

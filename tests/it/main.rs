@@ -43,6 +43,7 @@ mod pipeline;
 mod pipeline_postgres;
 mod replay;
 mod roles;
+mod rules_cascades;
 mod rules_catalog;
 mod rules_limits;
 mod rules_merge;

@@ -116,7 +116,7 @@ pub async fn run(config: &Config) -> Report {
         let target = target::examine(config, tables, &refused(tables), &mut report).await;
         if let Some(source) = &source {
             report.tables = source.tables.len();
-            cascades::judge(source, target.as_ref(), &mut report);
+            cascades::judge(source, target.as_ref(), config.source.cascades, &mut report);
         }
     }
     machine::examine(config, &mut report).await;
@@ -135,7 +135,7 @@ pub async fn of_source(config: &Config) -> Report {
         }
         Some(SourceKind::Mysql) | None => {
             if let Some(source) = source::examine(config, &mut report).await {
-                cascades::judge(&source, None, &mut report);
+                cascades::judge(&source, None, config.source.cascades, &mut report);
             }
         }
     }

@@ -245,6 +245,21 @@ fn write_number(out: &mut Vec<u8>, number: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(number);
 }
 
+/// Values by their names, as JSON: what a row's key is whose key columns these are.
+pub fn object(names: &[String], values: &[Value]) -> String {
+    let mut out = vec![b'{'];
+    for (place, (name, value)) in names.iter().zip(values).enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        write_string(&mut out, name);
+        out.push(b':');
+        write_value(&mut out, value);
+    }
+    out.push(b'}');
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// The bytes that a row's partition is hashed from: the key's values in key order, each with its length in front,
 /// without names and types, so that tables that merge under different column names and integer widths agree.
 pub fn key_bytes(change: &Change) -> Vec<u8> {

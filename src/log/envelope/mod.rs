@@ -17,7 +17,7 @@ mod splice;
 mod tests;
 
 pub use decode::{Decoded, Row, cells};
-pub use encode::{Encoded, Encoder, key_bytes, partition};
+pub use encode::{Encoded, Encoder, key_bytes, object, partition};
 pub use splice::{Renewed, deletion, renewed};
 
 use crate::model::{Disposition, Problem, TableName};

@@ -216,7 +216,10 @@ impl CaptureLoop {
                 let stored = self.log.read(Topic::Changes, partition, from, LOOK_BYTES, Duration::ZERO).await?;
                 let Some(last) = stored.last() else { break };
                 from = last.offset + 1;
-                if stored.iter().any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate)) {
+                if stored
+                    .iter()
+                    .any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade))
+                {
                     return Ok(true);
                 }
             }

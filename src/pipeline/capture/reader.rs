@@ -12,6 +12,7 @@ use crate::{
     log::{
         Control, Kind, Record, TransactionPart,
         envelope::{self, Encoder, EnvelopeError},
+        record::CascadeRecord,
     },
     model::{Beyond, Change, Images, Op, Origin, Position, Problem, TableSchema, Version},
     observe::{Environment, Frontier, Invariant, Room, Taken},
@@ -167,6 +168,12 @@ impl<'a> Reader<'a> {
                     self.hold(partition, record.clone());
                 }
             }
+            CaptureEvent::Cascade { cascade, version, commit_us } => {
+                let key = envelope::object(&cascade.columns, &cascade.values);
+                let record = CascadeRecord { child: cascade.child.to_string(), key, kind: cascade.kind };
+                // One partition is enough: nobody acts on it before all of them are so far.
+                self.hold(0, Record::cascade(&record, version, commit_us).open());
+            }
             CaptureEvent::Schema(schema) => {
                 self.register.schema(&schema, self.clock).await?;
                 let record = Record::schema(&schema);
@@ -282,7 +289,7 @@ impl AppendGroup {
 
 /// Whether these records leave a transaction open; none if there is no row among them.
 pub(super) fn ends_within(records: &[(u32, Record)]) -> Option<bool> {
-    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate);
+    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade);
     let last = records.iter().rev().find(rows)?;
     Some(last.1.headers.transaction == TransactionPart::Open)
 }

@@ -18,7 +18,7 @@ use crate::{
     snapshot::{Block, Blocks, BlocksClosed, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError, capture_error,
-        copy_error, foreign_position, not_begun, vanished,
+        copy_error, foreign_position, logs_cascades, not_begun, vanished,
     },
 };
 
@@ -144,6 +144,17 @@ impl Source for DynamoSource {
 
     async fn end(&self) -> Result<Position, SnapshotError> {
         Ok(Position::Dynamo(DynamoPosition::at(self.service().await?.now_us().await?)))
+    }
+
+    async fn children(
+        &self,
+        _table: &Arc<TableSchema>,
+        _columns: &[usize],
+        _values: &[Value],
+        _captured: &Captured,
+        _blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        logs_cascades()
     }
 
     async fn fetch(

@@ -20,8 +20,8 @@ use crate::{
     observe::{Captured, now_us},
     snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{
-        COPY_GOES_ON, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError,
-        capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
+        COPY_GOES_ON, CORRECT_THAT, CaptureError, Cascades, ChangeStream, Examined, Selection, Settings, Source,
+        SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
     },
 };
 
@@ -60,6 +60,14 @@ impl MysqlSource {
             None => schema,
         };
         tables.into_iter().map(spelled).collect()
+    }
+
+    /// A stream that tells what foreign keys may have done unseen, unless nobody wants to know.
+    async fn telling_cascades(&self, stream: MysqlStream) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        Ok(match self.settings.config.cascades {
+            Cascades::Refetch => Box::new(stream.with_cascades(Arc::clone(&self.settings.store)).await?),
+            Cascades::Target | Cascades::None => Box::new(stream),
+        })
     }
 
     /// What the source is, if it can be captured.
@@ -138,7 +146,8 @@ impl Source for MysqlSource {
         };
         let mut config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
         config.clock_min = selection.clock_min;
-        Ok(Box::new(MysqlStream::open(&config, from, &known, &selection.tables).await?))
+        let stream = MysqlStream::open(&config, from, &known, &selection.tables).await?;
+        self.telling_cascades(stream).await
     }
 
     async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError> {
@@ -154,7 +163,8 @@ impl Source for MysqlSource {
         );
         let config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
         let from = Some((position, clock.max(facts.now_us)));
-        Ok(Box::new(MysqlStream::open(&config, from, &[], &selection.tables).await?))
+        let stream = MysqlStream::open(&config, from, &[], &selection.tables).await?;
+        self.telling_cascades(stream).await
     }
 
     async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError> {
@@ -187,14 +197,36 @@ impl Source for MysqlSource {
         captured: &Captured,
         blocks: Blocks,
     ) -> Result<(), SnapshotError> {
-        let Position::Mysql(position) = captured.position.clone() else {
-            return Err(SnapshotError::Source(foreign_position().to_string()));
-        };
-        let watermark = Watermark { position, version: captured.clock };
+        let watermark = watermark(captured)?;
         let mut scanner = self.scanner().await?;
         let rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
         hand_over(rows, captured.watermark(), &blocks).await?;
         Ok(scanner.close().await?)
+    }
+
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let watermark = watermark(captured)?;
+        let mut scanner = self.scanner().await?;
+        let rows = scanner.fetch(table, columns, &[values.to_vec()], &watermark).await?;
+        hand_over(rows, captured.watermark(), &blocks).await?;
+        Ok(scanner.close().await?)
+    }
+}
+
+/// What a read has to see of what was captured.
+fn watermark(captured: &Captured) -> Result<Watermark, SnapshotError> {
+    match captured.position.clone() {
+        Position::Mysql(position) => Ok(Watermark { position, version: captured.clock }),
+        Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_) => {
+            Err(SnapshotError::Source(foreign_position().to_string()))
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source, SourceError,
-        copy_error, foreign_position, known_schemas, not_begun, vanished,
+        copy_error, foreign_position, known_schemas, logs_cascades, not_begun, vanished,
     },
     state::Store,
 };
@@ -152,6 +152,17 @@ impl Source for PostgresSource {
         let session = self.session().await.map_err(ScanError::from)?;
         let facts = ServerFacts::load(&session.client).await.map_err(ScanError::from)?;
         Ok(Position::Postgres(facts.position(&self.capture.slot)))
+    }
+
+    async fn children(
+        &self,
+        _table: &Arc<TableSchema>,
+        _columns: &[usize],
+        _values: &[Value],
+        _captured: &Captured,
+        _blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        logs_cascades()
     }
 
     async fn fetch(

@@ -14,6 +14,7 @@
 mod answers;
 mod batch;
 mod bisect;
+mod cascades;
 mod config;
 mod dead_letters;
 mod failure;
@@ -42,6 +43,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use tokio_postgres::Statement;
 
+pub use cascades::leads_back;
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub use statement::Builder;

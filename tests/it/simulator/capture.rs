@@ -155,6 +155,27 @@ impl Source for ModelServer {
         Ok(Position::Mysql(self.server.end()))
     }
 
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &observe::Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let Position::Mysql(position) = &captured.position else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        let scan = self.scanner();
+        scan.make_visible(position).await?;
+        let mut rows: Vec<Vec<Value>> = scan.rows(&table.table.table).await?.into_iter().map(|(_, row)| row).collect();
+        rows.retain(|row| columns.iter().zip(values).all(|(place, value)| row[*place] == *value));
+        let block = Block { version: captured.watermark(), rows };
+        // Who no longer listens has an error of its own.
+        let _ = blocks.send(block).await;
+        Ok(())
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
