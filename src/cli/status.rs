@@ -35,6 +35,23 @@ pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(
     }
 }
 
+/// What is at the target neither as a row nor gone.
+fn set_aside(status: &Status, line: &mut impl FnMut(&str, String)) {
+    let aged = |count: u64, oldest: Option<f64>| match oldest {
+        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
+        None => count.to_string(),
+    };
+    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    if status.cascades > 0 {
+        line("cascades", format!("{} parents whose children are read again", status.cascades));
+    }
+    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
+    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
+    if status.dead_letters_discarded > 0 {
+        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
+    }
+}
+
 fn render(name: &str, status: &Status) -> String {
     let phase = match status.phase {
         Phase::New => "new",
@@ -67,16 +84,7 @@ fn render(name: &str, status: &Status) -> String {
         "throughput",
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
-    let aged = |count: u64, oldest: Option<f64>| match oldest {
-        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
-        None => count.to_string(),
-    };
-    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
-    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
-    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
-    if status.dead_letters_discarded > 0 {
-        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
-    }
+    set_aside(status, &mut line);
     if let Some(replay) = &status.replay {
         let eta = replay.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
         let (rows, total) = (replay.rows, replay.rows_total);

@@ -90,7 +90,7 @@ pub struct SnapshotConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifyConfig {
-    /// Rows that the worker compares in the background; none with 0.
+    /// Rows that the worker compares in the background each second; none with 0.
     pub rows_per_second: u64,
     /// Whether it sends rows again that have drifted, up to `repair_rows_max` of a table.
     pub auto_repair: bool,
@@ -138,7 +138,7 @@ impl Default for SnapshotConfig {
 impl Default for VerifyConfig {
     fn default() -> Self {
         VerifyConfig {
-            rows_per_second: 1_000,
+            rows_per_second: 0,
             auto_repair: false,
             confirm_seconds: 60,
             repair_rows_max: 10_000,

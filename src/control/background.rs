@@ -209,18 +209,20 @@ impl Tools {
 async fn retry(store: &Store, refetch: &Refetch, ids: &[i64]) -> Result<Retried, SnapshotError> {
     let before = store.dead_letters(DeadLetterState::Open, &Selection::Ids(ids.to_vec())).await?;
     let before: BTreeMap<i64, i32> = before.iter().map(|letter| (letter.id, letter.attempts)).collect();
-    let dead = store.dead_rows(DeadLetterState::Open, Some(ids)).await?;
-    let is_any = !dead.is_empty();
-    for (table, rows) in dead {
-        let wanted = rows.into_iter().map(|DeadRow { schema, key, version, record }| Wanted {
-            schema,
-            key: key.into(),
-            version,
-            shown: Some(record.into()),
-        });
-        refetch.send(&table, wanted.collect()).await?;
+    let groups = store.dead_row_groups(DeadLetterState::Open, Some(ids)).await?;
+    let _turn = refetch.turn.lock().await;
+    for group in &groups {
+        for (table, rows) in store.dead_rows(DeadLetterState::Open, Some(group)).await? {
+            let wanted = rows.into_iter().map(|DeadRow { schema, key, version, record }| Wanted {
+                schema,
+                key: key.into(),
+                version,
+                shown: Some(record.into()),
+            });
+            refetch.send(&table, wanted.collect()).await?;
+        }
     }
-    if is_any {
+    if !groups.is_empty() {
         refetch.applied(&refetch.ends().await?).await;
     }
     Ok(store.retried_dead_letters(&before).await?)

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     applying::Applying,
     background::{self, Background},
+    cascades::Follower,
     error::WorkerError,
     leader::{Charge, End},
     proving::Prover,
@@ -16,7 +17,7 @@ use super::{
     worker::{Ended, Worker},
 };
 use crate::{
-    model::{Position, Problem},
+    model::{Position, Problem, SourceKind},
     pipeline::flow::Flow,
     state::{
         StateError,
@@ -46,6 +47,8 @@ pub(super) struct Capturing {
     background: Background,
     /// Compares in the background.
     proving: JoinSet<()>,
+    /// Follows cascades that the source does not log.
+    cascades: JoinSet<()>,
 }
 
 impl Capturing {
@@ -57,8 +60,14 @@ impl Capturing {
         end: Option<Position>,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, WorkerError> {
-        let replayer =
-            Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch: flow.refetch() };
+        let refetch = flow.refetch();
+        let mut cascades = JoinSet::new();
+        // Whatever [source] cascades says now: what was stored before is followed to its end.
+        if worker.config.source.kind() == Some(SourceKind::Mysql) {
+            let (store, target) = (worker.parts.store()?, Arc::clone(&flow.apply.target));
+            cascades.spawn(Follower::new(worker, store, target, refetch.clone()).run(stop.clone()));
+        }
+        let replayer = Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch };
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
@@ -68,6 +77,7 @@ impl Capturing {
             end,
             end_offsets: None,
             captured_before: Vec::new(),
+            cascades,
         };
         let prepared = worker.patiently("state", || async {
             capturing.note_script().await?;
@@ -87,6 +97,8 @@ impl Capturing {
     pub(super) async fn stop(&mut self) {
         self.proving.shutdown().await;
         self.background.stop().await;
+        // What one is in the middle of is stored, and begins again.
+        self.cascades.shutdown().await;
         self.applying.stop().await;
     }
 

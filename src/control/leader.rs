@@ -99,7 +99,8 @@ pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
     if let Some(halt) = &status.halted {
         return Some(Ended::Halted(halt.clone()));
     }
-    match (reached && status.phase == Phase::Following && status.waiting == 0, status.dead_letters) {
+    let nothing_left = status.waiting == 0 && status.cascades == 0;
+    match (reached && status.phase == Phase::Following && nothing_left, status.dead_letters) {
         (false, _) => None,
         (true, 0) => Some(Ended::Synced),
         (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
@@ -250,10 +251,10 @@ impl<'a> Leader<'a> {
         // No replay begins meanwhile; one that is about to comes first.
         let Ok(_barrier) = charge.barrier().try_lock_owned() else { return };
         let applied = frontier.applied_clock();
-        let idle = store
-            .status()
-            .await
-            .is_ok_and(|status| status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0);
+        let idle = store.status().await.is_ok_and(|status| {
+            let nothing_left = status.waiting == 0 && status.dead_letters == 0 && status.cascades == 0;
+            status.phase == Phase::Following && nothing_left
+        });
         if idle
             && applied > 0
             && store.any_replay().await.is_ok_and(|replaying| !replaying)

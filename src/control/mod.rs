@@ -9,6 +9,7 @@ mod applier;
 mod applying;
 mod background;
 mod capturing;
+mod cascades;
 mod connector;
 mod dead_letter_topic;
 pub mod error;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     log::envelope::{Encoder, key_values},
-    model::{Change, Disposition, Images, Op, Origin, TableSchema, Value, Version},
+    model::{Change, Disposition, Images, Op, Origin, Problem, TableSchema, Value, Version},
     pipeline::refetch::{Refetch, Wanted},
     snapshot::SnapshotError,
     state::{
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long the clock may take to come to where it was raised: the source's log has to be quiet for a moment.
 const RAISED_WITHIN: Duration = Duration::from_secs(120);
+/// How far ahead of now a version may be that the clock is moved above, in microseconds: a day. All later versions are
+/// above it.
+const AHEAD_MAX_US: i64 = 86_400_000_000;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Attempts while a side is away, a second apart.
 const ATTEMPTS_MAX: u32 = 300;
@@ -86,6 +89,12 @@ pub(super) async fn send(refetch: &Refetch, repairs: &Repairs) -> Result<usize, 
         rows.push(Wanted { schema: Arc::clone(&schema), key, version, shown });
     }
     let (sent, highest) = (rows.len(), rows.iter().map(|row| row.version).max().unwrap_or_default());
+    if highest > refetch.environment.now_us().saturating_add(AHEAD_MAX_US) {
+        return Err(SnapshotError::Halt(Problem::new(
+            format!("a row of {} at the target has the version {highest}, which is far in the future", repairs.table),
+            "set its cutover_version to 0 at the target, and repair again: the clock cannot be moved so far",
+        )));
+    }
     refetch.frontier.want_clock(highest);
     let strange = refetch.send(&repairs.table, rows).await?;
     refetch.applied(&refetch.ends().await?).await;

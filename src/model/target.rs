@@ -108,6 +108,8 @@ pub struct PlanColumn {
     pub name: String,
     /// The type to cast the result to, where assignment alone would refuse it (text to an enum).
     pub cast: Option<String>,
+    /// The source column that it is, cast or not; none if it is computed in another way.
+    pub source: Option<String>,
 }
 
 impl Plan {

@@ -1,16 +1,18 @@
-//! What operators and other systems see: metric names, progress and lag, halts, events.
+//! What operators and other systems see: metric names, progress and lag, halts, events; and the room that stages share.
 
 pub(crate) mod environment;
 pub(crate) mod event;
 pub(crate) mod frontier;
 pub(crate) mod halt;
 pub mod invariant;
+pub(crate) mod room;
 
 pub use environment::{Backoff, Environment, Machine, now_us, unique};
 pub use event::{Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable};
 pub use frontier::{Captured, Frontier};
 pub use halt::Halts;
 pub use invariant::Invariant;
+pub use room::{Room, Taken};
 
 /// Names of the metrics at `/metrics` (the contract in docs/metrics.md).
 pub mod metric {

@@ -19,7 +19,7 @@ use super::batches::{Batcher, Bounds, Step};
 use crate::{
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, Problem, TableSchema},
-    observe::{Backoff, Environment, Frontier, Halts, Invariant, metric},
+    observe::{Backoff, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
     target::{Applied, ApplyError, Batch, BatchEvent, Lane, Resume, Sink, Target},
 };
 
@@ -35,6 +35,14 @@ const WAITING_EVERY: Duration = Duration::from_secs(1);
 /// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are
 /// written.
 const ROWS_BESIDE_CHANGES_MAX: usize = 500;
+
+/// The bytes of what a step applies; none if it applies no row.
+fn bytes_of(step: &Step) -> Option<usize> {
+    match step {
+        Step::Apply(batch) => Some(batch.bytes()).filter(|bytes| *bytes > 0),
+        Step::Abandon => None,
+    }
+}
 
 /// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost
 /// its tail, and must not be written to: other records would come to stand where the target has been (rule 17).
@@ -62,6 +70,8 @@ pub struct ApplyLoop {
     pub topic: Topic,
     pub partition: u32,
     pub bounds: Bounds,
+    /// For the batches of all lanes.
+    pub room: Room,
     /// Sinks at work at the same time; 1 on the changes topic.
     pub sinks: usize,
 }
@@ -110,8 +120,8 @@ pub enum Ended {
     Fenced,
 }
 
-/// A batch with its place in the order of the log.
-type Numbered = (u64, Step);
+/// A batch with its place in the order of the log, and its room.
+type Numbered = (u64, Step, Option<Taken>);
 
 impl ApplyLoop {
     /// Applies until `stop`, or until something halts it. `stop` lets the batch at work finish.
@@ -209,7 +219,7 @@ impl ApplyLoop {
     ) -> Result<(), SessionError> {
         let Resume { from, schemas, fences: _ } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
-        let (mut next, mut number) = (from, 0);
+        let (mut next, mut number, mut goes_on) = (from, 0, false);
         loop {
             let reading = self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT);
             let records = tokio::select! {
@@ -226,7 +236,23 @@ impl ApplyLoop {
             }
             // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
-                if steps.send((number, step)).await.is_err() {
+                // Others wait for the locks of a transaction that is open at the target: what goes on with it does not
+                // wait for their room.
+                let bytes = if goes_on { None } else { bytes_of(&step) };
+                goes_on = matches!(&step, Step::Apply(batch) if !batch.complete);
+                let taken = async {
+                    match bytes {
+                        Some(bytes) => Some(self.room.take(bytes).await),
+                        None => None,
+                    }
+                };
+                let taken = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = steps.closed() => return Ok(()),
+                    taken = taken => taken,
+                };
+                if steps.send((number, step, taken)).await.is_err() {
                     return Ok(());
                 }
                 number += 1;
@@ -255,9 +281,9 @@ impl ApplyLoop {
                 Ok(None) => return Ok(()),
                 Err(_) => continue,
             };
-            let (number, batch) = match step {
-                (number, Step::Apply(batch)) => (number, batch),
-                (_, Step::Abandon) => {
+            let (number, batch, taken) = match step {
+                (number, Step::Apply(batch), taken) => (number, batch, taken),
+                (_, Step::Abandon, _) => {
                     sink.abandon().await?;
                     continue;
                 }
@@ -276,6 +302,7 @@ impl ApplyLoop {
             }
             let started = Instant::now();
             let applied = sink.apply(*batch).await?;
+            drop(taken);
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
             for (table, count) in changes {

@@ -38,6 +38,9 @@ pub struct Status {
     pub dead_letters_oldest_seconds: Option<f64>,
     /// Dead letters that an operator has closed: their rows stay as they are at the target.
     pub dead_letters_discarded: u64,
+    /// Parents whose children may have changed unseen and are still to be read again.
+    #[serde(default)]
+    pub cascades: u64,
     pub drift_rows: u64,
     pub halted: Option<Problem>,
     /// Whether a worker has reported lately.
@@ -173,7 +176,7 @@ impl Store {
         let after_copy_done = self.after_copy().await? != Some(AfterCopy::Pending);
         let tables = self.table_statuses(&[&report.applied, &elsewhere]).await?;
         let counts = self.counts().await?;
-        let replay = self.replay_status().await?;
+        let (replay, cascades) = (self.replay_status().await?, self.cascades_left().await?);
         let phase = phase_of(&tables, after_copy_done);
         let left: u64 = tables.iter().map(|table| table.rows.saturating_sub(table.copied)).sum();
         let rate = report.copied_rows_per_second;
@@ -188,7 +191,8 @@ impl Store {
             retrying.extend(said.retrying.into_iter().map(|(part, what)| (format!("{part} of {process}"), what)));
             appliers.push(ApplierStatus { process, partitions: said.partitions });
         }
-        let in_step = report.caught_up && halted.is_none() && phase == Phase::Following && counts.waiting == 0;
+        let nothing_left = counts.waiting == 0 && cascades == 0;
+        let in_step = report.caught_up && halted.is_none() && phase == Phase::Following && nothing_left;
         Ok(Status {
             phase,
             synced: worker_running && in_step,
@@ -199,6 +203,7 @@ impl Store {
             dead_letters: counts.dead_letters,
             dead_letters_oldest_seconds: counts.dead_letters_oldest_seconds,
             dead_letters_discarded: counts.dead_letters_discarded,
+            cascades,
             drift_rows: 0,
             halted,
             worker_running,
@@ -268,6 +273,14 @@ impl Store {
             dead_letters_oldest_seconds: row.get(4),
             dead_letters_discarded: row.get::<_, i64>(5).cast_unsigned(),
         })
+    }
+
+    async fn cascades_left(&self) -> Result<u64, StateError> {
+        match self.count_cascades().await {
+            // The state of an older release knows of none.
+            Err(StateError::Postgres(PgError::Refused(refusal))) if refusal.sqlstate == UNDEFINED_TABLE => Ok(0),
+            counted => counted,
+        }
     }
 
     async fn replay_status(&self) -> Result<Option<ReplayStatus>, StateError> {

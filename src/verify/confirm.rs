@@ -26,7 +26,8 @@ use super::{
 use crate::{
     log::envelope::key_values,
     model::{Plan, Problem, TableSchema, Value, Version},
-    observe::Captured,
+    observe::{Captured, Room},
+    snapshot::{Blocks, SnapshotError},
     state::verifications::Parked,
     target::{Comparer, Difference, Doubt, RowEvent},
 };
@@ -37,6 +38,8 @@ const REPAIRS_MAX: usize = 100_000;
 const DOUBTS_MAX: usize = 10_000;
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
+/// Bytes of rows that have been read and are no records yet; one row may have more.
+const READ_BYTES_MAX: usize = 8 << 20;
 /// How often a row is looked at that has moved each time.
 const ROUNDS_MAX: u32 = 20;
 /// In how many rounds a row has to differ, unmoved, before it has drifted: what commits at the source may be seen a
@@ -265,12 +268,22 @@ impl<'a> Confirmer<'a> {
         let sources = open.iter().filter_map(|open| open.source.as_ref());
         let wanted: BTreeMap<&Bytes, &SourceRow> = sources.map(|source| (&source.key, source)).collect();
         let keys: Vec<Vec<Value>> = wanted.values().map(|source| source.values.clone()).collect();
-        let mut rows = Vec::new();
+        let (mut rows, room) = (Vec::new(), Room::new(READ_BYTES_MAX));
         for keys in keys.chunks(KEYS_MAX) {
-            let block = self.verifier.source.fetch(&self.schema, keys, low).await?;
-            for row in block.rows {
-                rows.push(self.encoding.event(&self.schema, row)?);
-            }
+            let (blocks, mut incoming) = Blocks::new(&room);
+            let reading = self.verifier.source.fetch(&self.schema, keys, low, blocks);
+            let encoding = async {
+                while let Some((block, _taken)) = incoming.recv().await {
+                    for row in block.rows {
+                        rows.push(self.encoding.event(&self.schema, row)?);
+                    }
+                }
+                drop(incoming);
+                Ok::<_, SnapshotError>(())
+            };
+            let (read, encoded) = tokio::join!(reading, encoding);
+            encoded?;
+            read?;
         }
         Ok(rows)
     }

@@ -32,7 +32,8 @@ pub struct Verdict {
 /// One thing that a switch asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gate {
-    /// `match_rate`, `count_difference`, or `foreign_key NAME of TABLE`.
+    /// `unproven` (rows and tables that could not be compared or called equal), `match_rate`, `count_difference`, or
+    /// `foreign_key NAME of TABLE`.
     pub name: String,
     pub passed: bool,
     pub found: f64,
@@ -169,6 +170,9 @@ impl Verdict {
         };
         let most = self.tables.iter().map(difference).fold(0.0, f64::max);
         let gate = |name: &str, passed, found, wanted| Gate { name: name.to_owned(), passed, found, wanted };
+        let unproven = |table: &TableVerdict| table.explained + table.unconfirmed + u64::from(table.skipped.is_some());
+        let unproven: u64 = self.tables.iter().map(unproven).sum::<u64>() + u64::from(self.caveat.is_some());
+        self.gates.push(gate("unproven", unproven == 0, unproven as f64, 0.0));
         self.gates.push(gate("match_rate", self.match_rate >= match_min, self.match_rate, match_min));
         self.gates.push(gate("count_difference", most <= count_difference_max, most, count_difference_max));
         for (key, rows) in orphans {
@@ -306,8 +310,8 @@ mod tests {
         let verdict =
             Verdict::of(vec![table]).gated(0.999, 0.01, vec![("a_fk of public.a".into(), 3), ("b".into(), 0)]);
         let passed: Vec<bool> = verdict.gates.iter().map(|gate| gate.passed).collect();
-        assert_eq!(passed, [false, false, false, true]);
-        assert!((verdict.gates[1].found - 0.02).abs() < 1e-9);
+        assert_eq!(passed, [true, false, false, false, true]);
+        assert!((verdict.gates[2].found - 0.02).abs() < 1e-9);
         assert!(verdict.to_string().contains("gate not passed: foreign_key a_fk of public.a is 3, wanted 0"));
     }
 

@@ -16,8 +16,8 @@ use super::{Progress, Verifier, VerifyError, captured, confirm::Confirmer, verdi
 use crate::{
     log::envelope::Encoder,
     model::{Change, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
-    observe::Captured,
-    snapshot::{Block, KeyRange, SnapshotError},
+    observe::{Captured, Room, Taken},
+    snapshot::{Block, Blocks, KeyRange, SnapshotError},
     source::Source,
     target::{Compared, Comparer, RowEvent, Walk},
 };
@@ -26,8 +26,8 @@ use crate::{
 const PART_BYTES_MAX: usize = 8 << 20;
 /// Parts between the reader and the comparer.
 const PARTS_WAITING_MAX: usize = 1;
-/// Blocks of rows between a source connection and its encoder.
-const BLOCKS_WAITING_MAX: usize = 2;
+/// Bytes of rows that have been read and are no records yet; one row may have more.
+const READ_BYTES_MAX: usize = 8 << 20;
 /// A read that takes longer is made shorter the next time; none may be open for two seconds.
 const READ_LONG: Duration = Duration::from_millis(1000);
 const CHUNK_ROWS_MIN: u64 = 200;
@@ -149,7 +149,7 @@ impl Walker<'_> {
     async fn read(&self) -> Result<Parts, VerifyError> {
         let Verifier { source, pipeline, connector, chunk_rows, .. } = self.verifier;
         let mut scan = source.scan().await?;
-        let rows_total = scan.estimate_rows(self.schema).await?;
+        let rows_total = scan.estimate(self.schema).await?.rows;
         drop(scan);
         let (parts, incoming) = mpsc::channel(PARTS_WAITING_MAX);
         let reader = Reader {
@@ -200,15 +200,16 @@ struct Reader {
 impl Reader {
     async fn run(mut self) -> Result<(), SnapshotError> {
         let mut scan = self.source.scan().await?;
-        scan.estimate_rows(&self.schema).await?;
+        scan.estimate(&self.schema).await?;
         let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
+        let room = Room::new(READ_BYTES_MAX);
         let (mut lower, mut rows) = (None::<String>, self.chunk_rows.max(1));
         loop {
             let upper = scan.next_bound(&self.schema, lower.as_deref(), rows).await?;
             let mut range = KeyRange { lower, upper: upper.clone() };
             loop {
                 let began = Instant::now();
-                let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
+                let (blocks, incoming) = Blocks::new(&room);
                 let schema = Arc::clone(&self.schema);
                 let reading = scan.read(&schema, &range, Version::MIN, &mut captured, blocks);
                 let (read, sent) = tokio::join!(reading, self.encode(incoming));
@@ -231,9 +232,9 @@ impl Reader {
     }
 
     /// Hands on what a read brings; false if nobody wants it any more.
-    async fn encode(&mut self, mut blocks: mpsc::Receiver<Block>) -> Result<bool, SnapshotError> {
+    async fn encode(&mut self, mut blocks: mpsc::Receiver<(Block, Taken)>) -> Result<bool, SnapshotError> {
         let (mut part, mut bytes) = (Vec::new(), 0);
-        while let Some(block) = blocks.recv().await {
+        while let Some((block, _taken)) = blocks.recv().await {
             for row in block.rows {
                 let event = self.encoding.event(&self.schema, row)?;
                 bytes += event.key.len() + event.value.len();

@@ -9,6 +9,7 @@
     reason = "in a test, a panic with its message is the report, figures are printed, and time is the machine's"
 )]
 
+mod analyze;
 mod apply_check;
 mod apply_check_roles;
 mod apply_history;
@@ -42,6 +43,7 @@ mod pipeline;
 mod pipeline_postgres;
 mod replay;
 mod roles;
+mod rules_cascades;
 mod rules_catalog;
 mod rules_limits;
 mod rules_merge;
@@ -64,3 +66,4 @@ mod types;
 mod types_mysql;
 mod types_postgres;
 mod verify;
+mod wide_rows;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, Weight, cascades::Rule};
+use super::{Part, Report, Weight};
 use crate::{
     config::Config,
     database::postgres::{self, PgError, Session, catalog, privileges},
@@ -24,14 +24,19 @@ pub(super) struct ExaminedTarget {
 }
 
 impl ExaminedTarget {
-    /// Whether a change of a parent has the same effect on its children here, by itself.
-    pub(super) fn has_rule(&self, child: &TableName, parent: &TableName, rule: Rule<'_>) -> bool {
+    /// The transforms of a source table.
+    pub(super) fn plans_of(&self, source: &TableName) -> impl Iterator<Item = &Plan> {
+        self.plans.iter().filter(move |plan| plan.source.table == *source)
+    }
+
+    /// Whether the delete of a parent changes its children here, by itself.
+    pub(super) fn acts_on_delete(&self, child: &TableName, parent: &TableName) -> bool {
         let target_of = |source: &TableName| {
             self.plans.iter().find(|plan| plan.source.table == *source).map(|plan| &plan.target.name)
         };
         let (Some(child), Some(parent)) = (target_of(child), target_of(parent)) else { return false };
-        let same = |(own_child, own_parent, event, action): &(TableName, TableName, String, String)| {
-            own_child == child && own_parent == parent && event == rule.event && action == rule.action
+        let same = |(own_child, own_parent, event, _): &(TableName, TableName, String, String)| {
+            own_child == child && own_parent == parent && event == "DELETE"
         };
         !self.replica && self.rules.iter().any(same)
     }

@@ -10,7 +10,8 @@ pub fn key_values(schema: &TableSchema, key: &[u8]) -> Option<Vec<Value>> {
     schema.key_columns().map(|column| key_value(column, key.get(&column.name)?)).collect()
 }
 
-fn key_value(column: &Column, value: &serde_json::Value) -> Option<Value> {
+/// A value of a key, as a column of this type has it.
+pub fn key_value(column: &Column, value: &serde_json::Value) -> Option<Value> {
     use serde_json::Value as Json;
     Some(match value {
         Json::Null => Value::Null,

@@ -18,8 +18,8 @@ mod splice;
 mod tests;
 
 pub use decode::{Decoded, Row, cells};
-pub use encode::{Encoded, Encoder, key_bytes, partition};
-pub use key::key_values;
+pub use encode::{Encoded, Encoder, key_bytes, object, partition};
+pub use key::{key_value, key_values};
 pub use splice::{Renewed, deletion, renewed};
 
 use crate::model::{Disposition, Problem, TableName};

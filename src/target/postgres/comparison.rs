@@ -246,12 +246,15 @@ impl Comparison<'_> {
         )
     }
 
-    /// Compares rows of the source with the keys above the first bound, if there is one, up to the second.
+    /// Compares rows of the source with the keys above the first bound, if there is one, up to the second; the last
+    /// parameter says how many rows are told at most.
     pub fn ranged(&self, has_lower: bool) -> String {
         let upper = if has_lower { self.first + self.keys().len() } else { self.first };
         let lower = if has_lower { format!("{} AND ", self.beside(">", self.first)) } else { String::new() };
         let scope = format!("{lower}{}", self.beside("<=", upper));
-        self.joined_with(&self.shown(&scope), "") + LOOKED_AT
+        let joined = format!("r FULL JOIN ({}) g ON {}", self.shown(&scope), self.builder.same_key("r", "g"));
+        let most = upper + self.keys().len();
+        format!("WITH {}\n({}\nLIMIT ${most}::bigint){LOOKED_AT}", self.made(), self.told(&joined))
     }
 
     fn joined_with(&self, shown: &str, before: &str) -> String {

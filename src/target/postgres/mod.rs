@@ -14,6 +14,7 @@
 mod answers;
 mod batch;
 mod bisect;
+mod cascades;
 mod comparer;
 mod comparison;
 mod config;
@@ -46,6 +47,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use tokio_postgres::Statement;
 
+pub use cascades::leads_back;
 pub use comparer::PostgresComparer;
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
@@ -64,6 +66,8 @@ use crate::{
     model::{Plan, TableSchema, Version},
 };
 
+/// After a batch of more bytes the connection is made anew: its buffers keep the size of the largest that was sent.
+const SENT_BYTES_MAX: usize = 8 << 20;
 /// Rows that wait are tried again after this many batches; more often when nothing else comes.
 const RETRY_BATCHES: u32 = 16;
 
@@ -177,6 +181,15 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// Takes another connection. What is stored stays stored, so that a server that gives none is met by the next call.
+    async fn take_another_connection(&mut self) {
+        if let Ok(session) = Session::open(&self.options.target, &self.options.session).await {
+            self.statements.clear();
+            self.writes.clear();
+            self.session = session;
+        }
+    }
+
     /// Leaves the connection as the next call wants it.
     async fn finish(&mut self, result: Result<Applied, ApplyError>) -> Result<Applied, ApplyError> {
         match &result {
@@ -201,6 +214,11 @@ impl Sink for PostgresSink {
         self.ready().await?;
         let result = self.write_batch(&batch).await;
         let mut applied = self.finish(result).await?;
+        let bytes = batch.bytes();
+        drop(batch);
+        if bytes > SENT_BYTES_MAX && self.open.is_none() {
+            self.take_another_connection().await;
+        }
         self.since_retry += 1;
         if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes && self.replay.is_none() {
             let retried = self.retry_waiting().await?;

@@ -96,6 +96,8 @@ impl PostgresComparer {
                     params.push(Box::new(bound));
                 }
                 (upper, rows_max) = (Some(most), images.versions.len() + EXTRAS_MAX + 1);
+                // One more is told, so that too many are known without reading them all.
+                params.push(Box::new(i64::try_from(rows_max + 1).unwrap_or(i64::MAX)));
                 self.text(&binding, |c| c.ranged(has_lower))?
             }
         };

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    PostgresComparer, PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence,
-    script, sweep,
+    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, prepare_target,
+    raise_fence, script, sweep,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
@@ -18,7 +18,10 @@ use crate::{
     model::{ColumnType, Plan, TableName, TableSchema, TargetTable, Version},
     snapshot::SnapshotError,
     state::{StateError, lease},
-    target::{ApplyError, Checked, Comparer, Lane, Looks, Resume, Settings, Sink, Target, TargetError},
+    target::{
+        ApplyError, Checked, ChildCursor, Children, ChildrenOf, Comparer, Lane, Looks, Resume, Settings, Sink, Target,
+        TargetError,
+    },
     transform::{self, Severity, TransformFile},
 };
 
@@ -329,6 +332,12 @@ impl Target for PostgresTarget {
             complete &= swept.complete;
         }
         Ok(complete)
+    }
+
+    async fn children(&self, of: &ChildrenOf<'_>, from: Option<ChildCursor>) -> Result<Children, TargetError> {
+        let session = self.session("cascades").await?;
+        session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
+        Ok(cascades::children(&session, &self.plans(), of, from).await?)
     }
 
     async fn highest_version(&self) -> Result<Version, TargetError> {

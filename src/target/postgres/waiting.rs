@@ -21,6 +21,8 @@ use crate::{
 
 /// Waiting rows that one call tries again.
 const WAITING_ROUND_MAX: i64 = 500;
+/// Bytes of them; one row may have more, and is tried alone then.
+const WAITING_ROUND_BYTES_MAX: i64 = 4 << 20;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
 
 const HAS_LEASE: &str =
@@ -28,8 +30,12 @@ const HAS_LEASE: &str =
 
 /// Rows that were tried least, then the oldest.
 const WAITING: &str = "
-SELECT source_table, key_text, version, schema_id, pg_catalog.convert_from(value, 'UTF8') FROM cutover.waiting
-WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version LIMIT $3";
+SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+  SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY attempts, version, source_table, key_text)
+    - pg_catalog.octet_length(value) AS before FROM (
+      SELECT source_table, key_text, version, schema_id, value, attempts FROM cutover.waiting
+      WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
+WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version";
 
 const WAIT: &str = "
 INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
@@ -101,7 +107,11 @@ impl PostgresSink {
         self.read_answers(&steps.run(&self.session.client).await?)?;
         self.parked.stale = true;
         self.refresh_parked().await?;
-        let rows = self.session.client.query(&waiting, &[&pipeline, &part, &WAITING_ROUND_MAX]).await;
+        let rows = self
+            .session
+            .client
+            .query(&waiting, &[&pipeline, &part, &WAITING_ROUND_MAX, &WAITING_ROUND_BYTES_MAX])
+            .await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
             let (table, key): (String, String) =

@@ -14,8 +14,8 @@ use cutover::{
     snapshot::SnapshotError,
     state::Store,
     target::{
-        ApplyError, Checked, Comparer, Lane, Looks, Resume, Settings, Sink, Target, TargetError,
-        postgres::PostgresTarget,
+        ApplyError, Checked, ChildCursor, Children, ChildrenOf, Comparer, Lane, Looks, Resume, Settings, Sink, Target,
+        TargetError, postgres::PostgresTarget,
     },
 };
 
@@ -55,7 +55,10 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
     let names: Vec<String> = source.columns.iter().map(|column| column.name.clone()).collect();
     Plan {
         select: format!("SELECT {} FROM {}{filter}", names.join(", "), target.name.table),
-        columns: names.iter().map(|name| PlanColumn { name: name.clone(), cast: None }).collect(),
+        columns: names
+            .iter()
+            .map(|name| PlanColumn { name: name.clone(), cast: None, source: Some(name.clone()) })
+            .collect(),
         role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
         reads: names,
@@ -193,6 +196,10 @@ impl Target for Twisted {
 
     async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
         if self.mutation == Some(Mutation::NoSweep) { Ok(true) } else { self.inner.sweep(table, before).await }
+    }
+
+    async fn children(&self, of: &ChildrenOf<'_>, from: Option<ChildCursor>) -> Result<Children, TargetError> {
+        self.inner.children(of, from).await
     }
 
     async fn highest_version(&self) -> Result<Version, TargetError> {

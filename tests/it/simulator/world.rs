@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use cutover::{
     config::Config,
     control::{notes::Notes, replay::Ask},
+    log::Log,
     model::{Beyond, Position, TableName, TableSchema, Value, Version},
     observe::Environment as _,
     pipeline::capture::Register,
@@ -113,6 +114,10 @@ impl Register for Registered {
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
         if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew(has_rows).await }
+    }
+
+    async fn begins_at(&self, log: &dyn Log, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        self.notes.begins_at(log, position, clock).await
     }
 
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {

@@ -52,7 +52,7 @@ fn parents_table() -> ModelTable {
         replaceable: true,
         partitioned: false,
     };
-    let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None });
+    let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None, source: Some(name.into()) });
     let plan = Plan {
         source: parents(),
         target: Arc::new(target),

@@ -79,7 +79,11 @@ says! {
         "claim: (0 null 0)",
         "chunks: (1 null null true)",
         "begin log: 0",
+        "lanes begin: 2",
+        "lanes begin: 0",
         "(changes 0 true 5 40 450)",
+        "(changes 1 false 0 60 0)",
+        "(changes 2 false 0 60 0)",
         "(snapshot 0 false 9 0 0)",
     ];
     status_tells_of_lease_and_tables: status = [

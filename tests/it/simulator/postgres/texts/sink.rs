@@ -105,10 +105,14 @@ pub const TEXTS: &[Statement] = &[
         S::Aside(Aside::Waiting),
         "waiting rows",
         Select,
-        &[Text, Int4, Int8],
+        &[Text, Int4, Int8, Int8],
         Some(&[Text, Text, Int8, Int8, Text]),
-        "SELECT source_table, key_text, version, schema_id, pg_catalog.convert_from(value, 'UTF8') FROM cutover.waiting
-         WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version LIMIT $3",
+        "SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+           SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY attempts, version, source_table, key_text)
+             - pg_catalog.octet_length(value) AS before FROM (
+               SELECT source_table, key_text, version, schema_id, value, attempts FROM cutover.waiting
+               WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
+         WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version",
     ),
     of(
         S::Letters(Letters::Fence),
