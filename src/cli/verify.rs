@@ -20,7 +20,7 @@ use crate::{
     },
     model::Version,
     state::{Store, requests::Command},
-    verify::{Ask, Progress},
+    verify::{Ask, Progress, Tolerance},
 };
 
 /// How often a line is written where there is no terminal.
@@ -80,7 +80,7 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
         tables: arguments.tables,
         values: arguments.values,
         sample: arguments.sample,
-        count_only: arguments.count_only.then_some(config.verify.count_difference_max),
+        count_only: arguments.count_only.then_some(Tolerance::of(config.verify.count_difference_max)),
     };
     let verification = Verification::begin(config, &ask).await.map_err(failure)?;
     let shown = Shown::new();

@@ -100,8 +100,8 @@ pub struct VerifyConfig {
     pub repair_rows_max: u64,
     /// The share of rows that a switch wants to be equal.
     pub match_min: f64,
-    /// The share of rows by which numbers of rows may differ.
-    pub count_difference_max: f64,
+    /// The share of rows by which numbers of rows may differ; [`crate::verify::Tolerance`] says what holds without it.
+    pub count_difference_max: Option<f64>,
 }
 
 /// `[http]`.
@@ -143,7 +143,7 @@ impl Default for VerifyConfig {
             confirm_seconds: 60,
             repair_rows_max: 10_000,
             match_min: 0.999,
-            count_difference_max: 0.01,
+            count_difference_max: None,
         }
     }
 }
@@ -307,7 +307,7 @@ impl Config {
         if !(0.0..=1.0).contains(&self.verify.match_min) {
             wrong("verify.match_min", "must be a share of rows, from 0 to 1".into());
         }
-        if !(0.0..1.0).contains(&self.verify.count_difference_max) {
+        if !(0.0..1.0).contains(&self.verify.count_difference_max.unwrap_or_default()) {
             wrong("verify.count_difference_max", "must be a share of rows, from 0 to below 1".into());
         }
         if self.snapshot.read_units_per_second == Some(0) {

@@ -21,7 +21,7 @@ use crate::{
     },
     target::{Checked, Target, TargetError},
     transform::{Severity, transforms_hash},
-    verify::{Ask, Progress, Verdict, Verifier, VerifyError},
+    verify::{Ask, COUNT_DIFFERENCE_MAX, Progress, Verdict, Verifier, VerifyError},
 };
 
 /// Rows of one request to repair.
@@ -130,7 +130,8 @@ impl Verification {
             rows_per_second: None,
             barrier: None,
         };
-        let (match_min, count_difference_max) = (config.verify.match_min, config.verify.count_difference_max);
+        let match_min = config.verify.match_min;
+        let count_difference_max = config.verify.count_difference_max.unwrap_or(COUNT_DIFFERENCE_MAX);
         Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, _lock: lock })
     }
 

@@ -58,6 +58,25 @@ impl fmt::Debug for Verifier {
     }
 }
 
+/// How far the numbers of rows may be apart where nobody says how far, while the source is written.
+pub const COUNT_DIFFERENCE_MAX: f64 = 0.01;
+
+/// How far the numbers of rows may be apart, as shares.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// While nothing is written.
+    pub standing: f64,
+    /// While the source is written, so that both sides are counted at different moments.
+    pub written: f64,
+}
+
+impl Tolerance {
+    /// What an operator asks for; else none while nothing is written.
+    pub fn of(asked: Option<f64>) -> Self {
+        Tolerance { standing: asked.unwrap_or(0.0), written: asked.unwrap_or(COUNT_DIFFERENCE_MAX) }
+    }
+}
+
 /// What to compare, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Ask {
@@ -68,7 +87,7 @@ pub struct Ask {
     /// Compare this share of the rows alone, 0 to 1.
     pub sample: Option<f64>,
     /// Count the rows on both sides, and accept a difference of this share of them.
-    pub count_only: Option<f64>,
+    pub count_only: Option<Tolerance>,
     /// Compare the rows alone of which the target has heard above this version.
     pub since: Option<Version>,
 }
@@ -186,14 +205,13 @@ impl Verifier {
         Ok(comparer.orphans().await?)
     }
 
-    /// Compares the numbers of rows. Where the source stands still they have to be equal. While it is written both sides
-    /// are counted at different moments: then a difference within the tolerance, or one that does not come again, is
-    /// none.
+    /// Compares the numbers of rows. While the source is written both sides are counted at different moments: then a
+    /// difference that does not come again is none.
     async fn count(
         &self,
         walker: &Walker<'_>,
         comparer: &mut dyn Comparer,
-        tolerance: f64,
+        tolerance: Tolerance,
         verdict: &mut TableVerdict,
     ) -> Result<(), VerifyError> {
         for _ in 0..COUNTS_MAX {
@@ -208,12 +226,14 @@ impl Verifier {
                 verdict.unconfirmed = std::mem::take(&mut verdict.missing) + std::mem::take(&mut verdict.extra);
                 return Ok(());
             }
-            // Nothing was written meanwhile, so that the numbers are those of one moment.
-            if self.source.end().await? == before {
+            // If nothing was written meanwhile, the numbers are those of one moment.
+            let stands = self.source.end().await? == before;
+            let share = if stands { tolerance.standing } else { tolerance.written };
+            if made.abs_diff(there) as f64 <= share * made.max(there) as f64 {
+                (verdict.missing, verdict.extra) = (0, 0);
                 return Ok(());
             }
-            if made.abs_diff(there) as f64 <= tolerance * made.max(there) as f64 {
-                (verdict.missing, verdict.extra) = (0, 0);
+            if stands {
                 return Ok(());
             }
         }

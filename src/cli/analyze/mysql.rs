@@ -95,6 +95,9 @@ async fn fresh_sizes(conn: &mut Conn) -> Result<(), CatalogError> {
     }
 }
 
+/// A table's name, and how many of its rows were read, inserted, updated and deleted.
+type CounterRow = (String, u64, u64, u64, u64);
+
 /// What the server counts, where it does.
 async fn counters(
     conn: &mut Conn,
@@ -108,7 +111,7 @@ async fn counters(
         analysis.unknown.push(Problem::new(what, fix));
         return Ok(None);
     }
-    let found: Result<Vec<(String, u64, u64, u64, u64)>, mysql_async::Error> = conn.exec(COUNTERS, (database,)).await;
+    let found: Result<Vec<CounterRow>, mysql_async::Error> = conn.exec(COUNTERS, (database,)).await;
     let found = match found {
         Ok(found) => found,
         Err(mysql_async::Error::Server(error)) => {
