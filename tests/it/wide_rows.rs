@@ -120,7 +120,7 @@ async fn wide_items_of_dynamodb_are_copied_and_followed_in_bounded_memory() {
     let worker = work.start(&[]);
     let count = format!("SELECT count(*) FROM \"{table}\" WHERE length(item->>'body') = 384000");
     has(&target, &count, ITEMS).await;
-    // The service's client has each page of 1 MB as bytes, as text and as values, of the copy and of the stream at once.
+    // The service's client has each page of 1 MB as bytes, as text and as values, of copy and stream at once.
     let bounded = |what: &str| {
         let peak = worker.peak_mib();
         assert!(peak < PEAK_MIB_MAX + 60, "{what}: the worker had {peak} MiB");
