@@ -27,8 +27,8 @@ use crate::{
     log::envelope,
     model::{CascadeLink, Coverage, Disposition, Plan, PlanRole, Problem, TableSchema, Value, Version},
     observe::{Backoff, Environment, Frontier, Halts, Room},
-    pipeline::refetch::{READ_BYTES_MAX, ReadAgain, Refetch, Wanted},
-    snapshot::{Blocks, Progress, SnapshotError},
+    pipeline::refetch::{ReadAgain, Refetch, Wanted},
+    snapshot::{Blocks, Progress, READ_BYTES_MAX, SnapshotError},
     state::{
         StateError, Store,
         cascades::{StoredCascade, StoredKind},

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     log::envelope::{Encoder, key_values},
-    model::{Change, Disposition, Images, Op, Origin, Problem, TableSchema, Value, Version},
+    model::{Change, Disposition, Images, Op, Origin, Problem, TableSchema, Version},
     pipeline::refetch::{Refetch, Wanted},
     snapshot::SnapshotError,
     state::{
@@ -103,11 +103,7 @@ pub(super) async fn send(refetch: &Refetch, repairs: &Repairs) -> Result<usize, 
 
 /// An envelope that shows no more of a row than its key.
 fn shown(refetch: &Refetch, schema: &Arc<TableSchema>, key: &[u8]) -> Option<Bytes> {
-    let mut row = vec![Value::Null; schema.columns.len()];
-    for (place, value) in schema.key.iter().zip(key_values(schema, key)?) {
-        *row.get_mut(*place)? = value;
-    }
-    let images = Images { before: None, after: Some(row) };
+    let images = Images { before: None, after: Some(schema.row_of_key(key_values(schema, key)?)) };
     let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version: 0, commit_us: 0 };
     let encoded = Encoder::new(&refetch.pipeline, refetch.connector).encode(&change, &Origin::default());
     encoded.ok().map(|encoded| encoded.value)

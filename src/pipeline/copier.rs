@@ -21,13 +21,11 @@ use crate::{
     log::{Control, Log, Record, Topic, envelope::Encoder, record::ChunkEnd},
     model::{DebeziumConnector, Disposition, Position, Problem, TableSchema, Version},
     observe::{Backoff, Captured, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
-    snapshot::{Block, Blocks, Chunk, Estimate, KeyRange, Progress, Scan, SnapshotError, TableCopy},
+    snapshot::{Block, Blocks, Chunk, Estimate, KeyRange, Progress, READ_BYTES_MAX, Scan, SnapshotError, TableCopy},
     source::Source,
     target::Target,
 };
 
-/// Bytes of rows that have been read and are not in the log, of all readers together; one row may have more.
-const READ_BYTES_MAX: usize = 8 << 20;
 /// About how many bytes a chunk has at most: what is read again after a kill, and how long the source keeps a snapshot.
 const CHUNK_BYTES_MAX: u64 = 64 << 20;
 /// How often a chunk is read even while the stream lags.

@@ -19,14 +19,12 @@ use crate::{
     },
     model::{Change, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
     observe::{Captured, Environment, Frontier, Room, Taken},
-    snapshot::{Block, Blocks, SnapshotError},
+    snapshot::{Block, Blocks, READ_BYTES_MAX, SnapshotError, take_blocks},
     source::Source,
 };
 
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
-/// Bytes of rows that have been read and are not in the log; one row may have more.
-pub const READ_BYTES_MAX: usize = 8 << 20;
 /// Bytes of one append.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
@@ -111,22 +109,16 @@ impl Refetch {
     ) -> Result<ReadAgain, SnapshotError> {
         let captured = self.captured(version).await;
         let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
-        let mut encoder = (Encoder::new(&self.pipeline, self.connector), schema.id());
+        let mut encoder = self.encoder(schema);
         for keys in keys.chunks(KEYS_MAX) {
-            let (blocks, mut incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
+            let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
             let mut there: HashSet<String> = HashSet::new();
             let reading = self.source.fetch(schema, keys, &captured, blocks);
-            let encoding = async {
-                while let Some((block, _taken)) = incoming.recv().await {
-                    there.extend(block.rows.iter().map(|row| folded(&key_of(schema, row))));
-                    self.rows(&mut encoder, schema, block, &mut again)?;
-                }
-                drop(incoming);
-                Ok::<_, SnapshotError>(())
+            let encode = |block: Block| {
+                there.extend(block.rows.iter().map(|row| folded(&key_of(schema, row))));
+                self.rows(&mut encoder, schema, block, &mut again)
             };
-            let (read, encoded) = tokio::join!(reading, encoding);
-            encoded?;
-            read?;
+            take_blocks(reading, incoming, encode).await?;
             for key in keys.iter().filter(|key| !there.contains(&folded(key))) {
                 let change = keyed(schema, key.clone(), captured.watermark(), self.environment.now_us());
                 again.records.push(self.record(&mut encoder, &change)?);
@@ -152,7 +144,7 @@ impl Refetch {
     /// Rows that were read, ready to be sent.
     pub fn encoded(&self, schema: &Arc<TableSchema>, block: Block) -> Result<ReadAgain, SnapshotError> {
         let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
-        let mut encoder = (Encoder::new(&self.pipeline, self.connector), schema.id());
+        let mut encoder = self.encoder(schema);
         self.rows(&mut encoder, schema, block, &mut again)?;
         Ok(again)
     }
@@ -181,20 +173,23 @@ impl Refetch {
         again: &mut ReadAgain,
     ) -> Result<(), SnapshotError> {
         for row in rows {
-            let images = Images { before: None, after: Some(row.clone()) };
-            let commit_us = self.environment.now_us();
-            let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us };
+            let change = read_row(schema, row.clone(), version, self.environment.now_us());
             again.records.push(self.record(encoder, &change)?);
             again.found.push(row);
         }
         Ok(())
     }
 
+    /// An encoder, and the schema's id, which is a digest and not to be computed for every row.
+    fn encoder(&self, schema: &TableSchema) -> (Encoder, u64) {
+        (Encoder::new(&self.pipeline, self.connector), schema.id())
+    }
+
     /// A record with its partition, by an encoder and the schema's id.
     fn record(&self, encoder: &mut (Encoder, u64), change: &Change) -> Result<(u32, Record), SnapshotError> {
         let origin = Origin { snapshot: true, captured_ms: change.commit_us / 1000, ..Origin::default() };
         let encoded = encoder.0.encode(change, &origin);
-        let encoded = encoded.map_err(|error| defect(&change.schema, &error.to_string()))?;
+        let encoded = encoded.map_err(|error| SnapshotError::not_encoded(&change.schema, &error))?;
         let record = Record::change(change, encoded.key, encoded.value, encoder.1);
         Ok((envelope::partition(change, self.log.partitions()), record))
     }
@@ -225,18 +220,14 @@ impl Refetch {
         mut missing: HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
     ) -> Result<HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
         let at_us = self.environment.now_us();
-        let mut encoder = Encoder::new(&self.pipeline, self.connector);
-        let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
+        let mut encoder = self.encoder(schema);
         while let Some((Block { version, rows }, _taken)) = blocks.recv().await {
             let mut records = Vec::new();
             for row in rows {
-                let images = Images { before: None, after: Some(row) };
-                let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us: at_us };
-                let encoded = encoder.encode(&change, &origin).map_err(|error| defect(schema, &error.to_string()))?;
+                let (partition, record) = self.record(&mut encoder, &read_row(schema, row, version, at_us))?;
                 // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
-                if missing.remove(&encoded.key).is_some() {
-                    let record = Record::change(&change, encoded.key, encoded.value, schema.id());
-                    records.push((envelope::partition(&change, self.log.partitions()), record));
+                if missing.remove(&record.key).is_some() {
+                    records.push((partition, record));
                 }
             }
             if !records.is_empty() {
@@ -318,15 +309,15 @@ fn same_key(a: &TableSchema, b: &TableSchema) -> bool {
     shape(a) == shape(b)
 }
 
+/// A row that the source has.
+fn read_row(schema: &Arc<TableSchema>, row: Vec<Value>, version: Version, commit_us: i64) -> Change {
+    let images = Images { before: None, after: Some(row) };
+    Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us }
+}
+
 /// A delete that knows no more of the row than its key.
 fn keyed(schema: &Arc<TableSchema>, key: Vec<Value>, version: Version, commit_us: i64) -> Change {
-    let mut row = vec![Value::Null; schema.columns.len()];
-    for (index, value) in schema.key.iter().zip(key) {
-        if let Some(cell) = row.get_mut(*index) {
-            *cell = value;
-        }
-    }
-    let images = Images { before: Some(row), after: None };
+    let images = Images { before: Some(schema.row_of_key(key)), after: None };
     Change { schema: Arc::clone(schema), op: Op::Delete, images, version, commit_us }
 }
 
@@ -340,13 +331,6 @@ fn unreadable(schema: &TableSchema) -> SnapshotError {
     SnapshotError::Halt(Problem::new(
         format!("a row of {} that was set aside cannot be read back", schema.table),
         "copy the table again with `cutover resnapshot`",
-    ))
-}
-
-fn defect(schema: &TableSchema, error: &str) -> SnapshotError {
-    SnapshotError::Halt(Problem::new(
-        format!("a row of {} cannot be encoded: {error}", schema.table),
-        "this is a defect of cutover: report it with this message",
     ))
 }
 

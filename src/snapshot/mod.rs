@@ -22,6 +22,8 @@ use crate::{
 pub const BLOCK_ROWS_MAX: usize = 500;
 /// A block ends when its rows have this many bytes, so that it is longer by at most one row.
 pub const BLOCK_BYTES_MAX: usize = 1 << 20;
+/// Bytes of rows that have been read and are no records yet, of all who share a room; one row may have more.
+pub const READ_BYTES_MAX: usize = 8 << 20;
 /// Blocks between a source connection and whoever encodes them.
 const BLOCKS_WAITING_MAX: usize = 1;
 
@@ -77,6 +79,24 @@ impl Blocks {
         };
         tokio::select! { biased; () = self.sender.closed() => Err(BlocksClosed), sent = sending => sent }
     }
+}
+
+/// Gives the blocks of a read to `take`, each as it comes. A read whose blocks are not taken ends early: the error of
+/// who took them is the one that counts.
+pub async fn take_blocks(
+    reading: impl Future<Output = Result<(), SnapshotError>>,
+    mut blocks: mpsc::Receiver<(Block, Taken)>,
+    mut take: impl FnMut(Block) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    let taking = async move {
+        while let Some((block, _taken)) = blocks.recv().await {
+            take(block)?;
+        }
+        Ok::<_, SnapshotError>(())
+    };
+    let (read, taken) = tokio::join!(reading, taking);
+    taken?;
+    read
 }
 
 /// How large a table is, about.
@@ -180,6 +200,14 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// A row that has no record.
+    pub fn not_encoded(schema: &TableSchema, error: &dyn std::fmt::Display) -> Self {
+        SnapshotError::Halt(Problem::new(
+            format!("a row of {} cannot be encoded: {error}", schema.table),
+            "this is a defect of cutover: report it with this message",
+        ))
+    }
+
     /// What the copier does next.
     pub fn disposition(&self) -> Disposition {
         match self {

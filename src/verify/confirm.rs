@@ -27,7 +27,7 @@ use crate::{
     log::envelope::key_values,
     model::{Plan, Problem, TableSchema, Value, Version},
     observe::{Captured, Room},
-    snapshot::{Blocks, SnapshotError},
+    snapshot::{Block, Blocks, READ_BYTES_MAX, take_blocks},
     state::verifications::Parked,
     target::{Comparer, Difference, Doubt, RowEvent},
 };
@@ -38,8 +38,6 @@ const REPAIRS_MAX: usize = 100_000;
 const DOUBTS_MAX: usize = 10_000;
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
-/// Bytes of rows that have been read and are no records yet; one row may have more.
-const READ_BYTES_MAX: usize = 8 << 20;
 /// How often a row is looked at that has moved each time.
 const ROUNDS_MAX: u32 = 20;
 /// In how many rounds a row has to differ, unmoved, before it has drifted: what commits at the source may be seen a
@@ -152,13 +150,7 @@ impl<'a> Confirmer<'a> {
             return Ok(Some(SourceRow { key: row.key.clone(), values }));
         }
         let Some(values) = doubt.source_key.clone() else { return Ok(None) };
-        let mut row = vec![Value::Null; self.schema.columns.len()];
-        for (place, value) in self.schema.key.iter().zip(values.clone()) {
-            if let Some(cell) = row.get_mut(*place) {
-                *cell = value;
-            }
-        }
-        let event = self.encoding.event(&self.schema, row)?;
+        let event = self.encoding.event(&self.schema, self.schema.row_of_key(values.clone()))?;
         Ok(Some(SourceRow { key: event.key, values }))
     }
 
@@ -270,20 +262,15 @@ impl<'a> Confirmer<'a> {
         let keys: Vec<Vec<Value>> = wanted.values().map(|source| source.values.clone()).collect();
         let (mut rows, room) = (Vec::new(), Room::new(READ_BYTES_MAX));
         for keys in keys.chunks(KEYS_MAX) {
-            let (blocks, mut incoming) = Blocks::new(&room);
+            let (blocks, incoming) = Blocks::new(&room);
             let reading = self.verifier.source.fetch(&self.schema, keys, low, blocks);
-            let encoding = async {
-                while let Some((block, _taken)) = incoming.recv().await {
-                    for row in block.rows {
-                        rows.push(self.encoding.event(&self.schema, row)?);
-                    }
+            let encode = |block: Block| {
+                for row in block.rows {
+                    rows.push(self.encoding.event(&self.schema, row)?);
                 }
-                drop(incoming);
-                Ok::<_, SnapshotError>(())
+                Ok(())
             };
-            let (read, encoded) = tokio::join!(reading, encoding);
-            encoded?;
-            read?;
+            take_blocks(reading, incoming, encode).await?;
         }
         Ok(rows)
     }

@@ -308,7 +308,7 @@ impl Verifier {
             let reached = self.reached().await?;
             // Rows that a cascade has changed unseen are on their way until it has been followed.
             let is_there = reached.covers(end);
-            if is_there && self.store.status().await?.cascades == 0 {
+            if is_there && self.store.count_cascades().await? == 0 {
                 return Ok(true);
             }
             let elapsed = began.elapsed();

@@ -15,9 +15,9 @@ use tokio::{
 use super::{Progress, Verifier, VerifyError, captured, confirm::Confirmer, verdict::TableVerdict};
 use crate::{
     log::envelope::Encoder,
-    model::{Change, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
+    model::{Change, DebeziumConnector, Images, Op, Origin, TableSchema, Value, Version},
     observe::{Captured, Room, Taken},
-    snapshot::{Block, Blocks, KeyRange, SnapshotError},
+    snapshot::{Block, Blocks, KeyRange, READ_BYTES_MAX, SnapshotError},
     source::Source,
     target::{Compared, Comparer, RowEvent, Walk},
 };
@@ -26,8 +26,6 @@ use crate::{
 const PART_BYTES_MAX: usize = 8 << 20;
 /// Parts between the reader and the comparer.
 const PARTS_WAITING_MAX: usize = 1;
-/// Bytes of rows that have been read and are no records yet; one row may have more.
-const READ_BYTES_MAX: usize = 8 << 20;
 /// A read that takes longer is made shorter the next time; none may be open for two seconds.
 const READ_LONG: Duration = Duration::from_millis(1000);
 const CHUNK_ROWS_MIN: u64 = 200;
@@ -265,13 +263,8 @@ impl Encoding {
     pub fn event(&mut self, schema: &Arc<TableSchema>, row: Vec<Value>) -> Result<RowEvent, SnapshotError> {
         let images = Images { before: None, after: Some(row) };
         let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version: Version::MAX, commit_us: 0 };
-        let encoded =
-            self.encoder.encode(&change, &Origin { snapshot: true, ..Origin::default() }).map_err(|error| {
-                SnapshotError::Halt(Problem::new(
-                    format!("a row of {} cannot be encoded: {error}", schema.table),
-                    "this is a defect of cutover: report it with this message",
-                ))
-            })?;
+        let encoded = self.encoder.encode(&change, &Origin { snapshot: true, ..Origin::default() });
+        let encoded = encoded.map_err(|error| SnapshotError::not_encoded(schema, &error))?;
         Ok(RowEvent {
             schema: Arc::clone(schema),
             key: encoded.key,
