@@ -135,8 +135,18 @@ impl PostgresSink {
 
     /// The numbers of the locks of every target that this batch may write, in order.
     pub(super) fn locks(&self, plans: impl Iterator<Item = usize>) -> Vec<i64> {
+        self.locks_in(plans, std::iter::once(self.options.partition))
+    }
+
+    /// As [`Self::locks`], of several partitions.
+    pub(super) fn locks_in(
+        &self,
+        plans: impl Iterator<Item = usize>,
+        partitions: impl Iterator<Item = u32> + Clone,
+    ) -> Vec<i64> {
+        let plans = plans.filter_map(|plan| self.plans.get(plan));
         let mut keys: Vec<i64> =
-            plans.filter_map(|plan| self.plans.get(plan)).map(|plan| lock_of(plan, self.options.partition)).collect();
+            plans.flat_map(|plan| partitions.clone().map(|partition| lock_of(plan, partition))).collect();
         keys.sort_unstable();
         keys.dedup();
         keys

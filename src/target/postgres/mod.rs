@@ -58,7 +58,7 @@ pub use tombstones::{
     collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
 };
 
-use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part};
+use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part, waiting::Together};
 use super::{Applied, ApplyError, Batch, Pass, Sink};
 use crate::{
     database::postgres::{Address, Options, Session, catalog},
@@ -106,6 +106,8 @@ pub struct PostgresSink {
     replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
     since_retry: u32,
+    /// When waiting rows of all partitions are tried.
+    together: Together,
     /// The open transaction's rows so far.
     open: Option<u64>,
     /// This batch has begun: a transaction, or its part of the open one.
@@ -135,6 +137,7 @@ impl PostgresSink {
             parked,
             replay: None,
             since_retry: 0,
+            together: Together::default(),
             open: None,
             begun: false,
             unfinished: false,

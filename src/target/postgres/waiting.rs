@@ -1,12 +1,14 @@
 //! Rows that wait for another: for a missing parent, or for a unique value that another row still has.
 //!
-//! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own.
+//! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own. Each
+//! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
+//! rows that exchange a unique value may be in a ring that no partition can open alone.
 
 use std::collections::HashSet;
 
 use super::{
     PostgresSink,
-    answers::Mark,
+    answers::{Mark, add},
     failure::{Failure, clash, stop, unsendable},
     items::{self, Item, SourceKey},
     lane,
@@ -25,6 +27,14 @@ const WAITING_ROUND_MAX: i64 = 500;
 const WAITING_ROUND_BYTES_MAX: i64 = 4 << 20;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
 
+/// The partitions of which rows wait.
+const WAITING_PARTS: &str = "SELECT DISTINCT part FROM cutover.waiting WHERE pipeline = $1 ORDER BY part";
+/// A round over several partitions waits no longer than this for their locks: less than the server's
+/// `deadlock_timeout`, so that it is the one that gives way to a transaction which is open across batches.
+const BEGIN_TOGETHER: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
+/// The most fruitless rounds of a partition between two rounds over all of them, which hold up all lanes.
+const TOGETHER_EVERY_MAX: u32 = 16;
+
 const HAS_LEASE: &str =
     "SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND lease_epoch = $4";
 
@@ -34,7 +44,7 @@ SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_fr
   SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY attempts, version, source_table, key_text)
     - pg_catalog.octet_length(value) AS before FROM (
       SELECT source_table, key_text, version, schema_id, value, attempts FROM cutover.waiting
-      WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
+      WHERE pipeline = $1 AND part = ANY($2) ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
 WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version";
 
 const WAIT: &str = "
@@ -74,14 +84,43 @@ impl PostgresSink {
         Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
     }
 
-    /// Tries a bounded number of waiting rows of this partition again, in a transaction of its own.
+    /// Tries a bounded number of waiting rows of this partition again, in a transaction of its own, and then, if none
+    /// came in and it is time, with those of all partitions.
     pub(super) async fn try_waiting(&mut self) -> Result<Applied, ApplyError> {
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        let result = self.waiting_round(part).await;
-        match result {
-            Ok(applied) => {
+        let mut round = self.try_parts(&[part], "BEGIN").await?;
+        if round.written > 0 || !self.together.is_due() {
+            self.together.note(round.written > 0);
+            return Ok(round.applied);
+        }
+        let parts = self.waiting_parts().await.map_err(stop)?;
+        if parts.len() > 1 {
+            match self.try_parts(&parts, BEGIN_TOGETHER).await {
+                Ok(all) => {
+                    let (alone, tables) = (std::mem::replace(&mut round, all).applied, &mut round.applied.tables);
+                    alone.tables.into_iter().for_each(|(table, counts)| add(tables, table, counts));
+                    round.applied.dead_letters += alone.dead_letters;
+                }
+                Err(ApplyError::Transient { .. }) => self.roll_back().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.together.note(round.written > 0);
+        Ok(round.applied)
+    }
+
+    async fn waiting_parts(&mut self) -> Result<Vec<i32>, PgError> {
+        let statement = self.statement(WAITING_PARTS).await?;
+        let rows = self.session.client.query(&statement, &[&self.options.pipeline]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// One round over the waiting rows of these partitions, to its commit.
+    async fn try_parts(&mut self, parts: &[i32], begin: &str) -> Result<Round, ApplyError> {
+        match self.waiting_round(parts, begin).await {
+            Ok(round) => {
                 self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
-                Ok(applied)
+                Ok(round)
             }
             Err(Failure::Stop(error)) => Err(error),
             Err(Failure::Rows(refusal)) => Err(stop(PgError::Refused(refusal))),
@@ -90,13 +129,14 @@ impl PostgresSink {
         }
     }
 
-    async fn waiting_round(&mut self, part: i32) -> Result<Applied, Failure> {
-        let locks = self.locks(0..self.plans.len());
+    async fn waiting_round(&mut self, parts: &[i32], begin: &str) -> Result<Round, Failure> {
+        let locks = self.locks_in(0..self.plans.len(), parts.iter().map(|part| part.cast_unsigned()));
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
-        self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
+        let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
+        self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
         let mut steps = Steps::default();
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
         steps.query(
@@ -110,7 +150,7 @@ impl PostgresSink {
         let rows = self
             .session
             .client
-            .query(&waiting, &[&pipeline, &part, &WAITING_ROUND_MAX, &WAITING_ROUND_BYTES_MAX])
+            .query(&waiting, &[&pipeline, &parts, &WAITING_ROUND_MAX, &WAITING_ROUND_BYTES_MAX])
             .await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
@@ -132,11 +172,66 @@ impl PostgresSink {
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();
+        let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
         let mut applied = self.park(outcome).await?;
         self.refresh_parked().await?;
         applied.waiting = self.parked.waiting.len() as u64;
-        Ok(applied)
+        Ok(Round { applied, written })
+    }
+}
+
+/// What a round did, and how many rows came in.
+struct Round {
+    applied: Applied,
+    written: usize,
+}
+
+/// When the rows of all partitions are tried together: after a round that brought nothing in, and then after twice as
+/// many such rounds each time.
+#[derive(Debug, Default)]
+pub(super) struct Together {
+    every: u32,
+    fruitless: u32,
+}
+
+impl Together {
+    /// Whether it is time, after another round that brought nothing in.
+    fn is_due(&mut self) -> bool {
+        self.fruitless += 1;
+        self.fruitless >= self.every
+    }
+
+    /// How a round went: one over all partitions if it was due, else one that brought rows in.
+    fn note(&mut self, brought_in: bool) {
+        if brought_in {
+            *self = Together::default();
+        } else if self.fruitless >= self.every {
+            *self = Together { every: (2 * self.every).clamp(1, TOGETHER_EVERY_MAX), fruitless: 0 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_partitions_are_tried_together_at_once_and_then_ever_more_seldom() {
+        let mut together = Together::default();
+        let mut due = |rounds: u32| {
+            (0..rounds)
+                .map(|_| {
+                    let due = together.is_due();
+                    together.note(false);
+                    due
+                })
+                .filter(|due| *due)
+                .count()
+        };
+        assert_eq!([due(1), due(1), due(2), due(4), due(8), due(16), due(16), due(160)], [1, 1, 1, 1, 1, 1, 1, 10]);
+        together.note(true);
+        assert!(together.is_due());
     }
 }
