@@ -1,6 +1,6 @@
 //! The rules of docs/rules.md that the sink keeps, one by one, on a real server.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use cutover::{
     log::Topic,
@@ -323,6 +323,25 @@ async fn rule_20_a_huge_transaction_is_seen_whole_or_not_at_all() {
     assert_eq!(rig.rows(EMAILS, "users").await, ["(1,a)", "(3,c)", "(4,d)", "(5,e)"]);
     assert_eq!(rig.count("cutover.dead_letters").await, 1);
     assert_eq!(rig.lane(Topic::Changes).await.next, lane.next);
+}
+
+#[tokio::test]
+async fn rule_20_a_connection_that_is_lost_between_two_parts_loses_no_part() {
+    let rig = users_rig().await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    lane.apply_open(vec![insert(&users(), 1, &user(1, "a"))]).await;
+    let open = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+    rig.pg.query(&format!("SELECT pg_terminate_backend(pid) {open}")).await;
+    // The connection's end is noticed before the next part comes, or with it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let error = lane.try_apply(vec![insert(&users(), 2, &user(2, "b"))]).await.unwrap_err();
+    assert!(matches!(error, ApplyError::Unreachable(_)), "{error}");
+    assert_eq!(rig.count("users").await, 0);
+    let mut lane = rig.lane(Topic::Changes).await;
+    assert_eq!(lane.next, 0);
+    lane.apply_open(vec![insert(&users(), 1, &user(1, "a"))]).await;
+    lane.apply(vec![insert(&users(), 2, &user(2, "b"))]).await;
+    assert_eq!(rig.rows(EMAILS, "users").await, ["(1,a)", "(2,b)"]);
 }
 
 #[tokio::test]

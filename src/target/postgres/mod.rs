@@ -168,10 +168,16 @@ impl PostgresSink {
         self.session.replica
     }
 
-    /// A connection that is whole and in no transaction but the open one.
+    /// A connection that is whole and in no transaction but the open one. A transaction that was lost between two of
+    /// its parts is an error, so that the log is read again from where it begins: the next part alone would commit an
+    /// offset behind parts that are not there.
     async fn ready(&mut self) -> Result<(), ApplyError> {
-        if self.session.client.is_closed() {
-            self.open = None;
+        let closed = self.session.client.is_closed();
+        if self.open.is_some() && (closed || self.unfinished) {
+            self.abandon().await?;
+            return Err(ApplyError::Unreachable("the connection was lost inside a source transaction".into()));
+        }
+        if closed {
             self.begun = false;
             self.statements.clear();
             self.writes.clear();
