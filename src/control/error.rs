@@ -71,7 +71,9 @@ impl From<StateError> for WorkerError {
         match (error.login(), error) {
             (Some(problem), _) => WorkerError::TargetLogin(problem),
             (None, error @ StateError::NewerFormat { .. }) => WorkerError::Usage(error.to_string()),
-            (None, error @ (StateError::Postgres(_) | StateError::Unreadable(_))) => WorkerError::State(error),
+            (None, error @ (StateError::Postgres(_) | StateError::Unreadable(_) | StateError::Superseded)) => {
+                WorkerError::State(error)
+            }
         }
     }
 }

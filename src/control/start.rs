@@ -240,6 +240,7 @@ impl Worker {
         show: fn(&Status),
         work: &CancellationToken,
     ) -> Result<Ended, WorkerError> {
+        self.store.leads(lease.epoch);
         let assembled = self.assemble(source, examined, lease, Arc::clone(&log)).await?;
         let Some((flow, described)) = assembled else { return Ok(Ended::Stopped) };
         let Some(sound) = self.patiently("log", || self.judge_log(&log)).await? else { return Ok(Ended::Stopped) };

@@ -228,6 +228,9 @@ impl LogError {
     }
 }
 
+/// Is shown a record, and says whether that is enough.
+pub type Look<'a> = dyn FnMut(Offset, &Record) -> bool + Send + 'a;
+
 /// A durable, partitioned, ordered log.
 #[async_trait]
 pub trait Log: Send + Sync {
@@ -261,12 +264,28 @@ pub trait Log: Send + Sync {
     /// The last control record of a partition of a topic, with its offset: where its writer resumes.
     async fn last_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError>;
 
+    /// Shows what a partition has, from its end back: block by block, each in its order, until one after which `look`
+    /// has had enough. For a writer that begins: what others append meanwhile is not shown.
+    async fn look_back(&self, topic: Topic, partition: u32, look: &mut Look<'_>) -> Result<(), LogError>;
+
     /// Says that everything before `offset` is applied, so that retention may drop it. Nothing at or
     /// after `offset` is ever dropped.
     async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError>;
 
     /// Bytes held, over all topics and partitions.
     async fn size_bytes(&self) -> Result<u64, LogError>;
+}
+
+/// Bounds as blocks of offsets, the newest first: small, then larger ones, since most of what is looked for is near the
+/// end.
+fn blocks_back(start: Offset, end: Offset) -> impl Iterator<Item = (Offset, Offset)> {
+    let (mut to, mut size) = (end, 64);
+    std::iter::from_fn(move || {
+        let from = to.saturating_sub(size).max(start);
+        let block = (from < to).then_some((from, to));
+        (to, size) = (from, size * 8);
+        block
+    })
 }
 
 /// The partition of a key: a stable hash of the key's *values* (names differ between tables that

@@ -323,7 +323,8 @@ impl From<StateError> for SnapshotError {
             )),
             StateError::Postgres(PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_))
             | StateError::Unreadable(_)
-            | StateError::NewerFormat { .. } => SnapshotError::Target(error.to_string()),
+            | StateError::NewerFormat { .. }
+            | StateError::Superseded => SnapshotError::Target(error.to_string()),
         }
     }
 }

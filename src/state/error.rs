@@ -18,6 +18,9 @@ pub enum StateError {
         "the cutover schema of the target has format {found}, this binary reads up to {FORMAT}; use the newer binary"
     )]
     NewerFormat { found: i32 },
+    /// What this process wanted to note is the leader's to note.
+    #[error("another worker leads the pipeline now")]
+    Superseded,
 }
 
 impl StateError {
@@ -25,6 +28,8 @@ impl StateError {
     pub fn disposition(&self) -> Disposition {
         match self {
             StateError::Postgres(error) => error.disposition(),
+            // It will learn that its lease is lost.
+            StateError::Superseded => Disposition::Retry,
             StateError::Unreadable(_) | StateError::NewerFormat { .. } => Disposition::Halt,
         }
     }
@@ -33,7 +38,9 @@ impl StateError {
     pub fn problem(&self) -> Problem {
         match self {
             StateError::Postgres(error) => error.problem(),
-            StateError::Unreadable(_) | StateError::NewerFormat { .. } => Problem::bare(self.to_string()),
+            StateError::Unreadable(_) | StateError::NewerFormat { .. } | StateError::Superseded => {
+                Problem::bare(self.to_string())
+            }
         }
     }
 
@@ -50,7 +57,8 @@ impl StateError {
             }
             StateError::Postgres(PgError::Unreachable(_) | PgError::Refused(_) | PgError::Protocol(_))
             | StateError::Unreadable(_)
-            | StateError::NewerFormat { .. } => None,
+            | StateError::NewerFormat { .. }
+            | StateError::Superseded => None,
         }
     }
 

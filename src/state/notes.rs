@@ -138,15 +138,17 @@ impl Store {
     /// Keeps a value under a name.
     pub async fn set_note(&self, key: &str, value: &str) -> Result<(), StateError> {
         let session = self.session().await?;
-        session
+        let noted = session
             .client()?
             .execute(
-                "INSERT INTO cutover.notes (pipeline, key, value, updated_at) VALUES ($1, $2, $3, clock_timestamp()) \
+                "INSERT INTO cutover.notes (pipeline, key, value, updated_at) SELECT $1, $2, $3, clock_timestamp() \
+                 WHERE $4::bigint = 0 \
+                    OR EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4) \
                  ON CONFLICT (pipeline, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
-                &[&self.pipeline, &key, &value],
+                &[&self.pipeline, &key, &value, &self.led()],
             )
             .await?;
-        Ok(())
+        if noted == 0 { Err(StateError::Superseded) } else { Ok(()) }
     }
 }
 

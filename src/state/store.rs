@@ -1,5 +1,7 @@
 //! A session on the target's `cutover` schema that opens again after it broke.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::StateError;
@@ -17,6 +19,8 @@ pub struct Store {
     target: Address,
     options: Options,
     session: Mutex<Option<Session>>,
+    /// The epoch of the lease that this process leads with; 0 before it has led.
+    led: AtomicI64,
 }
 
 /// An open session, for as long as it is held.
@@ -33,7 +37,18 @@ impl OpenSession<'_> {
 
 impl Store {
     pub fn new(pipeline: &str, target: Address, options: Options) -> Self {
-        Store { pipeline: pipeline.to_owned(), target, options, session: Mutex::new(None) }
+        Store { pipeline: pipeline.to_owned(), target, options, session: Mutex::new(None), led: AtomicI64::new(0) }
+    }
+
+    /// From now on this process leads, with the lease of this epoch: once another one does, nothing is noted any more.
+    /// A process that slept through the end of its lease would else note what was true when it fell asleep.
+    pub fn leads(&self, epoch: i64) {
+        self.led.store(epoch, Ordering::Relaxed);
+    }
+
+    /// The lease that notes are written under; 0 for a process that has not led.
+    pub(super) fn led(&self) -> i64 {
+        self.led.load(Ordering::Relaxed)
     }
 
     /// The session, opened first if it is not.

@@ -24,6 +24,7 @@ pub async fn hold<F: Fixture>() {
     a_reader_at_the_tail_is_woken::<F>().await;
     offsets_outside_the_log_are_errors::<F>().await;
     the_last_control_is_where_a_writer_resumes::<F>().await;
+    a_look_back_shows_every_record_until_it_is_enough::<F>().await;
     a_log_opened_again_goes_on::<F>().await;
     appends_at_once_stay_whole::<F>().await;
     what_is_not_applied_stays::<F>().await;
@@ -191,6 +192,32 @@ async fn the_last_control_is_where_a_writer_resumes<F: Fixture>() {
     assert_eq!(found.clock, 8, "a heartbeat is a place to resume as well");
     let read = log.read(Topic::Changes, 0, offset, 1, SOON).await.expect("reads");
     assert_eq!((read[0].offset, read[0].record.headers.kind), (offset, Kind::Heartbeat));
+}
+
+async fn a_look_back_shows_every_record_until_it_is_enough<F: Fixture>() {
+    let fixture = F::with_partitions(2).await;
+    let log = fixture.open().await;
+    let seen = async |log: &dyn Log, partition, enough: Option<Offset>| {
+        let mut seen = Vec::new();
+        let mut look = |offset, record: &Record| {
+            seen.push((offset, record.headers.version));
+            Some(offset) == enough
+        };
+        log.look_back(Topic::Changes, partition, &mut look).await.expect("looks");
+        seen.sort_unstable();
+        seen
+    };
+    assert_eq!(seen(&*log, 0, None).await, []);
+    for group in 0..100 {
+        log.append(Topic::Changes, rows(group * 10..group * 10 + 10, 0)).await.expect("appends");
+    }
+    let all = seen(&*log, 0, None).await;
+    assert_eq!(all.iter().map(|(_, version)| *version).collect::<Vec<_>>(), (0..1000).collect::<Vec<_>>());
+    assert_eq!(seen(&*log, 1, None).await, []);
+    let last = all.last().expect("a record").0;
+    let near = seen(&*log, 0, Some(last)).await;
+    assert!(near.len() < 500 && near.last() == all.last(), "{} records until the last is enough", near.len());
+    assert_eq!(near, all[all.len() - near.len()..], "none is left out");
 }
 
 async fn a_log_opened_again_goes_on<F: Fixture>() {

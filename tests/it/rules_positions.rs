@@ -3,6 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use cutover::{
+    log::{EmbeddedLog, Kind, Log as _, LogConfig, Record, Topic},
+    model::Position,
+};
+
 use crate::{
     follow::{Follow, Load, PATIENCE, following, halted, ready, status, stop},
     support::{Mysql, Postgres, Rows, Worker, Workspace, eventually},
@@ -114,6 +119,79 @@ async fn rule_16_a_file_position_belongs_to_one_server() {
     let (reason, remedy) = halted(&worker).await;
     assert!(reason.contains("is of server another"), "{reason}");
     assert!(remedy.contains("old server") && remedy.contains("cutover resnapshot"), "{remedy}");
+}
+
+/// Ends the log of a stopped worker as one does that died inside an append: behind the last control record, of this
+/// server, is a row that is of no whole transaction.
+async fn tear_the_log(pipe: &Follow, server: Option<&str>) {
+    let settings = LogConfig { partitions: 1, ..LogConfig::default() };
+    let log = EmbeddedLog::open(&pipe.log_folder().join(pipe.name()), (&settings).into()).await.unwrap();
+    let (offset, mut control) = log.last_control(Topic::Changes, 0).await.unwrap().unwrap();
+    let mut row = None;
+    let mut look = |_, record: &Record| {
+        row = (record.headers.kind == Kind::Row).then(|| record.clone()).or(row.take());
+        row.is_some()
+    };
+    log.look_back(Topic::Changes, 0, &mut look).await.unwrap();
+    let mut torn = row.expect("a change that was captured");
+    let renamed = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().replace("\"id\":25", "\"id\":999");
+    (torn.key, torn.value) = (renamed(&torn.key).into(), renamed(&torn.value).into());
+    torn.headers.version = control.clock + 5;
+    let read = log.read(Topic::Changes, 0, offset, 1, Duration::ZERO).await.unwrap();
+    let commit_us = read[0].record.headers.commit_us;
+    if let (Some(Position::Mysql(position)), Some(server)) = (&mut control.position, server) {
+        position.server = server.to_owned();
+    }
+    let parts = 0..log.partitions();
+    let mut records: Vec<_> = parts.map(|part| (part, Record::control(&control, commit_us))).collect();
+    records.push((0, torn));
+    log.append(Topic::Changes, records).await.unwrap();
+}
+
+/// A pipeline whose worker has captured a change of the row 25, and is stopped.
+async fn stopped_after_a_change(source: Mysql) -> Follow {
+    let pipe = Follow::new(source, Postgres::v15().await).await;
+    pipe.work.configure_also("[log]\npartitions = 1\n");
+    pipe.insert(0..20).await;
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.insert(25..26).await;
+    pipe.in_step().await;
+    stop(&mut worker).await;
+    pipe
+}
+
+const TORN: &str = "SELECT count(*) FROM t WHERE id = 999";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_16_a_transaction_that_the_log_has_in_part_must_come_from_the_server_after_a_failover() {
+    let pipe = stopped_after_a_change(Mysql::v57().await).await;
+    tear_the_log(&pipe, Some("11111111-2222-3333-4444-555555555555")).await;
+    let mut worker = pipe.work.start(&[]);
+    let (reason, remedy) = halted(&worker).await;
+    assert!(reason.contains("another server now, which never had them"), "{reason}");
+    assert!(remedy.contains("cutover resnapshot"), "{remedy}");
+    eventually("the row is there", PATIENCE, async || pipe.at_target(TORN).await.as_deref() == Some("1")).await;
+    let copied = pipe.work.run(&["resnapshot", "t"]).await;
+    assert!(copied.status.success(), "{copied:?}");
+    following(&worker).await;
+    pipe.insert(30..40).await;
+    pipe.in_step().await;
+    assert_eq!(pipe.at_target(TORN).await.as_deref(), Some("0"), "what the new server never had is gone");
+    stop(&mut worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_16_the_server_that_had_a_transaction_in_part_goes_on_without_a_halt() {
+    let pipe = stopped_after_a_change(Mysql::v80().await).await;
+    tear_the_log(&pipe, None).await;
+    pipe.source.exec("DELETE FROM t WHERE id = 3").await;
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.insert(30..40).await;
+    let rows = "SELECT count(*) FROM t WHERE id BETWEEN 30 AND 39 OR id = 3";
+    eventually("capture goes on", PATIENCE, async || pipe.at_target(rows).await.as_deref() == Some("10")).await;
+    stop(&mut worker).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

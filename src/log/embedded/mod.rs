@@ -39,11 +39,13 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use self::stream::{Shared, TopicStream};
-use super::{Control, Log, LogConfig, LogError, Offset, Record, Stored, Topic};
+use super::{Control, Log, LogConfig, LogError, Look, Offset, Record, Stored, Topic, blocks_back};
 use crate::observe::{now_us, unique};
 
 /// The format of a log's folder written by this release.
 const FORMAT: u32 = 1;
+/// How much is looked at at a time.
+const LOOK_BYTES: usize = 1 << 20;
 const IDENTITY: &str = "log.json";
 const LOCK: &str = "lock";
 
@@ -329,6 +331,25 @@ impl Log for EmbeddedLog {
     async fn last_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
         self.check_partition(partition)?;
         self.inner.stream(topic).last_control(partition)
+    }
+
+    async fn look_back(&self, topic: Topic, partition: u32, look: &mut Look<'_>) -> Result<(), LogError> {
+        let (start, end) = self.bounds(topic, partition).await?;
+        for (mut from, to) in blocks_back(start, end) {
+            let mut enough = false;
+            while from < to {
+                let found = self.read(topic, partition, from, LOOK_BYTES, Duration::ZERO).await?;
+                for stored in found.iter().filter(|stored| stored.offset < to) {
+                    enough |= look(stored.offset, &stored.record);
+                }
+                let Some(last) = found.last() else { break };
+                from = last.offset + 1;
+            }
+            if enough {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError> {

@@ -56,7 +56,7 @@ pub use self::{
     properties::KafkaProperties,
     settings::{KafkaUrl, Settings},
 };
-use super::{Control, Log, LogError, Offset, Record, Stored, Topic};
+use super::{Control, Log, LogError, Look, Offset, Record, Stored, Topic};
 use crate::model::Problem;
 
 /// How soon a topic that was just made is looked for again.
@@ -196,8 +196,12 @@ impl KafkaLog {
     async fn newest_control(&self, topic: Topic, partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
         let clients = self.clients(topic);
         let bounds = self.broker.bounds(&clients.name, partition).await?;
-        let control = |offset, record: Record| record.headers.kind.is_resumable().then_some((offset, record.value));
-        let found = clients.readers.peeker()?.last(self.epoch, partition, bounds, control).await?;
+        let mut found = None;
+        let mut look = |offset, record: &Record| {
+            found = record.headers.kind.is_resumable().then(|| (offset, record.value.clone())).or(found.take());
+            found.is_some()
+        };
+        clients.readers.peeker()?.back(self.epoch, partition, bounds, &mut look).await?;
         let Some((offset, value)) = found else { return Ok(None) };
         let control = serde_json::from_slice(&value).map_err(|error| LogError::Corrupt {
             topic: topic.suffix(),
@@ -330,6 +334,12 @@ impl Log for KafkaLog {
         // Whoever asks is going to write: no other writer may add a control record after this answer.
         self.claim().await?;
         self.newest_control(topic, partition).await
+    }
+
+    async fn look_back(&self, topic: Topic, partition: u32, look: &mut Look<'_>) -> Result<(), LogError> {
+        let clients = self.clients(topic);
+        let bounds = self.broker.bounds(&clients.name, partition).await?;
+        clients.readers.peeker()?.back(self.epoch, partition, bounds, look).await
     }
 
     async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError> {

@@ -23,7 +23,7 @@ use super::{
     settings::{Context, Settings},
     stamp::{self, Found, Stamp},
 };
-use crate::log::{LogError, Offset, Record, Stored, Topic};
+use crate::log::{LogError, Look, Offset, Stored, Topic, blocks_back};
 
 /// How long a look at records that are there may wait for the next of them.
 const LOOK_MAX: Duration = Duration::from_secs(10);
@@ -249,31 +249,28 @@ impl Peeker<'_> {
         }
     }
 
-    /// The last record among those before `to` that `wanted` takes.
-    pub(super) async fn last<T>(
+    /// Shows the records of these bounds from their end back, in blocks, until one after which `look` has had enough.
+    pub(super) async fn back(
         &self,
         epoch: u64,
         partition: u32,
         (start, end): (Offset, Offset),
-        mut wanted: impl FnMut(Offset, Record) -> Option<T>,
-    ) -> Result<Option<T>, LogError> {
-        let (mut to, mut window) = (end, 64);
-        while to > start {
-            let from = to.saturating_sub(window).max(start);
-            let mut last = None;
+        look: &mut Look<'_>,
+    ) -> Result<(), LogError> {
+        for (from, to) in blocks_back(start, end) {
+            let mut enough = false;
             self.show(Some(epoch), partition, from, to, |offset, found| {
                 if let Found::Record(_, record) = found {
-                    last = wanted(offset, record).or(last.take());
+                    enough |= look(offset, &record);
                 }
                 true
             })
             .await?;
-            if last.is_some() {
-                return Ok(last);
+            if enough {
+                break;
             }
-            (to, window) = (from, window * 8);
         }
-        Ok(None)
+        Ok(())
     }
 }
 

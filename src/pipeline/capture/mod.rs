@@ -13,6 +13,7 @@
 //! at the last control record; what was half-written is written again with the same versions.
 
 mod reader;
+mod tail;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,9 +21,12 @@ use async_trait::async_trait;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::reader::{AppendGroup, Complete, Reader, ends_within};
+use self::{
+    reader::{AppendGroup, Complete, Reader, ends_within},
+    tail::Tail,
+};
 use crate::{
-    log::{Control, Kind, Log, LogError, Record, Topic, envelope::EnvelopeError},
+    log::{Control, Log, LogError, Record, Topic, envelope::EnvelopeError},
     model::{Beyond, DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version},
     observe::{self, Backoff, Environment, Frontier, Halts, metric},
     source::{CaptureError, Selection, Source},
@@ -32,8 +36,6 @@ use crate::{
 const GROUPS_WAITING_MAX: usize = 1;
 /// How often a capture that lost its place looks whether it may begin anew.
 const REPAIRED_EVERY: Duration = Duration::from_secs(1);
-/// How much of the log is looked at at a time.
-const LOOK_BYTES: usize = 1 << 20;
 
 /// Takes note of what must be durable before the log goes on.
 #[async_trait]
@@ -166,11 +168,12 @@ impl CaptureLoop {
             // What begins anew is newer than all that there is.
             *clock = if anew { beyond.highest } else { beyond.clock }.max(*clock);
         }
+        let tail = self.tail(&mut from, anew).await?;
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
         match &from {
             Some((position, clock)) if begins && !anew => self.register.begins_at(&*self.log, position, *clock).await?,
             Some(_) => {}
-            None => self.register.begins_anew(self.has_rows().await?).await?,
+            None => self.register.begins_anew(tail::has_rows(&*self.log).await?).await?,
         }
         let begins_here = from.is_none();
         let opening = match from {
@@ -181,13 +184,28 @@ impl CaptureLoop {
         let (sender, receiver) = mpsc::channel(GROUPS_WAITING_MAX);
         let expected = beyond.as_ref().filter(|_| !anew);
         let settles = |position: &Position| beyond.as_ref().is_some_and(|beyond| anew || beyond.is_met(position));
-        let reader = Reader::new(self, clock, expected);
+        let reader = Reader::new(self, clock, expected, tail);
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
         let (read, written) =
             tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, begins_here, &settles, stop));
         written?;
         read
+    }
+
+    /// What the log has from behind the place where capture resumes, and is to come once more. What begins anew is
+    /// newer than that, and expects nothing.
+    async fn tail(&self, from: &mut Option<(Position, Version)>, anew: bool) -> Result<Option<Tail>, SessionError> {
+        let Some((position, clock)) = from.as_mut().filter(|(position, _)| position.has_one_order()) else {
+            return Ok(None);
+        };
+        let Some(newest) = tail::newest(&*self.log, *clock).await? else { return Ok(None) };
+        if anew {
+            *clock = newest.version;
+            return Ok(None);
+        }
+        let end = self.source.end().await.map_err(|error| CaptureError::Unreachable(error.to_string()))?;
+        Ok(Some(Tail { newest, resumes: position.clone(), end }))
     }
 
     /// The last position whose transactions are complete in every partition (rule 18); none if the log has none.
@@ -203,28 +221,6 @@ impl CaptureLoop {
             }
         }
         Ok(lowest.and_then(|control| Some((control.position?, control.clock))))
-    }
-
-    /// Whether the log has changes of rows, wherever they came from.
-    async fn has_rows(&self) -> Result<bool, LogError> {
-        for partition in 0..self.log.partitions() {
-            let (mut from, end) = self.log.bounds(Topic::Changes, partition).await?;
-            if from > 0 {
-                return Ok(true);
-            }
-            while from < end {
-                let stored = self.log.read(Topic::Changes, partition, from, LOOK_BYTES, Duration::ZERO).await?;
-                let Some(last) = stored.last() else { break };
-                from = last.offset + 1;
-                if stored
-                    .iter()
-                    .any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade))
-                {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
     }
 
     /// Appends groups in order until the reader ends. The first of them says where the log begins, if it `begins_here`:

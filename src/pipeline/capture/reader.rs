@@ -7,7 +7,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{CaptureLoop, Register, SessionError};
+use super::{
+    CaptureLoop, Register, SessionError,
+    tail::{Coming, Tail},
+};
 use crate::{
     log::{
         Control, Kind, Record, TransactionPart,
@@ -66,11 +69,18 @@ pub(super) struct Reader<'a> {
     newest: Version,
     /// What the target has that the source has still to show again.
     beyond: Option<&'a Beyond>,
+    /// What the log has that the source has still to show again.
+    tail: Option<Tail>,
 }
 
 impl<'a> Reader<'a> {
     /// Begins at this clock.
-    pub(super) fn new(capture: &'a CaptureLoop, clock: Version, beyond: Option<&'a Beyond>) -> Self {
+    pub(super) fn new(
+        capture: &'a CaptureLoop,
+        clock: Version,
+        beyond: Option<&'a Beyond>,
+        tail: Option<Tail>,
+    ) -> Self {
         Reader {
             encoder: Encoder::new(&capture.pipeline, capture.connector),
             register: &*capture.register,
@@ -86,6 +96,7 @@ impl<'a> Reader<'a> {
             clock,
             newest: clock,
             beyond,
+            tail,
         }
     }
 
@@ -129,6 +140,7 @@ impl<'a> Reader<'a> {
                     // would give lower versions to what some of them have already.
                     let wanted = self.frontier.wanted_clock();
                     if let CaptureEvent::Heartbeat { clock, .. } = &mut event
+                        && self.tail.is_none()
                         && *clock < wanted
                         && source.raise_clock(wanted)
                     {
@@ -189,6 +201,7 @@ impl<'a> Reader<'a> {
             }
             CaptureEvent::Commit { position, clock, commit_us } => {
                 self.expect_same_server(&position)?;
+                self.expect_tail(&position, clock)?;
                 for partition in 0..self.partitions {
                     if let Some(mut last) = self.pending.get_mut(partition as usize).and_then(Option::take) {
                         last.headers.transaction = TransactionPart::End;
@@ -200,6 +213,7 @@ impl<'a> Reader<'a> {
             }
             CaptureEvent::Heartbeat { position, clock, at_us } => {
                 self.expect_same_server(&position)?;
+                self.expect_tail(&position, clock)?;
                 self.origin = position.origin();
                 self.complete(Complete { is_idle: true, position, clock, commit_us: at_us });
             }
@@ -220,6 +234,24 @@ impl<'a> Reader<'a> {
         )))
     }
 
+    /// What the log has from behind the place where capture resumed comes again, under the same versions: also from
+    /// another server, unless that one never had it.
+    fn expect_tail(&mut self, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        match self.tail.as_ref().map(|tail| tail.at(position, clock)) {
+            None | Some(Coming::Later) => {}
+            Some(Coming::Over) => self.tail = None,
+            Some(Coming::Never) => {
+                return Err(CaptureError::Lost(Problem::new(
+                    "the log has rows of transactions that it does not have to their end, and the source is another \
+                     server now, which never had them",
+                    "copy every table again with `cutover resnapshot TABLE`, which also removes what the source does \
+                     not have",
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn increases(&mut self, version: Version) {
         let newest = std::mem::replace(&mut self.newest, version);
         Invariant::VersionsIncrease.hold(newest < version, || format!("{version} after {newest}"));
@@ -232,7 +264,9 @@ impl<'a> Reader<'a> {
         if !complete.position.has_one_order() {
             self.newest = Version::MIN;
         }
-        self.group.complete = Some((self.group.records.len(), complete));
+        if self.tail.is_none() {
+            self.group.complete = Some((self.group.records.len(), complete));
+        }
     }
 
     fn encode(&mut self, change: &Change) -> Result<Record, EnvelopeError> {
@@ -252,6 +286,7 @@ impl<'a> Reader<'a> {
 
     /// Adds a record to the open transaction of its partition.
     fn hold(&mut self, partition: u32, record: Record) {
+        self.tail.take_if(|tail| tail.newest.is(&record));
         let Some(slot) = self.pending.get_mut(partition as usize) else { return };
         if let Some(previous) = slot.replace(record) {
             self.group.push(partition, previous);

@@ -19,7 +19,7 @@ use super::{
     steps::Param,
 };
 use crate::{
-    database::postgres::PgError,
+    database::postgres::{PgError, Session},
     model::{TableSchema, Version},
     target::RowEvent,
 };
@@ -33,6 +33,11 @@ const OPEN: &str = "SELECT greatest(id, mark), source_table, key_text, version F
 WHERE pipeline = $1 AND state = 'open' ORDER BY 1";
 
 const WAITING: &str = "SELECT source_table, key_text, version FROM cutover.waiting WHERE pipeline = $1";
+
+/// The highest version that is kept beside the rows: of what waits, of dead letters, of what was truncated or swept.
+const HIGHEST: &str = "SELECT greatest((SELECT max(version) FROM cutover.dead_letters WHERE pipeline = $1), \
+                       (SELECT max(version) FROM cutover.waiting WHERE pipeline = $1), \
+                       (SELECT max(version) FROM cutover.fences WHERE pipeline = $1), 0)";
 
 const RECORDS: &str = "
 SELECT h.source_table, h.key_text, h.version, h.schema_id, h.record FROM (
@@ -74,6 +79,11 @@ pub struct Parked {
     pub mark: i64,
     /// The tables have changed since this was read.
     pub stale: bool,
+}
+
+/// The highest version of what the pipeline keeps beside the target's rows; 0 if it keeps nothing.
+pub async fn highest_version(session: &Session, pipeline: &str) -> Result<Version, PgError> {
+    Ok(session.client.query_one(HIGHEST, &[&pipeline]).await?.try_get(0)?)
 }
 
 impl Parked {

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, prepare_target,
+    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, parked, prepare_target,
     raise_fence, script, sweep,
 };
 use crate::{
@@ -342,7 +342,7 @@ impl Target for PostgresTarget {
 
     async fn highest_version(&self) -> Result<Version, TargetError> {
         let session = self.session("versions").await?;
-        let mut highest = 0;
+        let mut highest = parked::highest_version(&session, &self.settings.pipeline).await?;
         for plan in self.plans().iter() {
             highest = highest.max(highest_version(&session, plan).await?);
         }

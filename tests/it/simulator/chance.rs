@@ -174,7 +174,7 @@ pub struct Chance {
     history: Mutex<Vec<String>>,
     /// The worker is to be killed.
     pub kill: Notify,
-    /// The history has every row that is committed at the target, too.
+    /// The history has every record of the log and every row that is committed at the target, too.
     pub detailed: bool,
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cutover::log::{Control, Kind, Log, LogError, Offset, Record, Stored, Topic};
+use cutover::log::{Control, Headers, Kind, Log, LogError, Look, Offset, Record, Stored, Topic};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -17,6 +17,9 @@ use super::{
     mutations::Mutation,
     worker::Gate,
 };
+
+/// How many records a look back shows at a time.
+const BLOCK_RECORDS: usize = 5;
 
 /// What is durable, whoever has it open.
 pub struct Disk {
@@ -112,11 +115,26 @@ impl Disk {
             let partition = partition as usize;
             taken[partition] += 1;
             if whole || taken[partition] <= cut[partition] {
-                state.streams[place(topic)][partition].records.push(record);
+                let stream = &mut state.streams[place(topic)][partition];
+                if self.chance.detailed {
+                    self.chance.note(format!("{topic:?} {partition}:{} {}", stream.end(), shown(&record)));
+                }
+                stream.records.push(record);
             }
         }
         drop(state);
         self.grown.notify_waiters();
+    }
+}
+
+/// A record as the history shows it.
+fn shown(record: &Record) -> String {
+    let Headers { kind, version, transaction, .. } = record.headers;
+    let (key, value) = (String::from_utf8_lossy(&record.key), String::from_utf8_lossy(&record.value));
+    match kind {
+        Kind::Row => format!("{kind:?} {transaction:?} {version} {key}"),
+        Kind::Truncate | Kind::Schema | Kind::Start => format!("{kind:?} {transaction:?} {version}"),
+        Kind::Control | Kind::Heartbeat | Kind::Cascade => format!("{kind:?} {transaction:?} {version} {value}"),
     }
 }
 
@@ -241,6 +259,19 @@ impl Log for ModelLog {
             return Ok(newest.max_by_key(|(_, control)| control.clock));
         }
         last(partition)
+    }
+
+    async fn look_back(&self, topic: Topic, partition: u32, look: &mut Look<'_>) -> Result<(), LogError> {
+        self.with(topic, partition, |stream| {
+            for (block, records) in stream.records.chunks(BLOCK_RECORDS).enumerate().rev() {
+                let first = stream.start + (block * BLOCK_RECORDS) as Offset;
+                // Each of the block is shown.
+                let enough = records.iter().zip(first..).filter(|(record, offset)| look(*offset, record)).count();
+                if enough > 0 {
+                    break;
+                }
+            }
+        })
     }
 
     async fn applied(&self, topic: Topic, partition: u32, offset: Offset) -> Result<(), LogError> {

@@ -362,12 +362,13 @@ impl Operator {
             ["never executed", "purged", "another server now"].iter().any(|word| halt.what.contains(word));
         let log_lost = ["its tail is lost", "are gone"].iter().any(|word| halt.what.contains(word));
         // Of two workers one has lost the lease, and steps down as soon as it learns of it.
-        let outrun =
-            ["another worker has moved", "already open in another process"].iter().any(|word| halt.what.contains(word));
-        if outrun {
+        if halt.what.contains("another worker has moved") {
             return Ok(());
         }
-        if source_lost {
+        if halt.what.contains("already open in another process") {
+            self.kill().await;
+            self.start();
+        } else if source_lost {
             for table in WATCHED {
                 self.copy_again(table).await;
             }

@@ -6,7 +6,7 @@ use cutover::{
     log::{Topic, record::ChunkEnd},
     model::Plan,
     snapshot::{Chunk, KeyRange, Progress},
-    state::{Store, lease},
+    state::{StateError, Store, lease},
     target::postgres::{left_statement, sweep_statement},
 };
 
@@ -240,6 +240,15 @@ async fn copies(rig: &Rig) -> Vec<String> {
     session.client.query(claim, &[&PIPELINE, &"snapshot", &0i32, &EPOCH, &1i64]).await.unwrap();
     session.client.query(claim, &[&PIPELINE, &"snapshot", &1i32, &EPOCH, &1i64]).await.unwrap();
     let end = |chunk, rows| ChunkEnd { table: "users".into(), generation: 1, chunk, rows };
+    // A process that slept through the end of its lease notes nothing any more.
+    let lease = lease::acquire(&session.client, PIPELINE, "worker", "one").await.unwrap().unwrap();
+    store.leads(lease.epoch);
+    store.set_note("k", "x").await.unwrap();
+    store.leads(lease.epoch + 1);
+    let refused = store.set_note("k", "y").await.unwrap_err();
+    assert!(matches!(refused, StateError::Superseded), "{refused}");
+    lines.push(format!("{:?}", store.note("k").await.unwrap()));
+    store.leads(0);
     for (partition, lease_epoch, to, chunks) in [
         (0, 1, 5, vec![end(1, 3), end(1, 3), end(2, 4)]),
         (0, 1, 6, vec![end(1, 3)]),

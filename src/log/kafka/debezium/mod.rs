@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     log::{
-        Control, EMPTY, Kind, Log, LogError, Offset, Record, Stored, Topic,
+        Control, EMPTY, Kind, Log, LogError, Look, Offset, Record, Stored, Topic,
         debezium::{
             DebeziumChange, DebeziumError, DebeziumMessage, Known, Order, RecordShape, Sample, Verdict, config::Begin,
             message,
@@ -333,6 +333,10 @@ impl Log for DebeziumLog {
 
     async fn last_control(&self, _topic: Topic, _partition: u32) -> Result<Option<(Offset, Control)>, LogError> {
         Ok(None)
+    }
+
+    async fn look_back(&self, _topic: Topic, _partition: u32, _look: &mut Look<'_>) -> Result<(), LogError> {
+        Ok(())
     }
 
     async fn applied(&self, _topic: Topic, _partition: u32, _offset: Offset) -> Result<(), LogError> {

@@ -3,7 +3,7 @@
 use super::{Params, given, has, next_id, picked};
 use crate::simulator::postgres::{
     exec::{Exec, Inserted, OnConflict, Stop},
-    own::{chunks, fences, lease, notes, offsets, schemas},
+    own::{chunks, dead_letters, fences, lease, notes, offsets, schemas, waiting},
     session::Answer,
     store::RowLock,
     value::{Param, Row, Value},
@@ -21,6 +21,7 @@ pub enum Kept {
     Fence,
     RaiseFence,
     Fences,
+    Highest,
     NewestCommits,
     NextOffsets,
     Position,
@@ -30,6 +31,13 @@ pub enum Kept {
     LanesAreFresh,
     BeginLog,
     LanesBegin,
+}
+
+/// Whether the worker's lease has the epoch that is the fourth parameter.
+fn leads(exec: &Exec<'_>, params: Params<'_>) -> bool {
+    let mut wanted = given(params, &[(lease::pipeline, 0), (lease::epoch, 3)]);
+    wanted.push((lease::role, Value::text("worker")));
+    !exec.rows(lease::ID, has(&wanted)).is_empty()
 }
 
 pub async fn run(kept: Kept, exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
@@ -44,7 +52,10 @@ pub async fn run(kept: Kept, exec: &mut Exec<'_>, params: Params<'_>) -> Result<
             Ok(Answer::affected(1))
         }
         Kept::SetNote => {
-            let mut row: Vec<Value> = params.iter().map(Param::value).collect();
+            if params[3].value() != Value::Int(0) && !leads(exec, params) {
+                return Ok(Answer::affected(0));
+            }
+            let mut row: Vec<Value> = params[..3].iter().map(Param::value).collect();
             row.push(Value::Int(exec.pg.now_us()));
             let set = |_: &[Value]| Some(row.clone());
             let conflict = OnConflict::Update { index: 0, lock: RowLock::NoKeyUpdate, set: &set };
@@ -69,14 +80,25 @@ pub async fn run(kept: Kept, exec: &mut Exec<'_>, params: Params<'_>) -> Result<
         }
         Kept::Fence => set_fence(exec, params).await,
         Kept::RaiseFence => {
-            let mut wanted = given(params, &[(lease::pipeline, 0), (lease::epoch, 3)]);
-            wanted.push((lease::role, Value::text("worker")));
-            let held = !exec.rows(lease::ID, has(&wanted)).is_empty();
-            if held { set_fence(exec, &params[..3]).await } else { Ok(Answer::affected(0)) }
+            if leads(exec, params) {
+                set_fence(exec, &params[..3]).await
+            } else {
+                Ok(Answer::affected(0))
+            }
         }
         Kept::Fences => {
             let rows = exec.rows(fences::ID, has(&given(params, &[(fences::pipeline, 0)])));
             Ok(picked(rows, &[fences::source_table, fences::version]))
+        }
+        Kept::Highest => {
+            let of = |table, pipeline: usize, version: usize| {
+                let rows = exec.rows(table, has(&given(params, &[(pipeline, 0)])));
+                rows.iter().map(|row| row[version].int()).max().unwrap_or(0)
+            };
+            let highest = of(dead_letters::ID, dead_letters::pipeline, dead_letters::version)
+                .max(of(waiting::ID, waiting::pipeline, waiting::version))
+                .max(of(fences::ID, fences::pipeline, fences::version));
+            Ok(Answer::rows(vec![vec![Value::Int(highest.max(0))]]))
         }
         Kept::NewestCommits => Ok(picked(changes(exec, params), &[offsets::part, offsets::newest_commit_us])),
         Kept::NextOffsets if exec.pg.weakness().no_tail_check => Ok(Answer::rows(Vec::new())),

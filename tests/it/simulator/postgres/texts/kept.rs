@@ -55,9 +55,11 @@ pub const TEXTS: &[Statement] = &[
         S::Kept(Kept::SetNote),
         "set note",
         Insert,
-        &[Text, Text, Text],
+        &[Text, Text, Text, Int8],
         None,
-        "INSERT INTO cutover.notes (pipeline, key, value, updated_at) VALUES ($1, $2, $3, clock_timestamp())
+        "INSERT INTO cutover.notes (pipeline, key, value, updated_at) SELECT $1, $2, $3, clock_timestamp()
+         WHERE $4::bigint = 0
+         OR EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4)
          ON CONFLICT (pipeline, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
     ),
     of(
@@ -77,6 +79,16 @@ pub const TEXTS: &[Statement] = &[
         &[Text],
         Some(&[Int8, Text]),
         "SELECT clock, definition::text FROM cutover.schemas WHERE pipeline = $1 ORDER BY clock, seq",
+    ),
+    of(
+        S::Kept(Kept::Highest),
+        "highest kept",
+        Select,
+        &[Text],
+        Some(&[Int8]),
+        "SELECT greatest((SELECT max(version) FROM cutover.dead_letters WHERE pipeline = $1),
+         (SELECT max(version) FROM cutover.waiting WHERE pipeline = $1),
+         (SELECT max(version) FROM cutover.fences WHERE pipeline = $1), 0)",
     ),
     of(
         S::Kept(Kept::NewestCommits),
