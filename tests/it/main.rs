@@ -45,6 +45,8 @@ mod roles;
 mod rules_catalog;
 mod rules_limits;
 mod rules_merge;
+mod rules_one_row;
+mod rules_owned;
 mod rules_positions;
 mod rules_postgres_source;
 mod rules_rig;

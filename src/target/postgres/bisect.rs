@@ -11,7 +11,7 @@ use super::{
     PostgresSink,
     answers::{Mark, add},
     failure::{self, Failure, Verdict},
-    input::{BindingImages, WriteInput},
+    input::{BindingImages, ImageRows, WriteInput},
     items::{Item, SourceKey},
     parked::ParkedRow,
     statement::Part,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     database::postgres::{PgError, Refusal},
-    model::Version,
+    model::{Plan, Version},
     target::{Applied, Batch, Counts, RowEvent},
 };
 
@@ -41,6 +41,24 @@ pub(super) struct Outcome<'a> {
     pub(super) waiting: Vec<(Item<'a>, Refusal)>,
     /// Rows written, with the newest version of each.
     pub(super) written: Vec<(SourceKey, Version)>,
+}
+
+impl Outcome<'_> {
+    /// An error that may be the plan's fault and came of several rows of a table, where no row of it was written.
+    fn fails_for_every_row(&self) -> Option<Refusal> {
+        let mut suspects = self.dead.iter().filter(|dead| !failure::blames_a_row(&dead.sqlstate));
+        suspects.find_map(|dead| {
+            let table = dead.event.schema.table.to_string();
+            let alike = |other: &&ParkedRow<'_>| {
+                !failure::blames_a_row(&other.sqlstate)
+                    && other.event.schema.table == dead.event.schema.table
+                    && other.event.key != dead.event.key
+            };
+            let every =
+                self.dead.iter().any(|other| alike(&other)) && self.written.iter().all(|(key, _)| key.table != table);
+            every.then(|| refusal(&dead.sqlstate, &dead.message))
+        })
+    }
 }
 
 impl PostgresSink {
@@ -92,7 +110,10 @@ impl PostgresSink {
             // Kept as waiting if they fail again: `halve` puts them back.
             left = together(std::mem::take(&mut outcome.waiting).into_iter().map(|(item, _)| item));
         }
-        Ok(outcome)
+        match outcome.fails_for_every_row() {
+            Some(refusal) => Err(Failure::Stop(failure::refused(&refusal))),
+            None => Ok(outcome),
+        }
     }
 
     async fn halve<'a>(&mut self, items: Vec<Item<'a>>, outcome: &mut Outcome<'a>) -> Result<(), Failure> {
@@ -166,6 +187,9 @@ impl PostgresSink {
         outcome: &mut Outcome<'a>,
     ) -> Result<(), Failure> {
         let Set { mut items, replace } = set;
+        if !failure::blames_a_row(&refusal.sqlstate) && self.fails_without_rows(&items).await? {
+            return Err(Failure::Stop(failure::refused(refusal)));
+        }
         if failure::is_taken(refusal) && !replace {
             stack.push(Set { items, replace: true });
             return Ok(());
@@ -196,6 +220,32 @@ impl PostgresSink {
         }
         self.single(item, refusal, replace, stack, outcome);
         Ok(())
+    }
+
+    /// Whether the statements of these items are refused without any row, too.
+    async fn fails_without_rows(&mut self, items: &[Item<'_>]) -> Result<bool, Failure> {
+        let plans = self.plans.clone();
+        let input = WriteInput::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
+        self.session.client.batch_execute("SAVEPOINT cutover_look").await.map_err(PgError::from)?;
+        let (none, mut fails) = (ImageRows::default(), false);
+        'looked: for place in self.parents_first(&input) {
+            for part in [Part::Dead, Part::Live] {
+                let Some(statement) = self.write_statement(place, part).await? else { continue };
+                let mut steps = Steps::default();
+                steps.query(Mark::Done, statement, self.params(&input, place, part, &none));
+                match steps.run(&self.session.client).await.map_err(Failure::from) {
+                    Ok(_) => {}
+                    Err(Failure::Stop(error)) => return Err(Failure::Stop(error)),
+                    Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => {
+                        fails = true;
+                        break 'looked;
+                    }
+                }
+            }
+        }
+        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
+        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
+        Ok(fails)
     }
 
     /// Whether the target has something newer for everything that a row's newest event would write: then it is no dead
@@ -273,8 +323,8 @@ impl PostgresSink {
         let culprits = self.preview(&items, replace, |_| vec![Part::Clashes]).await?;
         let refusal = refusal(
             "21000",
-            "the transform gives this row a target key that another row has as well; make the key follow from the \
-             source's key, one to one",
+            "two source rows map to one target key: the transform gives this row a key that another row has as well; make \
+             the target's key follow from the source's key, one to one, or change one of the two rows at the source",
         );
         if culprits.is_empty() && items.len() > 1 {
             let second = items.split_off(items.len() / 2);
@@ -298,6 +348,7 @@ impl PostgresSink {
         let plans = self.plans.clone();
         let input = WriteInput::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
         let mut found = BTreeSet::new();
+        self.apply_dead(&input).await?;
         for place in self.parents_first(&input) {
             let Some(images) = input.groups.get(&place).and_then(BindingImages::for_live) else { continue };
             let foreign_keys = self
@@ -329,6 +380,26 @@ impl PostgresSink {
             }
         }
         Ok(found)
+    }
+
+    /// Applies the dead facts where rows have owners: a row whose owner goes in the same set is in nobody's way.
+    async fn apply_dead(&mut self, input: &WriteInput<'_>) -> Result<(), Failure> {
+        let plans = self.plans.clone();
+        let owned = |place: &usize| {
+            self.bindings.all.get(*place).and_then(|binding| plans.get(binding.plan)).is_some_and(Plan::is_owned)
+        };
+        let places: Vec<usize> = self.parents_first(input).into_iter().rev().filter(owned).collect();
+        for place in places {
+            let Some(group) = input.groups.get(&place) else { continue };
+            for (part, images) in [(Part::Dead, self.for_dead(place, group)), (Part::Gone, group.for_gone())] {
+                let Some(images) = images else { continue };
+                let Some(statement) = self.write_statement(place, part).await? else { continue };
+                let mut steps = Steps::default();
+                steps.query(Mark::Done, statement, self.params(input, place, part, images));
+                steps.run(&self.session.client).await?;
+            }
+        }
+        Ok(())
     }
 
     /// As [`Self::find`], leaving no trace; nothing if another row fails while looking.

@@ -21,6 +21,7 @@ mod input;
 mod items;
 mod lane;
 mod merged;
+mod owned;
 mod parked;
 mod pending;
 mod prepared;

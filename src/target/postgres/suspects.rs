@@ -2,7 +2,10 @@
 
 use super::statement::{Builder, Part};
 use crate::{
-    database::postgres::{catalog::VERSION_COLUMN, sql},
+    database::postgres::{
+        catalog::{OWNER_COLUMN, VERSION_COLUMN},
+        sql,
+    },
     model::{Coverage, ForeignKey},
 };
 
@@ -13,8 +16,9 @@ impl Builder<'_> {
     pub fn replace(&self) -> String {
         let facts = match self.plan.coverage {
             Coverage::Total | Coverage::Filter => format!(
-                "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v\nFROM {})",
+                "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v{}\nFROM {})",
                 self.named_values(),
+                self.image_owner(),
                 self.rows(Part::Replace)
             ),
             Coverage::Partial => {
@@ -24,7 +28,8 @@ impl Builder<'_> {
                 )
             }
         };
-        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), &[])
+        let owner: &[&str] = if self.plan.is_owned() { &[OWNER_COLUMN] } else { &[] };
+        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), owner)
     }
 
     /// As [`Self::replace`], of the facts `l`. What the row's version is called and how it compares; the columns
@@ -50,13 +55,14 @@ impl Builder<'_> {
         }
         format!(
             "WITH {facts},\n\
-             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v\n\
+             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v{own}\n\
              RETURNING {kept}),\n\
              n AS MATERIALIZED (SELECT count(*) AS n FROM gone)\n\
              INSERT INTO {target} ({columns}, {version}){overriding}\n\
              SELECT {values}, l.cutover_v FROM l JOIN gone ON {joined} CROSS JOIN n WHERE n.n >= 0",
             target = self.target(),
             same = self.same_key("g", "l"),
+            own = self.own("g", "l.cutover_w"),
             kept = sql::list("g.", kept),
             columns = sql::list("", columns),
             joined = self.same_key("gone", "l"),
@@ -93,7 +99,7 @@ impl Builder<'_> {
         let same: Vec<String> = keys.map(|key| format!("x.{} = {}", sql::ident(key), self.value(key, None))).collect();
         let same = same.join(" AND ");
         let newer = |(table, version): &(String, String)| {
-            format!("EXISTS (SELECT FROM {table} x WHERE {same} AND {version} > i.v)")
+            format!("EXISTS (SELECT FROM {table} x WHERE {same} AND {version} > i.v{})", self.own("x", "i.w"))
         };
         let newer: Vec<String> = tables.iter().map(newer).collect();
         format!("SELECT i.n FROM {}{live}\nGROUP BY i.n HAVING bool_and({})", self.rows(Part::Late), newer.join(" OR "),)

@@ -3,11 +3,12 @@
 use super::{
     PostgresSink,
     answers::Mark,
+    failure::Failure,
     input::{BindingImages, ImageRows, WriteInput},
     statement::{Part, is_marked},
     steps::{Param, Steps},
 };
-use crate::{database::postgres::PgError, log::Topic, model::PlanRole, target::Pass};
+use crate::{log::Topic, model::PlanRole, target::Pass};
 
 impl PostgresSink {
     /// Queues the writes of all bindings: dead facts, children first, then live facts, parents first, then, of a copy,
@@ -17,7 +18,7 @@ impl PostgresSink {
         steps: &mut Steps<'b, Mark>,
         input: &'b WriteInput<'_>,
         replace: bool,
-    ) -> Result<(), PgError> {
+    ) -> Result<(), Failure> {
         let replaced: &[Part] = if replace { &[Part::Replace] } else { &[] };
         let parts = [&[Part::Dead, Part::Live, Part::Show, Part::Unmatched], replaced].concat();
         self.prepare_writes(input, &parts).await?;
@@ -54,7 +55,7 @@ impl PostgresSink {
     }
 
     /// Prepares the statements of these parts for every binding that needs them.
-    async fn prepare_writes(&mut self, input: &WriteInput<'_>, parts: &[Part]) -> Result<(), PgError> {
+    async fn prepare_writes(&mut self, input: &WriteInput<'_>, parts: &[Part]) -> Result<(), Failure> {
         for (place, group) in &input.groups {
             for part in parts {
                 self.write_statement(*place, *part).await?;
@@ -86,8 +87,12 @@ impl PostgresSink {
     ) -> Vec<Param<'b>> {
         let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
         let Some(binding) = self.bindings.all.get(place) else { return params };
-        if self.plans.get(binding.plan).is_some_and(|plan| is_marked(plan.coverage, part)) {
+        let Some(plan) = self.plans.get(binding.plan) else { return params };
+        if is_marked(plan.coverage, part) {
             params.push(Box::new(&images.dead));
+        }
+        if plan.is_owned() {
+            params.push(Box::new(input.owners(images)));
         }
         for column in &binding.columns {
             params.push(Box::new(input.column(images, *column)));
@@ -97,7 +102,7 @@ impl PostgresSink {
 
     /// What a binding's statement of dead facts looks at: of a set also the images that are live, which have fewer rows
     /// than before, or none.
-    fn for_dead<'b>(&self, place: usize, group: &'b BindingImages) -> Option<&'b ImageRows> {
+    pub(super) fn for_dead<'b>(&self, place: usize, group: &'b BindingImages) -> Option<&'b ImageRows> {
         let plan = self.bindings.all.get(place).and_then(|binding| self.plans.get(binding.plan))?;
         match plan.role {
             PlanRole::Whole | PlanRole::Share(_) => group.for_dead(),

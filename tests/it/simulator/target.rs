@@ -55,6 +55,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
         columns: names.iter().map(|name| PlanColumn { name: name.clone(), cast: None }).collect(),
         role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
+        one_to_one: true,
         reads: names,
         file: None,
         coverage,

@@ -64,6 +64,7 @@ fn parents_table() -> ModelTable {
         coverage: Coverage::Total,
         role: PlanRole::Whole,
         key_reads: Some(vec![0]),
+        one_to_one: true,
     };
     let refused = |row: &[Value]| {
         let bad = row[1] == Value::text("bad");
