@@ -68,6 +68,10 @@ fn render(name: &str, status: &Status) -> String {
         None => count.to_string(),
     };
     line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    for waits in &status.waiting_for {
+        let since = human_seconds(waits.oldest_seconds);
+        line("", format!("{} of {}, for {since}: {}", waits.rows, waits.table, waits.reason));
+    }
     let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
     line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
     if status.dead_letters_discarded > 0 {
@@ -85,6 +89,13 @@ fn render(name: &str, status: &Status) -> String {
         line("HALTED", halt.what.clone());
         line("to do", halt.fix.clone());
     }
+    text.push_str(&tables(status));
+    text
+}
+
+/// The tables, one a line.
+fn tables(status: &Status) -> String {
+    let mut text = String::new();
     let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).max(5);
     let _ = writeln!(text, "\n{:<width$}  {:<8}{:>14}{:>14}{:>14}", "table", "state", "rows", "copied", "applied");
     for table in &status.tables {

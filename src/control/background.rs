@@ -28,12 +28,17 @@ use crate::{
         dead_letters::{DeadLetterState, DeadRow, Retried, Selection},
         replays::ReplayState,
         requests::{Request, RequestState},
+        waiting::WaitingRow,
     },
 };
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// The number under which the replay that is under way is a task: no request has it.
 const REPLAYING: i64 = 0;
+/// The number of the task that looks for waiting rows at the source.
+const LOOKING: i64 = -1;
+/// Waiting rows that are looked for together.
+const WAITING_ROWS_MAX: i64 = 500;
 
 /// What is being done on request.
 pub(super) struct Background {
@@ -86,6 +91,12 @@ impl Background {
         self.begin(REPLAYING, "replay", async move { tools.replay(&stop).await });
     }
 
+    /// Looks for rows at the source that have waited for a while: what is no longer there waits no more.
+    pub(super) fn look_for_waiting(&mut self) {
+        let tools = self.tools.clone();
+        self.begin(LOOKING, "waiting", async move { tools.look_for_waiting().await });
+    }
+
     /// Begins a task, unless it has begun. One that fails for now may begin again when its request is met again.
     fn begin(&mut self, id: i64, part: &'static str, task: impl Future<Output = Result<(), Stopped>> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}
@@ -113,6 +124,32 @@ impl Background {
 }
 
 impl Tools {
+    /// A parent that is gone for good may have taken its children along unseen: they wait for it for ever.
+    async fn look_for_waiting(&self) -> Result<(), Stopped> {
+        let (store, refetch) = (&self.replayer.store, &self.replayer.refetch);
+        let (mut after, mut gone) = ((String::new(), String::new()), 0);
+        loop {
+            let rows = store.waiting_rows((&after.0, &after.1), WAITING_ROWS_MAX).await?;
+            let Some(last) = rows.last() else { break };
+            after = (last.table.clone(), last.key.clone());
+            let mut tables: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
+            for WaitingRow { schema, key, version, record, .. } in rows {
+                let shown = Some(record.into());
+                let table = tables.entry(schema.table.table.clone()).or_default();
+                // Several events of a row are one row to look for; the newest is the last.
+                table.retain(|other| other.key != key.as_bytes());
+                table.push(Wanted { schema, key: key.into(), version, shown });
+            }
+            for (table, rows) in tables {
+                gone += refetch.send_gone(&table, rows).await.map_err(|error| Stopped::Later(error.to_string()))?;
+            }
+        }
+        if gone > 0 {
+            tracing::warn!(gone, "rows that waited for others are no longer at the source; they wait no more");
+        }
+        Ok(())
+    }
+
     async fn retry(&self, request: i64, ids: &[i64]) -> Result<(), Stopped> {
         let (store, refetch) = (&self.replayer.store, &self.replayer.refetch);
         let (state, answer) = loop {

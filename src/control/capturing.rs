@@ -9,7 +9,7 @@ use super::{
     applying::Applying,
     background::{self, Background},
     error::WorkerError,
-    leader::{Charge, End},
+    leader::{Charge, End, Rounds},
     replay::Replayer,
     worker::{Ended, Worker},
 };
@@ -28,6 +28,9 @@ use crate::{
 };
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How often rows that wait are looked for at the source, once they have waited for so long.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_AFTER_SECONDS: f64 = 4.0;
 /// A stream whose newest commit or heartbeat is older than this is not caught up.
 const CAUGHT_UP_SECONDS_MAX: f64 = 5.0;
 
@@ -42,6 +45,7 @@ pub(super) struct Capturing {
     captured_before: Vec<u64>,
     applying: Applying,
     background: Background,
+    looks: Rounds,
 }
 
 impl Capturing {
@@ -58,6 +62,7 @@ impl Capturing {
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
+            looks: Rounds::at_once(LOOK_EVERY),
             worker: worker.clone(),
             flow,
             end,
@@ -207,6 +212,10 @@ impl Charge for Capturing {
     }
 
     async fn settle(&mut self, status: &Status, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let waits_long = status.waiting_oldest_seconds.is_some_and(|seconds| seconds > LOOK_AFTER_SECONDS);
+        if status.phase == Phase::Following && waits_long && status.halted.is_none() && self.looks.due(false) {
+            self.background.look_for_waiting();
+        }
         let copied = status.tables.iter().all(|table| table.state == CopyState::Copied);
         let Some(file) = self.worker.config.target.after_copy.clone() else { return Ok(()) };
         if copied && status.phase == Phase::Copying && self.worker.halts.first().is_none() {

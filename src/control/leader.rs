@@ -32,6 +32,9 @@ use crate::{
 
 const TICK: Duration = Duration::from_millis(200);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Rows that wait, while nothing else is left to be done, wait for good after this long: they were tried several times,
+/// and looked for at the source.
+const WAITS_FOR_GOOD: Duration = Duration::from_secs(15);
 /// Rates are over this many reports.
 const RATE_REPORTS: usize = 10;
 
@@ -90,7 +93,7 @@ impl Rounds {
 }
 
 /// What a status means for a worker that was asked to run to an end.
-pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
+pub(super) fn ended(status: &Status, end: End, waits_for_good: bool) -> Option<Ended> {
     let reached = match end {
         End::Never => return None,
         End::Ahead => false,
@@ -99,10 +102,33 @@ pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
     if let Some(halt) = &status.halted {
         return Some(Ended::Halted(halt.clone()));
     }
-    match (reached && status.phase == Phase::Following && status.waiting == 0, status.dead_letters) {
-        (false, _) => None,
-        (true, 0) => Some(Ended::Synced),
-        (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
+    match (reached && status.phase == Phase::Following, status.waiting, status.dead_letters) {
+        (false, _, _) => None,
+        (true, 0, 0) => Some(Ended::Synced),
+        (true, 0, count) => Some(Ended::SyncedWithDeadLetters(count)),
+        (true, _, count) => waits_for_good.then(|| Ended::SyncedWithWaiting(status.waiting_for.clone(), count)),
+    }
+}
+
+/// For how long the same rows wait while nothing else is left to be done.
+#[derive(Debug, Default)]
+struct Standstill {
+    since: Option<(u64, Instant)>,
+}
+
+impl Standstill {
+    /// Whether rows wait for good by now.
+    fn lasts(&mut self, status: &Status) -> bool {
+        if status.phase != Phase::Following || status.waiting == 0 {
+            self.since = None;
+            return false;
+        }
+        let since = match self.since {
+            Some((rows, since)) if rows == status.waiting => since,
+            Some(_) | None => Instant::now(),
+        };
+        self.since = Some((status.waiting, since));
+        since.elapsed() >= WAITS_FOR_GOOD
     }
 }
 
@@ -114,6 +140,7 @@ pub(super) struct Leader<'a> {
     show: fn(&Status),
     samples: VecDeque<(Instant, u64, u64)>,
     announcer: Announcer,
+    standstill: Standstill,
     /// What carries on what was told: events, and dead letters.
     carriers: JoinSet<()>,
 }
@@ -135,7 +162,15 @@ impl<'a> Leader<'a> {
             Ok(Announcer::resume(Arc::clone(&worker.store), number).await?)
         });
         let Some(announcer) = announcer.await? else { return Ok(None) };
-        let mut leader = Leader { worker, number, show, samples: VecDeque::new(), announcer, carriers: JoinSet::new() };
+        let mut leader = Leader {
+            worker,
+            number,
+            show,
+            samples: VecDeque::new(),
+            announcer,
+            standstill: Standstill::default(),
+            carriers: JoinSet::new(),
+        };
         leader.carry(stop)?;
         Ok(Some(leader))
     }
@@ -218,7 +253,8 @@ impl<'a> Leader<'a> {
         (self.show)(&status);
         self.announcer.tell(&status, status.halted.clone(), parts.environment().now_us() / 1000).await?;
         charge.settle(&status, stop).await?;
-        Ok(ended(&status, charge.end()))
+        let waits_for_good = self.standstill.lasts(&status);
+        Ok(ended(&status, charge.end(), waits_for_good))
     }
 
     fn rates(&mut self, status: &Status) -> (f64, f64) {

@@ -10,6 +10,7 @@ mod applying;
 mod background;
 mod capturing;
 mod connector;
+mod copy_order;
 mod dead_letter_topic;
 pub mod error;
 mod follower;

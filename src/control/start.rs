@@ -18,6 +18,7 @@ use super::{
     applier,
     capturing::Capturing,
     connector,
+    copy_order::parents_first,
     error::{Attempt, WorkerError},
     follower,
     http::{self, Endpoints, Vitals},
@@ -198,6 +199,9 @@ impl Worker {
         let target = self.parts.target(Arc::clone(&self.store), lease.epoch)?;
         let prepared = self.patiently("target", || async { Ok(target.prepare(&tables, planned_at).await?) });
         let Some(()) = prepared.await? else { return Ok(None) };
+        let order = parents_first(&target.plans(), &names);
+        let ordered = self.patiently("state", || async { Ok(self.store.register_tables(&order).await?) });
+        let Some(()) = ordered.await? else { return Ok(None) };
         // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
         let has_clock = fallback.as_ref().is_some_and(|(position, _)| position.has_one_order());
         let clock_min =

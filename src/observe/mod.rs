@@ -7,7 +7,9 @@ pub(crate) mod halt;
 pub mod invariant;
 
 pub use environment::{Backoff, Environment, Machine, now_us, unique};
-pub use event::{Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable};
+pub use event::{
+    Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable, WaitingReason,
+};
 pub use frontier::{Captured, Frontier};
 pub use halt::Halts;
 pub use invariant::Invariant;

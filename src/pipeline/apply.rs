@@ -29,8 +29,9 @@ const BATCHES_AHEAD_MAX: usize = 1;
 const READ_BYTES_MAX: usize = 2 << 20;
 /// How long a read waits for the first record.
 const READ_WAIT: Duration = Duration::from_millis(500);
-/// How often rows that wait for others are tried again.
+/// How often rows that wait for others are tried again, if nothing frees them, and how often where that brings nothing.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
+const WAITING_EVERY_MAX: Duration = Duration::from_secs(4);
 
 /// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are
 /// written.
@@ -242,11 +243,16 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
-        let (mut tried, mut reached) = (Instant::now(), None);
+        let (mut tried, mut pause, mut reached) = (Instant::now(), WAITING_EVERY, None);
         loop {
             // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
-            if retries && tried.elapsed() >= WAITING_EVERY {
-                self.count(&sink.retry_waiting().await?);
+            if retries && tried.elapsed() >= pause {
+                let tried_again = sink.retry_waiting().await?;
+                pause = match tried_again.tables.is_empty() && tried_again.waiting > 0 {
+                    true => (2 * pause).min(WAITING_EVERY_MAX),
+                    false => WAITING_EVERY,
+                };
+                self.count(&tried_again);
                 tried = Instant::now();
             }
             let next = async { steps.lock().await.recv().await };
@@ -278,6 +284,9 @@ impl ApplyLoop {
             let applied = sink.apply(*batch).await?;
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
+            if applied.freed > 0 {
+                pause = Duration::ZERO;
+            }
             for (table, count) in changes {
                 self.frontier.count_changes(&table.table.table, count);
             }

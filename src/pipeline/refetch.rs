@@ -23,6 +23,13 @@ use crate::{
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
 
+/// What becomes of rows that the source has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Send,
+    Leave,
+}
+
 /// A row to read again.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -62,9 +69,20 @@ impl Refetch {
         let (rows, strange): (Vec<Wanted>, Vec<Wanted>) =
             rows.into_iter().partition(|row| same_key(&row.schema, &schema));
         for rows in rows.chunks(KEYS_MAX) {
-            self.send_some(&schema, rows).await?;
+            self.send_some(&schema, rows, Found::Send).await?;
         }
         Ok(strange)
+    }
+
+    /// As [`Self::send`], of rows that the source no longer has alone; how many they are.
+    pub async fn send_gone(&self, table: &str, rows: Vec<Wanted>) -> Result<u64, SnapshotError> {
+        let schema = self.source.schema(table).await?;
+        let rows: Vec<Wanted> = rows.into_iter().filter(|row| same_key(&row.schema, &schema)).collect();
+        let mut gone = 0;
+        for rows in rows.chunks(KEYS_MAX) {
+            gone += self.send_some(&schema, rows, Found::Leave).await?;
+        }
+        Ok(gone)
     }
 
     /// Where the snapshot topic ends now, in each partition.
@@ -84,7 +102,8 @@ impl Refetch {
         let _ = moved.wait_for(|_| reached()).await;
     }
 
-    async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted]) -> Result<(), SnapshotError> {
+    /// How many of the rows the source no longer has.
+    async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted], then: Found) -> Result<u64, SnapshotError> {
         let mut keys = Vec::new();
         for row in rows {
             keys.push(key_values(schema, &row.key).ok_or_else(|| unreadable(schema))?);
@@ -103,11 +122,12 @@ impl Refetch {
             let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us: at_us };
             let encoded = encoder.encode(&change, &origin).map_err(|error| defect(schema, &error.to_string()))?;
             // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
-            if missing.remove(&encoded.key).is_some() {
+            if missing.remove(&encoded.key).is_some() && then == Found::Send {
                 let record = Record::change(&change, encoded.key, encoded.value, schema.id());
                 records.push((envelope::partition(&change, partitions), record));
             }
         }
+        let gone = missing.len() as u64;
         for (row, key) in missing.into_values() {
             let Some(shown) = &row.shown else { continue };
             let value = envelope::deletion(shown).ok_or_else(|| unreadable(schema))?;
@@ -116,7 +136,10 @@ impl Refetch {
             let record = Record::change(&change, row.key.clone(), value, row.schema.id());
             records.push((envelope::partition(&change, partitions), record));
         }
-        Ok(self.log.append(Topic::Snapshot, records).await?)
+        if then == Found::Send || gone > 0 {
+            self.log.append(Topic::Snapshot, records).await?;
+        }
+        Ok(gone)
     }
 
     /// What capture has reached, once that is this version at least.

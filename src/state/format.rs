@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 2;
+pub const FORMAT: i32 = 3;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -72,7 +72,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
 /// What brings the layout of the format before up: the first to format 2, and so on.
-const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2];
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3];
 
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
@@ -99,6 +99,12 @@ CREATE TABLE cutover.events (
   pipeline text, sequence bigint, id uuid NOT NULL DEFAULT gen_random_uuid(), body json NOT NULL,
   carried boolean NOT NULL DEFAULT false, PRIMARY KEY (pipeline, sequence));
 CREATE INDEX events_to_carry ON cutover.events (pipeline, sequence) WHERE NOT carried;
+";
+
+/// Format 3: what a waiting row needs, so that its parent frees it.
+const TO_3: &str = "
+ALTER TABLE cutover.waiting ADD COLUMN IF NOT EXISTS needs bigint NOT NULL DEFAULT 0;
+CREATE INDEX IF NOT EXISTS waiting_needs ON cutover.waiting (pipeline, needs);
 ";
 
 impl Store {

@@ -24,6 +24,7 @@ mod spelled;
 pub mod status;
 mod store;
 pub mod transforms;
+pub mod waiting;
 
 pub use error::StateError;
 pub use store::{OpenSession, Store, key};

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled};
+use super::{
+    StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled,
+    waiting::WaitingFor,
+};
 use crate::{database::postgres::PgError, model::Problem};
 
 /// A worker whose report is older than this is not running.
@@ -29,6 +32,9 @@ pub struct Status {
     pub waiting: u64,
     /// How long the oldest of them has waited; null when none waits.
     pub waiting_oldest_seconds: Option<f64>,
+    /// What they wait for, those first that wait longest; a bounded list.
+    #[serde(default)]
+    pub waiting_for: Vec<WaitingFor>,
     /// Open dead letters.
     pub dead_letters: u64,
     /// How long the oldest of them has been open; null when none is.
@@ -190,6 +196,7 @@ impl Store {
             tables,
             waiting: counts.waiting,
             waiting_oldest_seconds: counts.waiting_oldest_seconds,
+            waiting_for: if counts.waiting > 0 { self.waiting_for().await? } else { Vec::new() },
             dead_letters: counts.dead_letters,
             dead_letters_oldest_seconds: counts.dead_letters_oldest_seconds,
             dead_letters_discarded: counts.dead_letters_discarded,

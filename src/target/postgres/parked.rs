@@ -60,6 +60,8 @@ pub struct ParkedRow<'a> {
     pub event: &'a RowEvent,
     pub sqlstate: String,
     pub message: String,
+    /// The digest of the parent's key that a waiting row needs, if that is known.
+    pub needs: Option<i64>,
 }
 
 /// What is parked, by source row.

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::{
     PostgresSink,
-    answers::Mark,
+    answers::{Mark, add},
     failure::{Failure, clash, stop, unsendable},
     items::{self, Item, SourceKey},
     lane,
@@ -19,8 +19,12 @@ use crate::{
     target::{Applied, ApplyError, BatchEvent},
 };
 
-/// Waiting rows that one call tries again.
-const WAITING_ROUND_MAX: i64 = 500;
+/// Waiting rows that one round tries again, at first and at most: a round that brings nothing in makes the next one
+/// larger, so that rows which refer to each other come together, and one that does goes on at once.
+pub(super) const WAITING_ROUND_MIN: i64 = 500;
+const WAITING_ROUND_MAX: i64 = 4000;
+/// Rounds of one call.
+const WAITING_ROUNDS_MAX: u32 = 16;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
 
 const HAS_LEASE: &str =
@@ -32,12 +36,12 @@ SELECT source_table, key_text, version, schema_id, pg_catalog.convert_from(value
 WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version LIMIT $3";
 
 const WAIT: &str = "
-INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
-SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason
-FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
-  x(source, key, version, schema_id, value, reason)
+INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason, needs)
+SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason, x.needs
+FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
+  x(source, key, version, schema_id, value, reason, needs)
 ON CONFLICT (pipeline, source_table, md5(key_text), version)
-DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason";
+DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason, needs = excluded.needs";
 
 impl PostgresSink {
     /// Stores rows that wait for another.
@@ -57,6 +61,7 @@ impl PostgresSink {
             Box::new(waiting.iter().map(|row| row.event.schema.id().cast_signed()).collect::<Vec<_>>()),
             Box::new(texts(waiting, |row| json(&row.event.value))),
             Box::new(texts(waiting, |row| format!("{} (SQLSTATE {})", row.message, row.sqlstate))),
+            Box::new(waiting.iter().map(|row| row.needs.unwrap_or_default()).collect::<Vec<_>>()),
         ];
         self.execute(&statement, params).await
     }
@@ -68,23 +73,35 @@ impl PostgresSink {
         Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
     }
 
-    /// Tries a bounded number of waiting rows of this partition again, in a transaction of its own.
+    /// Tries a bounded number of waiting rows of this partition again, in rounds, each a transaction of its own, as
+    /// long as rows come in.
     pub(super) async fn try_waiting(&mut self) -> Result<Applied, ApplyError> {
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        let result = self.waiting_round(part).await;
-        match result {
-            Ok(applied) => {
-                self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
-                Ok(applied)
+        let mut all = Applied::default();
+        for _ in 0..WAITING_ROUNDS_MAX {
+            let (applied, written) = match self.waiting_round(part).await {
+                Ok(round) => round,
+                Err(Failure::Stop(error)) => return Err(error),
+                Err(Failure::Rows(refusal)) => return Err(stop(PgError::Refused(refusal))),
+                Err(Failure::Clash | Failure::Reload) => return Err(clash()),
+                Err(Failure::Unsendable) => return Err(unsendable()),
+            };
+            self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
+            applied.tables.into_iter().for_each(|(table, counts)| add(&mut all.tables, table, counts));
+            all.dead_letters += applied.dead_letters;
+            if written == 0 {
+                self.waiting_round_rows = (2 * self.waiting_round_rows).min(WAITING_ROUND_MAX);
+                break;
             }
-            Err(Failure::Stop(error)) => Err(error),
-            Err(Failure::Rows(refusal)) => Err(stop(PgError::Refused(refusal))),
-            Err(Failure::Clash | Failure::Reload) => Err(clash()),
-            Err(Failure::Unsendable) => Err(unsendable()),
+            self.waiting_round_rows = WAITING_ROUND_MIN;
         }
+        self.refresh_parked().await.map_err(stop)?;
+        all.waiting = self.parked.waiting.len() as u64;
+        Ok(all)
     }
 
-    async fn waiting_round(&mut self, part: i32) -> Result<Applied, Failure> {
+    /// One round; what it did, and how many rows came in.
+    async fn waiting_round(&mut self, part: i32) -> Result<(Applied, usize), Failure> {
         let locks = self.locks(0..self.plans.len());
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
@@ -101,7 +118,7 @@ impl PostgresSink {
         self.read_answers(&steps.run(&self.session.client).await?)?;
         self.parked.stale = true;
         self.refresh_parked().await?;
-        let rows = self.session.client.query(&waiting, &[&pipeline, &part, &WAITING_ROUND_MAX]).await;
+        let rows = self.session.client.query(&waiting, &[&pipeline, &part, &self.waiting_round_rows]).await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
             let (table, key): (String, String) =
@@ -121,12 +138,10 @@ impl PostgresSink {
         self.clear_parked(&outcome.written).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
-            outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();
+            outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();
+        let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
-        let mut applied = self.park(outcome).await?;
-        self.refresh_parked().await?;
-        applied.waiting = self.parked.waiting.len() as u64;
-        Ok(applied)
+        Ok((self.park(outcome).await?, written))
     }
 }

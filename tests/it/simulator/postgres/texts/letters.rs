@@ -63,6 +63,18 @@ pub const TEXTS: &[Statement] = &[
          WHERE d.pipeline = $1 AND d.state = $2 AND ($3::bigint[] IS NULL OR d.id = ANY($3)) ORDER BY d.version",
     ),
     of(
+        S::Letters(Letters::Waiting),
+        "rows that have waited",
+        Select,
+        &[Text, Text, Text, Int8],
+        Some(&[Text, Text, Text, Int8, Text]),
+        "SELECT w.source_table, s.definition::text, w.key_text, w.version, pg_catalog.convert_from(w.value, 'UTF8')
+         FROM cutover.waiting w JOIN cutover.schemas s ON s.pipeline = w.pipeline AND s.id = w.schema_id
+         WHERE w.pipeline = $1 AND (w.source_table, w.key_text) > ($2, $3)
+           AND w.since < clock_timestamp() - interval '3 seconds'
+         ORDER BY w.source_table, w.key_text, w.version LIMIT $4",
+    ),
+    of(
         S::Letters(Letters::Retried),
         "retried dead letters",
         Select,

@@ -43,6 +43,16 @@ pub const TEXTS: &[Statement] = &[
                 (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
     ),
     of(
+        S::Status(Status::WaitingFor),
+        "what rows wait for",
+        Select,
+        &[Text],
+        Some(&[Text, Text, Int8, Seconds]),
+        "SELECT source_table, reason, count(*), extract(epoch FROM clock_timestamp() - min(since))::float8
+         FROM cutover.waiting WHERE pipeline = $1 GROUP BY source_table, reason
+         ORDER BY min(since), source_table, reason LIMIT 10",
+    ),
+    of(
         S::Status(Status::AppliedByMembers),
         "applied by members",
         Select,
