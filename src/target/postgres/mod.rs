@@ -135,7 +135,7 @@ impl PostgresSink {
             parked,
             replay: None,
             since_retry: 0,
-            waiting_round_rows: waiting::WAITING_ROUND_MIN,
+            waiting_round_rows: waiting::WAITING_ROUND_FIRST,
             open: None,
             begun: false,
             unfinished: false,

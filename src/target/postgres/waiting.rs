@@ -19,10 +19,13 @@ use crate::{
     target::{Applied, ApplyError, BatchEvent},
 };
 
-/// Waiting rows that one round tries again, at first and at most: a round that brings nothing in makes the next one
-/// larger, so that rows which refer to each other come together, and one that does goes on at once.
-pub(super) const WAITING_ROUND_MIN: i64 = 500;
+/// Waiting rows that the first round tries again, and that a round tries at least and at most. Rounds grow, so that many
+/// come in soon and rows which refer to each other meet; they shrink if their rows are large.
+pub(super) const WAITING_ROUND_FIRST: i64 = 500;
+const WAITING_ROUND_MIN: i64 = 16;
 const WAITING_ROUND_MAX: i64 = 4000;
+/// Bytes of a round above which the next one is smaller.
+const WAITING_ROUND_BYTES_MAX: usize = 8 << 20;
 /// Rounds of one call.
 const WAITING_ROUNDS_MAX: u32 = 16;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
@@ -42,6 +45,19 @@ FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::
   x(source, key, version, schema_id, value, reason, needs)
 ON CONFLICT (pipeline, source_table, md5(key_text), version)
 DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason, needs = excluded.needs";
+
+/// How many rows the next round tries, after one of so many rows and bytes.
+fn next_round(rows: i64, bytes: usize) -> i64 {
+    let next = if bytes > WAITING_ROUND_BYTES_MAX { rows / 2 } else { 2 * rows };
+    next.clamp(WAITING_ROUND_MIN, WAITING_ROUND_MAX)
+}
+
+fn weight(event: &BatchEvent) -> usize {
+    match event {
+        BatchEvent::Row(event) => event.value.len(),
+        BatchEvent::Truncate { .. } | BatchEvent::Schema(_) => 0,
+    }
+}
 
 impl PostgresSink {
     /// Stores rows that wait for another.
@@ -79,7 +95,7 @@ impl PostgresSink {
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
         let mut all = Applied::default();
         for _ in 0..WAITING_ROUNDS_MAX {
-            let (applied, written) = match self.waiting_round(part).await {
+            let (applied, written, bytes) = match self.waiting_round(part).await {
                 Ok(round) => round,
                 Err(Failure::Stop(error)) => return Err(error),
                 Err(Failure::Rows(refusal)) => return Err(stop(PgError::Refused(refusal))),
@@ -89,19 +105,18 @@ impl PostgresSink {
             self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
             applied.tables.into_iter().for_each(|(table, counts)| add(&mut all.tables, table, counts));
             all.dead_letters += applied.dead_letters;
+            self.waiting_round_rows = next_round(self.waiting_round_rows, bytes);
             if written == 0 {
-                self.waiting_round_rows = (2 * self.waiting_round_rows).min(WAITING_ROUND_MAX);
                 break;
             }
-            self.waiting_round_rows = WAITING_ROUND_MIN;
         }
         self.refresh_parked().await.map_err(stop)?;
         all.waiting = self.parked.waiting.len() as u64;
         Ok(all)
     }
 
-    /// One round; what it did, and how many rows came in.
-    async fn waiting_round(&mut self, part: i32) -> Result<(Applied, usize), Failure> {
+    /// One round; what it did, how many rows came in, and how many bytes they all had.
+    async fn waiting_round(&mut self, part: i32) -> Result<(Applied, usize, usize), Failure> {
         let locks = self.locks(0..self.plans.len());
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
@@ -116,8 +131,9 @@ impl PostgresSink {
             vec![Box::new(pipeline.clone()), Box::new(topic), Box::new(part), Box::new(self.options.lease_epoch)],
         );
         self.read_answers(&steps.run(&self.session.client).await?)?;
+        // All rows of the round wait, so that the others need not be read. They are once the rounds are over.
         self.parked.stale = true;
-        self.refresh_parked().await?;
+        self.parked.load_dead(&self.session.client, &pipeline).await?;
         let rows = self.session.client.query(&waiting, &[&pipeline, &part, &self.waiting_round_rows]).await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
@@ -130,7 +146,9 @@ impl PostgresSink {
         let mut items = items::by_row(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        let touched = self.parked.fence(&mut items);
+        let bytes = events.iter().map(weight).sum();
+        self.parked.fence(&mut items);
+        let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
         let outcome = self.settle(items).await?;
@@ -142,6 +160,19 @@ impl PostgresSink {
         let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
-        Ok((self.park(outcome).await?, written))
+        Ok((self.park(outcome).await?, written, bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_grow_to_a_bound_and_shrink_if_their_rows_are_large() {
+        let after =
+            |bytes: usize, rounds: usize| (0..rounds).fold(WAITING_ROUND_FIRST, |rows, _| next_round(rows, bytes));
+        assert_eq!((after(1000, 1), after(1000, 9)), (1000, WAITING_ROUND_MAX));
+        assert_eq!((after(1 << 30, 1), after(1 << 30, 9)), (250, WAITING_ROUND_MIN));
     }
 }
