@@ -1,5 +1,5 @@
-//! A column that becomes of another kind (rule 12): rows from before are copied again, and those of the stream arrive as
-//! what they are.
+//! A column that becomes of another kind (rule 12): rows from before are copied again, and those of the stream arrive
+//! as what they are.
 
 use crate::{
     rules_rig::Rig,

@@ -19,8 +19,8 @@ use crate::{
     target::{Applied, ApplyError, BatchEvent},
 };
 
-/// Waiting rows that the first round tries again, and that a round tries at least and at most. Rounds grow, so that many
-/// come in soon and rows which refer to each other meet; they shrink if their rows are large.
+/// Waiting rows that the first round tries again, and that a round tries at least and at most. Rounds grow, so that
+/// many come in soon and rows which refer to each other meet; they shrink if their rows are large.
 pub(super) const WAITING_ROUND_FIRST: i64 = 500;
 const WAITING_ROUND_MIN: i64 = 16;
 const WAITING_ROUND_MAX: i64 = 4000;
