@@ -86,7 +86,7 @@ async fn freed_children_a_second() {
         lane.apply(rows.map(|id| insert(&children, 1 + id, &pair(id, id % 500))).collect()).await;
     }
     assert_eq!(rig.count("cutover.waiting").await, 120_000);
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     lane.apply((0..500).map(|id| insert(&parents, 200_000 + id, &pair(id, 0))).collect()).await;
     let mut waiting = 120_000;
     while waiting > 0 {
