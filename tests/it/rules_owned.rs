@@ -189,7 +189,7 @@ async fn rule_37_a_target_gets_owners_and_loses_them_with_its_transform_and_keep
     let codes = codes();
     let mut lane = rig.lane(Topic::Changes).await;
     lane.apply(vec![insert(&codes, 5, &row("a", "kept")), delete(&codes, 6, &row("b", "gone"))]).await;
-    let owned = crate::apply_rig::checked(&rig.pg, &[codes.clone()], &[("codes.sql", SELECT)]).await.plans;
+    let owned = crate::apply_rig::checked(&rig.pg, std::slice::from_ref(&codes), &[("codes.sql", SELECT)]).await.plans;
     for plans in [owned.clone(), rig.plans.to_vec(), owned] {
         rig.plans = plans.clone().into();
         for plan in &plans {
