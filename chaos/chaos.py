@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / "bench"), str(HERE.parent / "demo")]
 
 import bank
+import depot
+from depot_faults import DepotTables
 from disk import Disk
 from disk_faults import DiskFaults
 from journal import Journal
@@ -47,7 +49,8 @@ class Run:
         self.servers = Servers(self.journal)
         self.proxies = Proxies()
         self.controls = Controls()
-        self.pipelines = [self.pipeline("shop", "mysql80", ShopTables.TABLES, 0), self.pipeline("bank", "mariadb", BankTables.TABLES, 1)]
+        self.pipelines = [self.pipeline("shop", "mysql80", ShopTables.TABLES, 0), self.pipeline("bank", "mariadb", BankTables.TABLES, 1),
+                          self.pipeline("depot", "pg18", DepotTables.TABLES, 2)]
         self.loads, self.counts = [], Counter()
         self.rows_compared = self.rows_different = None
         self.watching = threading.Event()
@@ -69,11 +72,12 @@ class Run:
 
     def prepare(self):
         self.say(f"seed {self.arguments.seed}, {self.arguments.minutes:g} minutes of faults; everything is logged to {self.journal.path}")
-        self.say("seeding the shop (MySQL 8.0) and the bank (MariaDB)")
+        self.say("seeding the shop (MySQL 8.0), the bank (MariaDB) and the depot (PostgreSQL 18)")
         shop = subprocess.Popen([sys.executable, "demo/seed.py", "--seed", str(self.arguments.seed)], stdout=subprocess.DEVNULL)
         Sysbench.prepare()
         bank.seed(self.arguments.seed)
         bank.make_target()
+        depot.seed()
         if shop.wait() != 0:
             raise SystemExit("chaos: the shop could not be seeded")
 
@@ -81,8 +85,9 @@ class Run:
         self.say("the loads begin, the workers start")
         rates = self.arguments.rate
         self.loads = [Program("shop", "chaos/shop_load.py", self.folder, self.arguments.seed, rates * 0.4),
-                      Program("bank", "chaos/bank_load.py", self.folder, self.arguments.seed, rates * 0.35),
-                      Sysbench(self.folder, max(1, round(rates * 0.25)))]
+                      Program("bank", "chaos/bank_load.py", self.folder, self.arguments.seed, rates * 0.25),
+                      Program("depot", "chaos/depot_load.py", self.folder, self.arguments.seed, rates * 0.15),
+                      Sysbench(self.folder, max(1, round(rates * 0.2)))]
         self.loads[-1].start()
         for pipeline in self.pipelines:
             pipeline.start_worker()
@@ -123,7 +128,7 @@ class Run:
 
     def start_faults(self):
         lanes = [("servers", ServerFaults(self.servers, self.journal, self.controls))]
-        for pipeline, tables in zip(self.pipelines, (ShopTables, BankTables)):
+        for pipeline, tables in zip(self.pipelines, (ShopTables, BankTables, DepotTables)):
             for kind, faults in (("worker", WorkerFaults), ("network", NetworkFaults), ("tables", tables), ("disk", DiskFaults)):
                 lanes.append((f"{kind} {pipeline.name}", faults(pipeline, self.journal, self.controls)))
         for name, faults in lanes:
@@ -193,7 +198,7 @@ class Run:
     def compare(self):
         self.say("comparing every row")
         self.rows_compared = self.rows_different = 0
-        for script in ("demo/compare.py", "chaos/compare_bank.py"):
+        for script in ("demo/compare.py", "chaos/compare_bank.py", "chaos/compare_depot.py"):
             answer = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
             for line in (answer.stdout + answer.stderr).splitlines():
                 self.say(f"  {line}")
@@ -273,7 +278,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--lanes", help="only lanes whose names have one of these words: servers, worker, network, tables, "
-                        "disk, shop, bank; the others' faults stay as they are for the same seed")
+                        "disk, shop, bank, depot; the others' faults stay as they are for the same seed")
     parser.add_argument("--rate", type=float, default=200, help="transactions per second of all loads together, at most")
     arguments = parser.parse_args()
     # As an exception, so that everything is ended too.

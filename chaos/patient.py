@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 
+import psycopg2
 import pymysql
 
 RETRY_SECONDS = 0.5
@@ -35,7 +36,7 @@ def work(make, number, arguments, threads, stop, counts):
             committed, rows = customer.once()
             counts["transactions" if committed else "rolled_back"] += 1
             counts["rows"] += rows if committed else 0
-        except (pymysql.err.MySQLError, OSError) as error:
+        except (pymysql.err.MySQLError, psycopg2.Error, OSError) as error:
             counts["connections_lost"] += 1
             print(f"{time.strftime('%H:%M:%S')} customer {number}: {error!r}", file=sys.stderr, flush=True)
             customer = None

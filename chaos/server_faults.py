@@ -20,14 +20,14 @@ class ServerFaults(Faults):
         self.servers = servers
 
     def kill(self, draw):
-        name, seconds = draw.choice(["mysql80", "mariadb", "pg15"]), draw.choice([0, draw.uniform(0, 15)])
+        name, seconds = draw.choice(["mysql80", "mariadb", "pg15", "pg18"]), draw.choice([0, draw.uniform(0, 15)])
         self.injected("database killed (kill -9)", f"for {seconds:.1f} s", name)
         self.servers.kill(name)
         self.rest(seconds)
         self.servers.start(name)
 
     def restart(self, draw):
-        name, seconds = draw.choice(["mysql80", "mariadb", "pg15"]), draw.uniform(0, 10)
+        name, seconds = draw.choice(["mysql80", "mariadb", "pg15", "pg18"]), draw.uniform(0, 10)
         self.injected("database stopped and started", f"for {seconds:.1f} s", name)
         self.servers.stop(name)
         self.rest(seconds)
@@ -49,11 +49,11 @@ class ServerFaults(Faults):
 
     def end_sessions(self, draw):
         """An administrator ends the worker's sessions."""
-        name = draw.choice(["mysql80", "mariadb", "pg15"])
+        name = draw.choice(["mysql80", "mariadb", "pg15", "pg18"])
         try:
-            if name == "pg15":
-                rows = self.servers.ask_target("postgres", "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
-                                               "WHERE application_name LIKE 'cutover %%'")
+            if name in ("pg15", "pg18"):
+                rows = self.servers.ask(name, "postgres", "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                                        "WHERE application_name LIKE 'cutover %%'")
                 ended = rows[0][0] if rows else 0
             else:
                 ended = self.end_source_sessions(name)

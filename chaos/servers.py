@@ -12,7 +12,7 @@ ADMIN, PASSWORD = "cutover_admin", "admin"
 class Servers:
     def __init__(self, journal):
         self.journal = journal
-        self.ports = {name: int(os.environ[f"CHAOS_{name.upper()}_PORT"]) for name in ("mysql80", "mariadb", "pg15")}
+        self.ports = {name: int(os.environ[f"CHAOS_{name.upper()}_PORT"]) for name in ("mysql80", "mariadb", "pg15", "pg18")}
 
     def services(self, *arguments):
         answer = subprocess.run(["scripts/services", "--instance", "chaos", *arguments], capture_output=True, text=True,
@@ -34,16 +34,20 @@ class Servers:
         return pymysql.connect(host="127.0.0.1", port=self.ports[name], user=ADMIN, password=PASSWORD, database=database,
                                charset="utf8mb4", autocommit=True, connect_timeout=10, read_timeout=120, **options)
 
-    def target(self, database="postgres"):
-        connection = psycopg2.connect(host="127.0.0.1", port=self.ports["pg15"], user=ADMIN, password=PASSWORD,
+    def postgres(self, name, database="postgres"):
+        """A session of the administrator on a PostgreSQL server; pg15 is everybody's target."""
+        connection = psycopg2.connect(host="127.0.0.1", port=self.ports[name], user=ADMIN, password=PASSWORD,
                                       dbname=database, connect_timeout=10, options="-c statement_timeout=120s")
         connection.autocommit = True
         return connection
 
     def ask_target(self, database, query, *values):
+        return self.ask("pg15", database, query, *values)
+
+    def ask(self, name, database, query, *values):
         """The rows of one query; None while the server is away."""
         try:
-            connection = self.target(database)
+            connection = self.postgres(name, database)
         except psycopg2.Error:
             return None
         try:

@@ -10,6 +10,7 @@ import bank
 from lanes import Faults
 
 LOCK_SECONDS = 15
+REPAIR_SECONDS = 150    # a halt's remedy copies every table again
 CLOCK_SECONDS = 25      # below [source] clock_ahead_max_seconds, which is 60
 LARGE_ROWS = 20_000
 
@@ -24,6 +25,10 @@ class TableFaults(Faults):
     TRUNCATED = {}
     LARGE = ""
     TOUCHED = []
+    # Tables that no other one refers to at the source, and with no unique key but the primary one.
+    SWAPPED = []
+    # (table, the two orders of its key's columns).
+    KEYS = []
 
     def __init__(self, pipeline, journal, controls):
         super().__init__(pipeline.name, journal, controls)
@@ -95,6 +100,48 @@ class TableFaults(Faults):
             self.rest(draw.uniform(0, 3))
             self.resnapshot(draw)
 
+    def change_that_halts(self, kind, words, *statements):
+        """What cannot be followed has to halt with these words, and its remedy has to work."""
+        before = {table: self.pipeline.generation(table) for table in self.TABLES}
+        self.pipeline.halts_expected.add(words)
+        if not self.change(kind, "", *statements):
+            return
+        deadline = time.monotonic() + REPAIR_SECONDS
+        while time.monotonic() < deadline and not self.controls.stop.is_set():
+            after = {table: self.pipeline.generation(table) for table in self.TABLES}
+            again = all(before[table] is not None and (after[table] or 0) > before[table] for table in self.TABLES)
+            # Capture begins anew where the source is then: what happens before that halts nothing.
+            if again and all(table["state"] == "copied" for table in self.pipeline.status().get("tables", [{"state": "unknown"}])):
+                return
+            self.rest(1)
+        if not self.controls.stop.is_set():
+            self.pipeline.recopies_owed += [(table, number) for table, number in before.items() if number is not None]
+            self.journal.note(f"{self.where}: every table has still to be copied again after {kind}")
+
+    def swap(self, draw):
+        """As a tool that rebuilds a table does."""
+        table = draw.choice(sorted(self.SWAPPED))
+        self.change_that_halts("table swapped by RENAME", "was renamed to", f"DROP TABLE IF EXISTS {table}_next, {table}_last",
+                               f"CREATE TABLE {table}_next LIKE {table}", f"INSERT INTO {table}_next SELECT * FROM {table}",
+                               f"RENAME TABLE {table} TO {table}_last, {table}_next TO {table}", f"DROP TABLE {table}_last")
+
+    def exchange(self, draw):
+        """A captured table changes places with a partition of another one."""
+        table = draw.choice(sorted(self.SWAPPED))
+        self.change_that_halts("EXCHANGE PARTITION", "exchanged with a partition", f"DROP TABLE IF EXISTS {table}_parts",
+                               f"CREATE TABLE {table}_parts LIKE {table}", f"INSERT INTO {table}_parts SELECT * FROM {table} LIMIT 500",
+                               f"ALTER TABLE {table}_parts PARTITION BY KEY () PARTITIONS 1",
+                               f"ALTER TABLE {table}_parts EXCHANGE PARTITION p0 WITH TABLE {table}",
+                               f"DROP TABLE {table}_parts")
+
+    def replace_key(self, draw):
+        """The same columns in another order: rows are still told apart by them."""
+        table, *orders = draw.choice(self.KEYS)
+        turn = self.turns.get(f"key of {table}", 0) + 1
+        self.turns[f"key of {table}"] = turn
+        self.change_that_halts("primary key replaced", "primary key",
+                               f"ALTER TABLE {table} DROP PRIMARY KEY, ADD PRIMARY KEY ({orders[turn % 2]})")
+
     def jump(self, draw):
         """Commits that say they happened before, or will happen: within the bound, and back and forth."""
         statements = []
@@ -106,7 +153,8 @@ class TableFaults(Faults):
     def large_transaction(self, draw):
         self.change("large transaction", f"up to {LARGE_ROWS:,} rows", "SET autocommit = 0", self.LARGE.format(rows=LARGE_ROWS), "COMMIT")
 
-    KINDS = {add_column: 5, drop_column: 4, rewrite: 3, truncate: 2, resnapshot: 4, jump: 6, large_transaction: 2}
+    KINDS = {add_column: 5, drop_column: 4, rewrite: 3, truncate: 2, resnapshot: 4, jump: 6, large_transaction: 2, swap: 1, exchange: 1,
+             replace_key: 1}
 
 
 class ShopTables(TableFaults):
@@ -122,6 +170,8 @@ class ShopTables(TableFaults):
         "cart_items": "INSERT IGNORE INTO cart_items (session_id, line_no, sku, title, price, added) SELECT session_id, 1, "
                       "concat('sku-', 1 + crc32(session_id) % 500), 'Tee 紅茶', 1.25, created FROM cart_sessions",
     }
+    SWAPPED = ["cart_items"]
+    KEYS = [("cart_items", "session_id, line_no", "line_no, session_id")]
     LARGE = "UPDATE cart_items SET qty = qty + 1 WHERE qty < 1000 LIMIT {rows}"
     TOUCHED = [
         "UPDATE users SET notes = 'at another time {n}' WHERE id = {n} + 1",
@@ -146,6 +196,8 @@ class BankTables(TableFaults):
         "moving": f"INSERT IGNORE INTO moving (place, part, body) SELECT seq, 'b', concat('body ', seq) FROM seq_0_to_{bank.PLACES // 3}",
         "children": "INSERT IGNORE INTO children (parent_id, n) SELECT id, 1 FROM parents",
     }
+    SWAPPED = ["moving", "sbtest2"]
+    KEYS = [("moving", "place, part", "part, place")]
     LARGE = "UPDATE sbtest4 SET k = k + 1 LIMIT {rows}"
     TOUCHED = [
         "UPDATE seats SET price = price + 1 WHERE id = {n}",
@@ -173,4 +225,15 @@ class BankTables(TableFaults):
                 self.journal.note(f"{self.where}: {error!r}")
                 self.rest(1)
 
-    KINDS = {**TableFaults.KINDS, mirror_column: 1}
+    def set_statement(self, draw):
+        """MariaDB's settings for one statement: what they carry counts, not what they are."""
+        for_a_while = f"SET STATEMENT max_statement_time = {draw.randint(20, 60)} FOR"
+        if draw.random() < 0.5:
+            self.change("SET STATEMENT … FOR a row change", "sbtest1", f"{for_a_while} UPDATE sbtest1 SET k = k + 1 WHERE id % 50 = {draw.randint(0, 49)}")
+            return
+        table = draw.choice(sorted(self.TRUNCATED))
+        if self.change("SET STATEMENT … FOR TRUNCATE", table, f"{for_a_while} TRUNCATE TABLE {table}"):
+            self.rest(draw.uniform(0, 3))
+            self.run(self.TRUNCATED[table])
+
+    KINDS = {**TableFaults.KINDS, mirror_column: 1, set_statement: 3}

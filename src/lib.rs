@@ -14,3 +14,4 @@ pub mod source;
 pub mod state;
 pub mod target;
 pub mod transform;
+pub mod verify;

@@ -8,12 +8,18 @@ use super::Failure;
 use crate::state::{
     StateError, Store,
     format::FORMAT,
+    lease::LEASE_SECONDS,
     requests::{Command, RequestState},
 };
 
 /// How long a worker has to take a request before the command says that none runs, and to get over a halt that the
 /// request may repair.
 pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a worker that was just started, or that takes over from one whose host is gone, has until it leads.
+const LEADS_WITHIN: Duration = Duration::from_secs(LEASE_SECONDS.unsigned_abs());
+/// How often the command looks for it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The pipeline's state has the layout that this program reads.
 pub(super) async fn state_is_ours(store: &Store) -> Result<(), Failure> {
@@ -40,8 +46,12 @@ pub(super) async fn is_known(store: &Store, table: &str) -> Result<(), Failure> 
 
 /// A worker is there to do it; nothing is asked of one that is not.
 pub(super) async fn worker_runs(store: &Store, command: Command) -> Result<(), Failure> {
-    if store.status().await?.worker_running {
-        return Ok(());
+    let asked = Instant::now();
+    while asked.elapsed() < LEADS_WITHIN {
+        if store.status().await?.worker_running {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     eprintln!(
         "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {}` again",

@@ -3,6 +3,7 @@
 //! Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 the answer is no; 2 usage or
 //! configuration; 3 runtime failure.
 
+pub mod analyze;
 mod asked;
 pub mod check;
 mod checkpoint;
@@ -10,11 +11,13 @@ mod dlq;
 mod eligible;
 mod events;
 pub mod init;
+mod memory;
 mod progress;
 mod replay;
 mod resnapshot;
 mod run;
 mod status;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -37,6 +40,12 @@ struct Arguments {
 enum Command {
     /// Write configuration, transforms and schema files from a live source.
     Init(init::InitArgs),
+    /// Say what there is to move: sizes, use, order, what needs care, how long the copy takes to read.
+    Analyze {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Look for everything that would keep the pipeline from running.
     Check {
         /// The address that the worker will be given, in place of [http] listen.
@@ -77,6 +86,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     /// Apply a part of the log again, through today's transforms, beside the stream.
     Replay(replay::ReplayArgs),
+    /// Compare the source, through the transforms, with the target; exit 0 if every row is equal, 1 if not.
+    Verify(verify::VerifyArgs),
     /// Rows that could not be stored: list, show, retry or discard them.
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -115,6 +126,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 /// Parses the arguments, runs the command, and turns its end into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::Run { .. }) {
+        memory::bound();
+    }
     let ended = run_command(arguments);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -139,6 +153,10 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
             Err(error) if error.exit_code() == 2 => Err(Failure::Usage(error.into())),
             Err(error) => Err(error.into()),
         },
+        Command::Analyze { json } => {
+            let analysis = runtime.block_on(analyze::run(&config()?))?;
+            if json { print(&serde_json::to_string(&analysis)?) } else { print(&analysis.to_string().trim_end()) }
+        }
         Command::Check { listen } => {
             let report = runtime.block_on(check::run(&listening(config()?, listen)));
             print(&report)?;
@@ -160,6 +178,7 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Status { json, watch, events: false } => runtime.block_on(status::status(&config()?, json, watch)),
         Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
         Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
+        Command::Verify(arguments) => runtime.block_on(verify::verify(&config()?, arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }

@@ -6,13 +6,17 @@ use super::Failure;
 use crate::{
     config::Config,
     control::parts,
-    state::status::{Phase, Status},
+    observe::now_us,
+    state::{
+        status::{Phase, Status},
+        verifications::VerifiedTable,
+    },
 };
 
 pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(), Failure> {
     let store = parts::store(config)?;
     loop {
-        let status = store.status().await.map_err(|error| {
+        let status = store.proven_status().await.map_err(|error| {
             anyhow::anyhow!("the state of `{}` cannot be read: {error}; has `cutover run` been started?", config.name)
         })?;
         let text = if json { serde_json::to_string(&status)? + "\n" } else { render(&config.name, &status) };
@@ -28,6 +32,27 @@ pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(
             return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// What is at the target neither as a row nor gone.
+fn set_aside(status: &Status, line: &mut impl FnMut(&str, String)) {
+    let aged = |count: u64, oldest: Option<f64>| match oldest {
+        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
+        None => count.to_string(),
+    };
+    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    for waits in &status.waiting_for {
+        let since = human_seconds(waits.oldest_seconds);
+        line("", format!("{} of {}, for {since}: {}", waits.rows, waits.table, waits.reason));
+    }
+    if status.cascades > 0 {
+        line("cascades", format!("{} parents whose children are read again", status.cascades));
+    }
+    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
+    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
+    if status.dead_letters_discarded > 0 {
+        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
     }
 }
 
@@ -63,24 +88,14 @@ fn render(name: &str, status: &Status) -> String {
         "throughput",
         format!("{:.0} copied rows/s, {:.0} changes/s", status.copied_rows_per_second, status.changes_per_second),
     );
-    let aged = |count: u64, oldest: Option<f64>| match oldest {
-        Some(seconds) => format!("{count}, the oldest for {}", human_seconds(seconds)),
-        None => count.to_string(),
-    };
-    line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
-    for waits in &status.waiting_for {
-        let since = human_seconds(waits.oldest_seconds);
-        line("", format!("{} of {}, for {since}: {}", waits.rows, waits.table, waits.reason));
-    }
-    let dead = aged(status.dead_letters, status.dead_letters_oldest_seconds);
-    line("dead letters", if status.dead_letters == 0 { dead } else { format!("{dead}; {}", super::DEAD_LETTERS) });
-    if status.dead_letters_discarded > 0 {
-        line("discarded", format!("{}: their rows stay as they are at the target", status.dead_letters_discarded));
-    }
+    set_aside(status, &mut line);
     if let Some(replay) = &status.replay {
         let eta = replay.eta_seconds.map(|eta| format!(", about {} left", human_seconds(eta))).unwrap_or_default();
         let (rows, total) = (replay.rows, replay.rows_total);
         line("replay", format!("{:.1} % from {}: {rows} of {total} rows{eta}", replay.percent, replay.from));
+    }
+    if !status.verified.is_empty() {
+        line("verified", verified(status));
     }
     for (part, what) in &status.retrying {
         line("retrying", format!("{part}: {what}"));
@@ -89,13 +104,11 @@ fn render(name: &str, status: &Status) -> String {
         line("HALTED", halt.what.clone());
         line("to do", halt.fix.clone());
     }
-    text.push_str(&tables(status));
+    tables(&mut text, status);
     text
 }
 
-/// The tables, one a line.
-fn tables(status: &Status) -> String {
-    let mut text = String::new();
+fn tables(text: &mut String, status: &Status) {
     let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).max(5);
     let _ = writeln!(text, "\n{:<width$}  {:<8}{:>14}{:>14}{:>14}", "table", "state", "rows", "copied", "applied");
     for table in &status.tables {
@@ -109,7 +122,18 @@ fn tables(status: &Status) -> String {
             table.applied
         );
     }
-    text
+}
+
+/// When each table was compared as a whole, and what drifted.
+fn verified(status: &Status) -> String {
+    let age = |table: &VerifiedTable| human_seconds((now_us() - table.at_us).max(0) as f64 / 1e6);
+    let oldest = status.verified.iter().min_by_key(|table| table.at_us).map(age).unwrap_or_default();
+    let (compared, all) = (status.verified.len(), status.tables.len());
+    let found = match status.drift_rows {
+        0 => "no drift".to_owned(),
+        rows => format!("{rows} rows drifted; `cutover verify --repair` sends them again"),
+    };
+    format!("{compared} of {all} tables, the oldest {oldest} ago: {found}")
 }
 
 /// `1h 02m`, `3m 05s`, `12s`.

@@ -32,6 +32,7 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     pub apply: ApplyConfig,
     pub http: HttpConfig,
+    pub verify: VerifyConfig,
     /// The folder of the configuration file, which its paths are relative to.
     pub folder: PathBuf,
 }
@@ -85,6 +86,24 @@ pub struct SnapshotConfig {
     pub lag_max_seconds: f64,
 }
 
+/// `[verify]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyConfig {
+    /// Rows that the worker compares in the background each second; none with 0.
+    pub rows_per_second: u64,
+    /// Whether it sends rows again that have drifted, up to `repair_rows_max` of a table.
+    pub auto_repair: bool,
+    /// How long a difference has to last before it is drift, where the source's log has no order: DynamoDB.
+    pub confirm_seconds: u64,
+    /// Rows that `verify --repair` mends; above it, nothing is mended.
+    pub repair_rows_max: u64,
+    /// The share of rows that a switch wants to be equal.
+    pub match_min: f64,
+    /// The share of rows by which numbers of rows may differ; [`crate::verify::Tolerance`] says what holds without it.
+    pub count_difference_max: Option<f64>,
+}
+
 /// `[http]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -112,6 +131,19 @@ impl Default for SnapshotConfig {
             apply_parallel: 2,
             read_units_per_second: None,
             lag_max_seconds: 10.0,
+        }
+    }
+}
+
+impl Default for VerifyConfig {
+    fn default() -> Self {
+        VerifyConfig {
+            rows_per_second: 0,
+            auto_repair: false,
+            confirm_seconds: 60,
+            repair_rows_max: 10_000,
+            match_min: 0.999,
+            count_difference_max: None,
         }
     }
 }
@@ -177,7 +209,8 @@ impl Config {
         for (key, value) in &mut table {
             interpolate(key, value, environment, &mut mistakes);
         }
-        const SECTIONS: [&str; 8] = ["name", "source", "target", "log", "transform", "snapshot", "apply", "http"];
+        const SECTIONS: [&str; 9] =
+            ["name", "source", "target", "log", "transform", "snapshot", "apply", "http", "verify"];
         for key in table.keys().filter(|key| !SECTIONS.contains(&key.as_str())) {
             mistakes.push(Mistake::new(key, format!("unknown key; allowed are {}", SECTIONS.join(", "))));
         }
@@ -202,6 +235,7 @@ impl Config {
         let snapshot: Option<SnapshotConfig> = section(&mut table, "snapshot", &mut mistakes);
         let apply: Option<ApplyConfig> = section(&mut table, "apply", &mut mistakes);
         let http: Option<HttpConfig> = section(&mut table, "http", &mut mistakes);
+        let verify: Option<VerifyConfig> = section(&mut table, "verify", &mut mistakes);
         let (
             Some(name),
             Some(source),
@@ -211,12 +245,13 @@ impl Config {
             Some(snapshot),
             Some(apply),
             Some(http),
-        ) = (name, source, target, log, transform, snapshot, apply, http)
+            Some(verify),
+        ) = (name, source, target, log, transform, snapshot, apply, http, verify)
         else {
             return Err(mistakes);
         };
         let source = SourceConfig { ca_file: source.ca_file.map(|file| folder.join(file)), ..source };
-        let config = Config { name, source, target, log, transform, snapshot, apply, http, folder };
+        let config = Config { name, source, target, log, transform, snapshot, apply, http, verify, folder };
         config.judge(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
@@ -262,10 +297,18 @@ impl Config {
             ("snapshot.chunk_rows", self.snapshot.chunk_rows, 1_000_000),
             ("snapshot.parallel", self.snapshot.parallel as u64, 64),
             ("snapshot.apply_parallel", self.snapshot.apply_parallel as u64, 64),
+            ("verify.confirm_seconds", self.verify.confirm_seconds, 3600),
+            ("verify.repair_rows_max", self.verify.repair_rows_max, 1_000_000),
         ] {
             if value == 0 || value > max {
                 wrong(key, format!("must be 1 to {max}"));
             }
+        }
+        if !(0.0..=1.0).contains(&self.verify.match_min) {
+            wrong("verify.match_min", "must be a share of rows, from 0 to 1".into());
+        }
+        if !(0.0..1.0).contains(&self.verify.count_difference_max.unwrap_or_default()) {
+            wrong("verify.count_difference_max", "must be a share of rows, from 0 to below 1".into());
         }
         if self.snapshot.read_units_per_second == Some(0) {
             wrong(

@@ -44,7 +44,7 @@ use crate::{
     target::Target,
 };
 
-/// Rows that have waited for so long when all else is done wait for good: the leader has looked for them meanwhile.
+/// Rows that have all waited for so long when all else is done wait for good: the leader has looked for them meanwhile.
 const WAITS_FOR_GOOD_SECONDS: f64 = 75.0;
 const TICK: Duration = Duration::from_millis(200);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -347,7 +347,9 @@ impl Applier {
         let store = &self.worker.store;
         let covered = store.covers(end, self.log.epoch(), self.log.partitions()).await.ok()?;
         let status = store.status().await.ok()?;
-        let waits_for_good = status.waiting_oldest_seconds.is_some_and(|seconds| seconds > WAITS_FOR_GOOD_SECONDS);
+        let tried = status.waiting_tried.is_some_and(|times| times > 0);
+        let waits_for_good =
+            tried && status.waiting_newest_seconds.is_some_and(|newest| newest > WAITS_FOR_GOOD_SECONDS);
         leader::ended(&status, if covered { End::Reached } else { End::Ahead }, waits_for_good)
     }
 }

@@ -15,6 +15,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    repairing,
     replay::{Ask, Replayer, Stopped},
     worker::Worker,
 };
@@ -28,7 +29,7 @@ use crate::{
         dead_letters::{DeadLetterState, DeadRow, Retried, Selection},
         replays::ReplayState,
         requests::{Request, RequestState},
-        waiting::WaitingRow,
+        waiting::{LOOKED_FOR_AFTER_SECONDS, WaitingRow},
     },
 };
 
@@ -37,14 +38,17 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 const REPLAYING: i64 = 0;
 /// The number of the task that looks for waiting rows at the source.
 const LOOKING: i64 = -1;
-/// Waiting rows that are looked for together.
+/// Waiting rows that are looked for together, and their bytes; one row may have more.
 const WAITING_ROWS_MAX: i64 = 500;
+const WAITING_BYTES_MAX: i64 = 4 << 20;
 
 /// What is being done on request.
 pub(super) struct Background {
     tools: Tools,
     tasks: JoinSet<()>,
     begun: Arc<Mutex<HashSet<i64>>>,
+    /// When the last look at the source for waiting rows began that has come to its end.
+    looked: Arc<Mutex<Option<Instant>>>,
     stop: CancellationToken,
 }
 
@@ -60,7 +64,8 @@ struct Tools {
 impl Background {
     pub(super) fn new(worker: &Worker, replayer: Replayer) -> Self {
         let tools = Tools { halts: Arc::clone(&worker.halts), replayer, barrier: Arc::default() };
-        Background { tools, tasks: JoinSet::new(), begun: Arc::default(), stop: worker.stop.child_token() }
+        let (begun, looked) = (Arc::default(), Arc::default());
+        Background { tools, tasks: JoinSet::new(), begun, looked, stop: worker.stop.child_token() }
     }
 
     /// Held by who forgets tombstones.
@@ -72,6 +77,14 @@ impl Background {
     pub(super) fn retry(&mut self, request: &Request) {
         let (tools, id, ids) = (self.tools.clone(), request.id, ids(request));
         self.begin(id, "dlq", async move { tools.retry(id, &ids).await });
+    }
+
+    /// Sends drifted rows again.
+    pub(super) fn repair(&mut self, request: &Request) {
+        let (tools, request) = (self.tools.clone(), request.clone());
+        self.begin(request.id, "repair", async move {
+            Ok(repairing::answer(&tools.replayer.store, &tools.replayer.refetch, &request).await?)
+        });
     }
 
     /// Looks at a replay that is asked for, and begins it.
@@ -93,8 +106,19 @@ impl Background {
 
     /// Looks for rows at the source that have waited for a while: what is no longer there waits no more.
     pub(super) fn look_for_waiting(&mut self) {
-        let tools = self.tools.clone();
-        self.begin(LOOKING, "waiting", async move { tools.look_for_waiting().await });
+        let (tools, looked) = (self.tools.clone(), Arc::clone(&self.looked));
+        self.begin(LOOKING, "waiting", async move {
+            let began = Instant::now();
+            tools.look_for_waiting().await?;
+            *looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+            Ok(())
+        });
+    }
+
+    /// Whether such a look has begun since rows wait that have for so many seconds, and has met them all.
+    pub(super) fn has_looked(&self, seconds: f64) -> bool {
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.is_some_and(|began| began.elapsed().as_secs_f64() + LOOKED_FOR_AFTER_SECONDS < seconds)
     }
 
     /// Begins a task, unless it has begun. One that fails for now may begin again when its request is met again.
@@ -127,13 +151,13 @@ impl Tools {
     /// A parent that is gone for good may have taken its children along unseen: they wait for it for ever.
     async fn look_for_waiting(&self) -> Result<(), Stopped> {
         let (store, refetch) = (&self.replayer.store, &self.replayer.refetch);
-        let (mut after, mut gone) = ((String::new(), String::new()), 0);
+        let (mut after, mut gone) = ((String::new(), String::new(), 0), 0);
         loop {
-            let rows = store.waiting_rows((&after.0, &after.1), WAITING_ROWS_MAX).await?;
+            let rows = store.waiting_rows(&after, WAITING_ROWS_MAX, WAITING_BYTES_MAX).await?;
             let Some(last) = rows.last() else { break };
-            after = (last.table.clone(), last.key.clone());
+            after = (last.table.clone(), last.key.clone(), last.version);
             let mut tables: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
-            for WaitingRow { schema, key, version, record, .. } in rows {
+            for WaitingRow { table: _, schema, key, version, record } in rows {
                 let shown = Some(record.into());
                 let table = tables.entry(schema.table.table.clone()).or_default();
                 // Several events of a row are one row to look for; the newest is the last.
@@ -237,18 +261,20 @@ impl Tools {
 async fn retry(store: &Store, refetch: &Refetch, ids: &[i64]) -> Result<Retried, SnapshotError> {
     let before = store.dead_letters(DeadLetterState::Open, &Selection::Ids(ids.to_vec())).await?;
     let before: BTreeMap<i64, i32> = before.iter().map(|letter| (letter.id, letter.attempts)).collect();
-    let dead = store.dead_rows(DeadLetterState::Open, Some(ids)).await?;
-    let is_any = !dead.is_empty();
-    for (table, rows) in dead {
-        let wanted = rows.into_iter().map(|DeadRow { schema, key, version, record }| Wanted {
-            schema,
-            key: key.into(),
-            version,
-            shown: Some(record.into()),
-        });
-        refetch.send(&table, wanted.collect()).await?;
+    let groups = store.dead_row_groups(DeadLetterState::Open, Some(ids)).await?;
+    let _turn = refetch.turn.lock().await;
+    for group in &groups {
+        for (table, rows) in store.dead_rows(DeadLetterState::Open, Some(group)).await? {
+            let wanted = rows.into_iter().map(|DeadRow { schema, key, version, record }| Wanted {
+                schema,
+                key: key.into(),
+                version,
+                shown: Some(record.into()),
+            });
+            refetch.send(&table, wanted.collect()).await?;
+        }
     }
-    if is_any {
+    if !groups.is_empty() {
         refetch.applied(&refetch.ends().await?).await;
     }
     Ok(store.retried_dead_letters(&before).await?)

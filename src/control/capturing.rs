@@ -3,18 +3,21 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     applying::Applying,
     background::{self, Background},
+    cascades::Follower,
     error::WorkerError,
     leader::{Charge, End, Rounds},
+    proving::Prover,
     replay::Replayer,
     worker::{Ended, Worker},
 };
 use crate::{
-    model::{Position, Problem},
+    model::{Position, Problem, SourceKind},
     pipeline::flow::Flow,
     state::{
         StateError,
@@ -28,8 +31,10 @@ use crate::{
 };
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// How often rows that wait are looked for at the source, once they have waited for so long.
+/// How often rows that wait are looked for at the source, once they have waited for so long; and how often by a worker
+/// that ends when nothing else is left to be done.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY_AT_THE_END: Duration = Duration::from_secs(10);
 const LOOK_AFTER_SECONDS: f64 = 4.0;
 /// A stream whose newest commit or heartbeat is older than this is not caught up.
 const CAUGHT_UP_SECONDS_MAX: f64 = 5.0;
@@ -46,6 +51,10 @@ pub(super) struct Capturing {
     applying: Applying,
     background: Background,
     looks: Rounds,
+    /// Compares in the background.
+    proving: JoinSet<()>,
+    /// Follows cascades that the source does not log.
+    cascades: JoinSet<()>,
 }
 
 impl Capturing {
@@ -57,17 +66,25 @@ impl Capturing {
         end: Option<Position>,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, WorkerError> {
-        let replayer =
-            Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch: flow.refetch() };
+        let refetch = flow.refetch();
+        let mut cascades = JoinSet::new();
+        // Whatever [source] cascades says now: what was stored before is followed to its end.
+        if worker.config.source.kind() == Some(SourceKind::Mysql) {
+            let (store, target) = (worker.parts.store()?, Arc::clone(&flow.apply.target));
+            cascades.spawn(Follower::new(worker, store, target, refetch.clone()).run(stop.clone()));
+        }
+        let replayer = Replayer { store: Arc::clone(&worker.store), apply: flow.apply.clone(), refetch };
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
-            looks: Rounds::at_once(LOOK_EVERY),
+            looks: Rounds::at_once(if end.is_some() { LOOK_EVERY_AT_THE_END } else { LOOK_EVERY }),
+            proving: JoinSet::new(),
             worker: worker.clone(),
             flow,
             end,
             end_offsets: None,
             captured_before: Vec::new(),
+            cascades,
         };
         let prepared = worker.patiently("state", || async {
             capturing.note_script().await?;
@@ -78,13 +95,17 @@ impl Capturing {
         });
         let Some(()) = prepared.await? else { return Ok(None) };
         capturing.background.go_on_replaying();
+        capturing.proving = Prover::begin(worker, &capturing.flow, capturing.background.barrier(), stop);
         capturing.start_applying(stop).await;
         Ok(Some(capturing))
     }
 
     /// Ends what was begun on request, which the next worker begins again, and stops the apply loops.
     pub(super) async fn stop(&mut self) {
+        self.proving.shutdown().await;
         self.background.stop().await;
+        // What one is in the middle of is stored, and begins again.
+        self.cascades.shutdown().await;
         self.applying.stop().await;
     }
 
@@ -236,6 +257,10 @@ impl Charge for Capturing {
                 self.background.replay(request);
                 Ok(())
             }
+            Ok(Command::Repair) => {
+                self.background.repair(request);
+                Ok(())
+            }
             Ok(Command::DiscardDeadLetters) => {
                 let discarded = store.discard_dead_letters(&background::ids(request)).await?;
                 tracing::warn!(discarded, "dead letters were closed; their rows stay as they are at the target");
@@ -250,6 +275,10 @@ impl Charge for Capturing {
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::clone(&self.flow.apply.target)
+    }
+
+    fn has_looked(&self, seconds: f64) -> bool {
+        self.background.has_looked(seconds)
     }
 
     fn barrier(&self) -> Arc<tokio::sync::Mutex<()>> {

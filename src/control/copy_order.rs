@@ -1,9 +1,9 @@
-//! In which order tables are copied: parents first, where the target's foreign keys say so.
+//! What the target's foreign keys say of the order of tables: parents are copied first, and of those in a ring none is.
 //!
 //! A child that comes before its parent waits for it, which costs more than to come in its turn. Tables of one depth
-//! keep the order that they have; of tables that refer to each other in a ring none is first.
+//! keep the order that they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Plan, TableName};
 
@@ -26,6 +26,36 @@ pub(super) fn parents_first(plans: &[Plan], tables: &[String]) -> Vec<String> {
     let mut order = tables.to_vec();
     order.sort_by_key(depth);
     order
+}
+
+/// The target tables that refer to each other, ring by ring: between any two of one, keys lead both ways.
+pub(crate) fn rings(plans: &[Plan]) -> Vec<BTreeSet<&TableName>> {
+    let mut parents: BTreeMap<&TableName, BTreeSet<&TableName>> = BTreeMap::new();
+    for plan in plans {
+        let keys = plan.target.foreign_keys.iter().map(|key| &key.parent);
+        parents.entry(&plan.target.name).or_default().extend(keys);
+    }
+    let above: BTreeMap<&TableName, BTreeSet<&TableName>> =
+        parents.keys().map(|table| (*table, above(table, &parents))).collect();
+    let reaches = |child: &TableName, parent: &TableName| above.get(child).is_some_and(|above| above.contains(parent));
+    let ring = |table: &&TableName| -> BTreeSet<&TableName> {
+        above.keys().filter(|other| reaches(table, other) && reaches(other, table)).copied().collect()
+    };
+    // Each is met as often as it has tables; a table that refers to itself alone is none.
+    let found: BTreeSet<BTreeSet<&TableName>> = above.keys().map(ring).filter(|ring| ring.len() > 1).collect();
+    found.into_iter().collect()
+}
+
+/// All tables that this one refers to, and those to which they do.
+fn above<'p>(
+    table: &'p TableName,
+    parents: &BTreeMap<&'p TableName, BTreeSet<&'p TableName>>,
+) -> BTreeSet<&'p TableName> {
+    let (mut met, mut next) = (BTreeSet::new(), vec![table]);
+    while let Some(table) = next.pop() {
+        next.extend(parents.get(table).into_iter().flatten().filter(|parent| met.insert(**parent)));
+    }
+    met
 }
 
 #[cfg(test)]
@@ -65,7 +95,6 @@ mod tests {
             coverage: Coverage::Total,
             role: PlanRole::Whole,
             key_reads: None,
-            one_to_one: true,
             identity: String::new(),
         }
     }
@@ -91,5 +120,23 @@ mod tests {
     fn a_ring_goes_after_what_it_refers_to() {
         let plans = [plan("store", &["staff", "address"]), plan("staff", &["store"]), plan("address", &[])];
         assert_eq!(ordered(&plans, &["staff", "store", "address"]), "address staff store");
+    }
+
+    #[test]
+    fn tables_are_in_one_ring_if_keys_lead_both_ways() {
+        let plans = [
+            plan("a", &["b"]),
+            plan("b", &["a", "between"]),
+            plan("between", &["c"]),
+            plan("c", &["d"]),
+            plan("d", &["e"]),
+            plan("e", &["c", "other"]),
+            plan("alone", &["alone", "a"]),
+        ];
+        let found: Vec<Vec<&str>> = rings(&plans)
+            .into_iter()
+            .map(|ring| ring.into_iter().map(|table| table.table.as_str()).collect())
+            .collect();
+        assert_eq!(found, [vec!["a", "b"], vec!["c", "d", "e"]]);
     }
 }

@@ -42,7 +42,9 @@ fn describe() {
     counter!(metric::SYNC_ERRORS, "Errors met, by stage; retried or halted on");
     counter!(metric::CONFLICTS, "Conflicting changes in two-way sync");
     counter!(metric::DEAD_LETTERS, "Rows set aside because they could not be transformed or stored");
-    gauge!(metric::DRIFT_ROWS, "Rows that differed in the last verification");
+    gauge!(metric::DRIFT_ROWS, "Rows that had drifted when their tables were compared last");
+    counter!(metric::VERIFY_ROWS, "Rows compared in the background, by source table");
+    gauge!(metric::VERIFY_LAST_PASS_AGE, "Seconds since a table was compared as a whole, by source table");
     counter!(metric::SNAPSHOT_ROWS, "Rows copied and durable in the target, by source table");
     gauge!(metric::SNAPSHOT_PROGRESS, "Share of rows copied, 0 to 1");
     gauge!(metric::TRAFFIC_PERCENT, "Share of users that the new system serves");
@@ -145,5 +147,5 @@ async fn ready(State(endpoints): State<Arc<Endpoints>>) -> (StatusCode, String) 
 
 async fn status(State(endpoints): State<Arc<Endpoints>>) -> Result<Json<Status>, (StatusCode, String)> {
     let unreachable = |error| (StatusCode::SERVICE_UNAVAILABLE, format!("the target cannot be read: {error}\n"));
-    endpoints.store.status().await.map(Json).map_err(unreachable)
+    endpoints.store.proven_status().await.map(Json).map_err(unreachable)
 }

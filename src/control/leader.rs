@@ -32,8 +32,8 @@ use crate::{
 
 const TICK: Duration = Duration::from_millis(200);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Rows that wait, while nothing else is left to be done, wait for good after this long: they were tried several times,
-/// and looked for at the source.
+/// Rows that wait, while nothing else is left to be done, wait for good after this long, if each was tried again
+/// meanwhile and all were looked for at the source.
 const WAITS_FOR_GOOD: Duration = Duration::from_secs(15);
 /// Rates are over this many reports.
 const RATE_REPORTS: usize = 10;
@@ -61,6 +61,9 @@ pub(super) trait Charge: Send {
     /// Answers a request, or begins what it asks for.
     async fn answer(&mut self, request: &Request) -> Result<(), StateError>;
     fn target(&self) -> Arc<dyn Target>;
+    /// Whether the source was asked for all rows that have waited for so many seconds, since they do; true where it
+    /// cannot be asked.
+    fn has_looked(&self, seconds: f64) -> bool;
     /// Held while a replay begins, and while tombstones are forgotten.
     fn barrier(&self) -> Arc<tokio::sync::Mutex<()>>;
 }
@@ -102,7 +105,8 @@ pub(super) fn ended(status: &Status, end: End, waits_for_good: bool) -> Option<E
     if let Some(halt) = &status.halted {
         return Some(Ended::Halted(halt.clone()));
     }
-    match (reached && status.phase == Phase::Following, status.waiting, status.dead_letters) {
+    let done = reached && status.phase == Phase::Following && status.cascades == 0;
+    match (done, status.waiting, status.dead_letters) {
         (false, _, _) => None,
         (true, 0, 0) => Some(Ended::Synced),
         (true, 0, count) => Some(Ended::SyncedWithDeadLetters(count)),
@@ -113,22 +117,38 @@ pub(super) fn ended(status: &Status, end: End, waits_for_good: bool) -> Option<E
 /// For how long the same rows wait while nothing else is left to be done.
 #[derive(Debug, Default)]
 struct Standstill {
-    since: Option<(u64, Instant)>,
+    since: Option<Still>,
+}
+
+/// Rows that wait, as they were when that began.
+#[derive(Debug)]
+struct Still {
+    began: Instant,
+    rows: u64,
+    /// How often each had been tried at least, and has been by now.
+    tried: (i64, i64),
 }
 
 impl Standstill {
-    /// Whether rows wait for good by now.
-    fn lasts(&mut self, status: &Status) -> bool {
-        if status.phase != Phase::Following || status.waiting == 0 {
+    /// Whether rows wait for good by now: none has come or gone for a while, none was freed, each was tried again, and
+    /// the source was `looked` at for all of them.
+    fn lasts(&mut self, status: &Status, looked: impl Fn(f64) -> bool) -> bool {
+        let waits = status.phase == Phase::Following && status.waiting > 0;
+        let (true, Some(newest), Some(tried)) = (waits, status.waiting_newest_seconds, status.waiting_tried) else {
             self.since = None;
             return false;
-        }
-        let since = match self.since {
-            Some((rows, since)) if rows == status.waiting => since,
-            Some(_) | None => Instant::now(),
         };
-        self.since = Some((status.waiting, since));
-        since.elapsed() >= WAITS_FOR_GOOD
+        let still = match self.since.take() {
+            Some(still) if still.rows == status.waiting && tried >= still.tried.1 => {
+                Still { tried: (still.tried.0, tried), ..still }
+            }
+            Some(_) | None => Still { began: Instant::now(), rows: status.waiting, tried: (tried, tried) },
+        };
+        // As many may wait as did, and be others.
+        let long = still.began.elapsed() >= WAITS_FOR_GOOD && newest >= WAITS_FOR_GOOD.as_secs_f64();
+        let again = still.tried.1 > still.tried.0;
+        self.since = Some(still);
+        long && again && looked(newest)
     }
 }
 
@@ -253,7 +273,7 @@ impl<'a> Leader<'a> {
         (self.show)(&status);
         self.announcer.tell(&status, status.halted.clone(), parts.environment().now_us() / 1000).await?;
         charge.settle(&status, stop).await?;
-        let waits_for_good = self.standstill.lasts(&status);
+        let waits_for_good = self.standstill.lasts(&status, |seconds| charge.has_looked(seconds));
         Ok(ended(&status, charge.end(), waits_for_good))
     }
 
@@ -286,16 +306,57 @@ impl<'a> Leader<'a> {
         // No replay begins meanwhile; one that is about to comes first.
         let Ok(_barrier) = charge.barrier().try_lock_owned() else { return };
         let applied = frontier.applied_clock();
-        let idle = store
-            .status()
-            .await
-            .is_ok_and(|status| status.phase == Phase::Following && status.waiting == 0 && status.dead_letters == 0);
+        let idle = store.status().await.is_ok_and(|status| {
+            let nothing_left = status.waiting == 0 && status.dead_letters == 0 && status.cascades == 0;
+            status.phase == Phase::Following && nothing_left
+        });
         if idle
             && applied > 0
             && store.any_replay().await.is_ok_and(|replaying| !replaying)
+            && store.is_verified().await.is_ok_and(|verified| !verified)
             && let Err(error) = charge.target().forget_tombstones(applied).await
         {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(waiting: u64, newest: f64, tried: i64) -> Status {
+        serde_json::from_value(serde_json::json!({
+            "phase": "following", "synced": false, "tables": [], "waiting": waiting, "waiting_newest_seconds": newest,
+            "waiting_tried": tried, "dead_letters": 0, "dead_letters_discarded": 0, "drift_rows": 0,
+            "worker_running": true, "appliers": [], "retrying": {}, "copied_rows_per_second": 0.0,
+            "changes_per_second": 0.0, "conflicts": 0,
+        }))
+        .expect("a status")
+    }
+
+    /// Whether rows wait for good after 40 seconds of this; each was tried once in four.
+    async fn lasts(shown: impl Fn(u32) -> (u64, f64, i64), looked: bool) -> bool {
+        let (mut standstill, mut lasted) = (Standstill::default(), false);
+        for second in 0..40 {
+            let (waiting, newest, tried) = shown(second);
+            lasted |= standstill.lasts(&status(waiting, newest, tried), |_| looked);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        lasted
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_wait_for_good_once_all_were_tried_and_looked_for_and_none_came_or_went() {
+        let still = |second: u32| (3, f64::from(second), i64::from(second / 4));
+        assert!(lasts(still, true).await);
+        assert!(!lasts(still, false).await, "the source was not asked");
+        assert!(
+            !lasts(|second| (3, f64::from(second % 10), i64::from(second / 4)), true).await,
+            "others took the place"
+        );
+        assert!(!lasts(|second| (u64::from(99 - second), 90.0, i64::from(second / 4)), true).await, "they come in");
+        assert!(!lasts(|_| (3, 90.0, 7), true).await, "none was tried");
+        assert!(!lasts(|second| (3, 90.0, i64::from(second % 8) - 1), true).await, "parents come");
     }
 }

@@ -1,11 +1,15 @@
 //! What capture notes in the target's `cutover` schema: schemas, and tables to copy again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 
 use crate::{
-    model::{Beyond, TableName, TableSchema, Version},
+    log::Log,
+    model::{Beyond, Position, TableName, TableSchema, Version},
     pipeline::capture::Register,
     source::CaptureError,
     state::Store,
@@ -37,6 +41,8 @@ impl Register for Notes {
     }
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        // What happened since the last position is in no log: the target may lack rows of any table.
+        self.store.set_whole_tables(&BTreeSet::new()).await?;
         let queued = self.store.queue_begun_copies(has_rows).await?;
         if queued > 0 {
             tracing::warn!(
@@ -45,6 +51,10 @@ impl Register for Notes {
             );
         }
         Ok(())
+    }
+
+    async fn begins_at(&self, log: &dyn Log, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        Ok(self.store.lanes_begin_at(log.epoch(), log.partitions(), position, clock).await?)
     }
 
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {

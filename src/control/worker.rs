@@ -103,13 +103,15 @@ impl Worker {
     /// The half that applies a log to a target.
     pub(super) fn apply_half(&self, target: Arc<dyn Target>, log: Arc<dyn Log>) -> ApplyHalf {
         let Config { apply, snapshot, .. } = &*self.config;
+        let bounds = Bounds { rows_max: apply.batch_rows_max, bytes_max: apply.batch_bytes_max };
         ApplyHalf {
             target,
             log,
             frontier: Arc::clone(&self.frontier),
             halts: Arc::clone(&self.halts),
             environment: self.parts.environment(),
-            bounds: Bounds { rows_max: apply.batch_rows_max, bytes_max: apply.batch_bytes_max },
+            bounds,
+            room: ApplyHalf::room_for(bounds),
             snapshot_sinks: snapshot.apply_parallel,
             lag_max_seconds: snapshot.lag_max_seconds,
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::EMPTY;
-use crate::model::{Change, Op, Position, TableSchema, Version};
+use crate::model::{CascadeKind, Change, Op, Position, TableSchema, Version};
 
 /// The format of records written by this release (`cutover.format`).
 pub const FORMAT: u32 = 1;
@@ -41,6 +41,11 @@ impl Record {
     pub fn open(mut self) -> Self {
         self.headers.transaction = TransactionPart::Open;
         self
+    }
+
+    /// Rows of a child that may have changed unseen. It ends its transaction.
+    pub fn cascade(cascade: &CascadeRecord, version: Version, commit_us: i64) -> Self {
+        Record::marker(Kind::Cascade, json(cascade), version, commit_us)
     }
 
     /// A schema that the records after it refer to.
@@ -92,6 +97,9 @@ pub enum Kind {
     Heartbeat,
     /// A writer starts here: a transaction before this that has no end will be written again.
     Start,
+    /// Rows of a child table may have changed without a record of their own, through a foreign key of the source; the
+    /// value is a [`CascadeRecord`]. Sent to one partition, inside the transaction of the parent's change.
+    Cascade,
 }
 
 /// Whether a record ends its source transaction (`cutover.transaction`).
@@ -116,6 +124,16 @@ pub struct Headers {
     pub schema: Option<u64>,
     /// `cutover.transaction`: `open` or `end`.
     pub transaction: TransactionPart,
+}
+
+/// The value of a cascade: which rows may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CascadeRecord {
+    /// The child table, with its database.
+    pub child: String,
+    /// The parent's key by the child's columns, as JSON: what a row's key would be if these columns were it.
+    pub key: String,
+    pub kind: CascadeKind,
 }
 
 /// The value of a control record or heartbeat: where its writer resumes (rule 18).
@@ -170,7 +188,8 @@ const NAMES: [&str; 6] = [NAME_FORMAT, NAME_KIND, NAME_VERSION, NAME_COMMIT, NAM
 
 impl Kind {
     /// Every kind, in the order of its [`code`](Kind::code).
-    pub const ALL: [Kind; 6] = [Kind::Row, Kind::Truncate, Kind::Schema, Kind::Control, Kind::Heartbeat, Kind::Start];
+    pub const ALL: [Kind; 7] =
+        [Kind::Row, Kind::Truncate, Kind::Schema, Kind::Control, Kind::Heartbeat, Kind::Start, Kind::Cascade];
 
     /// The kind's spelling in `cutover.kind`.
     pub fn name(self) -> &'static str {
@@ -181,6 +200,7 @@ impl Kind {
             Kind::Control => "control",
             Kind::Heartbeat => "heartbeat",
             Kind::Start => "start",
+            Kind::Cascade => "cascade",
         }
     }
 
@@ -193,6 +213,7 @@ impl Kind {
             Kind::Control => 3,
             Kind::Heartbeat => 4,
             Kind::Start => 5,
+            Kind::Cascade => 6,
         }
     }
 
@@ -200,7 +221,7 @@ impl Kind {
     pub fn is_resumable(self) -> bool {
         match self {
             Kind::Control | Kind::Heartbeat => true,
-            Kind::Row | Kind::Truncate | Kind::Schema | Kind::Start => false,
+            Kind::Row | Kind::Truncate | Kind::Schema | Kind::Start | Kind::Cascade => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Everything here is pure: no IO, no async, no clock but the one that is handed in. Every other
 //! module speaks in these terms, so that stages never need to import each other.
 
+pub(crate) mod cascade;
 pub(crate) mod change;
 pub(crate) mod debezium;
 pub(crate) mod dynamodb;
@@ -19,6 +20,7 @@ pub(crate) mod target;
 pub(crate) mod value;
 pub(crate) mod version;
 
+pub use cascade::{Cascade, CascadeKind, CascadeLink};
 pub use change::{Change, Images, Op};
 pub use debezium::{DebeziumPosition, SourcePlace};
 pub use dynamodb::{DynamoPosition, ShardPosition, StreamPosition, TTL_COLUMN};
@@ -30,7 +32,7 @@ pub use role::{Contributor, OnDelete, PlanRole, Share};
 pub use schema::{Column, ColumnType, TableName, TableSchema};
 pub use source::{DebeziumConnector, Flavor, Origin, SourceKind};
 pub use target::{Coverage, ForeignKey, Identity, Plan, PlanColumn, TargetColumn, TargetTable};
-pub use value::{Value, ZeroDates};
+pub use value::{Value, ZeroDates, row_bytes};
 pub use version::{Clock, ClockError, Version};
 
 /// What a stage does about an error: the one decision that every error type answers.

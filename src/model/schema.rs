@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::value::Value;
+
 /// A table of the source or the target, with its schema (PostgreSQL) or database (MySQL).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TableName {
@@ -128,6 +130,17 @@ impl TableSchema {
     /// The column of that name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// A row of which no more is known than its key, in key order.
+    pub fn row_of_key(&self, key: Vec<Value>) -> Vec<Value> {
+        let mut row = vec![Value::Null; self.columns.len()];
+        for (place, value) in self.key.iter().zip(key) {
+            if let Some(cell) = row.get_mut(*place) {
+                *cell = value;
+            }
+        }
+        row
     }
 
     /// The key's columns, in key order.

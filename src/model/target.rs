@@ -97,8 +97,6 @@ pub struct Plan {
     /// it is, cast or not; none if one of them is computed in another way, or if they are not the whole key of the
     /// source.
     pub key_reads: Option<Vec<usize>>,
-    /// It is proven that no two source rows have one key at the target. Else two may (`lower(email)`).
-    pub one_to_one: bool,
     /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's
     /// `SELECT`. Transforms with the same one differ in the values of their rows alone.
     pub identity: String,
@@ -110,18 +108,11 @@ pub struct PlanColumn {
     pub name: String,
     /// The type to cast the result to, where assignment alone would refuse it (text to an enum).
     pub cast: Option<String>,
+    /// The source column that it is, cast or not; none if it is computed in another way.
+    pub source: Option<String>,
 }
 
 impl Plan {
-    /// Whether each row at the target has to know which source row it is of, because another may claim its key
-    /// (rule 37). Rows that several source tables share, and the rows of a set, know no owner.
-    pub fn is_owned(&self) -> bool {
-        match self.role {
-            PlanRole::Whole => !self.one_to_one,
-            PlanRole::Share(_) | PlanRole::Set { .. } => false,
-        }
-    }
-
     /// Whether rows before a change have to be known whole, to tell which rows the plan had made of them.
     pub fn needs_full_row_images(&self) -> bool {
         match self.coverage {

@@ -34,6 +34,16 @@ pub enum Value {
     Bytes(Vec<u8>),
 }
 
+/// The bytes that a row takes in memory, about.
+pub fn row_bytes(row: &[Value]) -> usize {
+    let own = |value: &Value| match value {
+        Value::Text(text) => text.capacity(),
+        Value::Bytes(bytes) => bytes.capacity(),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::UInt(_) | Value::Float(_) | Value::Double(_) => 0,
+    };
+    size_of_val(row) + row.iter().map(own).sum::<usize>()
+}
+
 /// What becomes of `0000-00-00`, of a date whose year, month or day is zero, and of TIMESTAMP 0: values that
 /// MySQL stores and no other database can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

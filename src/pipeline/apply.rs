@@ -19,8 +19,8 @@ use super::batches::{Batcher, Bounds, Step};
 use crate::{
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, Problem, TableSchema},
-    observe::{Backoff, Environment, Frontier, Halts, Invariant, metric},
-    target::{Applied, ApplyError, Batch, BatchEvent, Lane, Resume, Sink, Target},
+    observe::{Backoff, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
+    target::{Applied, ApplyError, Batch, BatchEvent, Counts, Lane, Resume, Sink, Target},
 };
 
 /// Batches prepared ahead of a sink.
@@ -33,9 +33,52 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 const WAITING_EVERY_MAX: Duration = Duration::from_secs(4);
 
+/// When waiting rows are tried again: at once where a parent has come and that brings rows in, else by the clock.
+struct Turns {
+    last: Instant,
+    pause: Duration,
+    /// A parent has come since.
+    freed: bool,
+    /// The last turn brought nothing in: what frees rows may come again and again and not be all that they need.
+    fruitless: bool,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Turns { last: Instant::now(), pause: WAITING_EVERY, freed: false, fruitless: false }
+    }
+
+    fn is_due(&self) -> bool {
+        let pause = match (self.freed, self.fruitless) {
+            (true, false) => Duration::ZERO,
+            (true, true) => WAITING_EVERY,
+            (false, _) => self.pause,
+        };
+        self.last.elapsed() >= pause
+    }
+
+    /// Rows were tried, with this result.
+    fn took(&mut self, tried: &Applied) {
+        self.fruitless = tried.tables.values().all(|counts| *counts == Counts::default());
+        self.pause = match self.fruitless && tried.waiting > 0 {
+            true => (2 * self.pause).min(WAITING_EVERY_MAX),
+            false => WAITING_EVERY,
+        };
+        (self.last, self.freed) = (Instant::now(), false);
+    }
+}
+
 /// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are
 /// written.
 const ROWS_BESIDE_CHANGES_MAX: usize = 500;
+
+/// The bytes of what a step applies; none if it applies no row.
+fn bytes_of(step: &Step) -> Option<usize> {
+    match step {
+        Step::Apply(batch) => Some(batch.bytes()).filter(|bytes| *bytes > 0),
+        Step::Abandon => None,
+    }
+}
 
 /// Whether the log still has what the target goes on with. One that starts later has a gap; one that ends earlier lost
 /// its tail, and must not be written to: other records would come to stand where the target has been (rule 17).
@@ -63,6 +106,8 @@ pub struct ApplyLoop {
     pub topic: Topic,
     pub partition: u32,
     pub bounds: Bounds,
+    /// For the batches of all lanes.
+    pub room: Room,
     /// Sinks at work at the same time; 1 on the changes topic.
     pub sinks: usize,
 }
@@ -111,8 +156,8 @@ pub enum Ended {
     Fenced,
 }
 
-/// A batch with its place in the order of the log.
-type Numbered = (u64, Step);
+/// A batch with its place in the order of the log, and its room.
+type Numbered = (u64, Step, Option<Taken>);
 
 impl ApplyLoop {
     /// Applies until `stop`, or until something halts it. `stop` lets the batch at work finish.
@@ -210,7 +255,7 @@ impl ApplyLoop {
     ) -> Result<(), SessionError> {
         let Resume { from, schemas, fences: _ } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
-        let (mut next, mut number) = (from, 0);
+        let (mut next, mut number, mut goes_on) = (from, 0, false);
         loop {
             let reading = self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT);
             let records = tokio::select! {
@@ -227,7 +272,23 @@ impl ApplyLoop {
             }
             // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
-                if steps.send((number, step)).await.is_err() {
+                // Others wait for the locks of a transaction that is open at the target: what goes on with it does not
+                // wait for their room.
+                let bytes = if goes_on { None } else { bytes_of(&step) };
+                goes_on = matches!(&step, Step::Apply(batch) if !batch.complete);
+                let taken = async {
+                    match bytes {
+                        Some(bytes) => Some(self.room.take(bytes).await),
+                        None => None,
+                    }
+                };
+                let taken = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = steps.closed() => return Ok(()),
+                    taken = taken => taken,
+                };
+                if steps.send((number, step, taken)).await.is_err() {
                     return Ok(());
                 }
                 number += 1;
@@ -243,17 +304,13 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
-        let (mut tried, mut pause, mut reached) = (Instant::now(), WAITING_EVERY, None);
+        let (mut turns, mut reached) = (Turns::new(), None);
         loop {
             // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
-            if retries && tried.elapsed() >= pause {
-                let tried_again = sink.retry_waiting().await?;
-                pause = match tried_again.tables.is_empty() && tried_again.waiting > 0 {
-                    true => (2 * pause).min(WAITING_EVERY_MAX),
-                    false => WAITING_EVERY,
-                };
-                self.count(&tried_again);
-                tried = Instant::now();
+            if retries && turns.is_due() {
+                let tried = sink.retry_waiting().await?;
+                turns.took(&tried);
+                self.count(&tried);
             }
             let next = async { steps.lock().await.recv().await };
             let step = match tokio::time::timeout(WAITING_EVERY, next).await {
@@ -261,9 +318,9 @@ impl ApplyLoop {
                 Ok(None) => return Ok(()),
                 Err(_) => continue,
             };
-            let (number, batch) = match step {
-                (number, Step::Apply(batch)) => (number, batch),
-                (_, Step::Abandon) => {
+            let (number, batch, taken) = match step {
+                (number, Step::Apply(batch), taken) => (number, batch, taken),
+                (_, Step::Abandon, _) => {
                     sink.abandon().await?;
                     continue;
                 }
@@ -282,11 +339,10 @@ impl ApplyLoop {
             }
             let started = Instant::now();
             let applied = sink.apply(*batch).await?;
+            drop(taken);
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
-            if applied.freed > 0 {
-                pause = Duration::ZERO;
-            }
+            turns.freed |= applied.freed > 0;
             for (table, count) in changes {
                 self.frontier.count_changes(&table.table.table, count);
             }
@@ -370,5 +426,41 @@ fn halt_of(error: SessionError) -> Problem {
             Problem::new(error.to_string(), "make sure that one worker runs, then restart it")
         }
         SessionError::Log(error) => Problem::new(error.to_string(), "restart the worker when that is done"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tried(inserted: u64, waiting: u64) -> Applied {
+        let counts = Counts { inserted, ..Counts::default() };
+        Applied { tables: BTreeMap::from([("t".to_owned(), counts)]), waiting, ..Applied::default() }
+    }
+
+    /// How many turns there are in so many seconds, ten batches a second.
+    async fn turns_in(turns: &mut Turns, seconds: u32, freed: bool, result: &Applied) -> u32 {
+        let mut count = 0;
+        for _ in 0..seconds * 10 {
+            turns.freed |= freed;
+            if turns.is_due() {
+                turns.took(result);
+                count += 1;
+            }
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_rows_are_tried_at_once_while_that_helps_and_else_by_the_clock() {
+        let mut turns = Turns::new();
+        assert_eq!(turns_in(&mut turns, 2, true, &tried(1, 5)).await, 20, "parents bring rows in");
+        let fruitless = turns_in(&mut turns, 10, true, &tried(0, 5)).await;
+        assert!((9..=12).contains(&fruitless), "parents that bring nothing in cost a turn a second: {fruitless}");
+        let idle = turns_in(&mut turns, 40, false, &tried(0, 5)).await;
+        assert!((9..=13).contains(&idle), "rows that nothing frees are tried every few seconds: {idle}");
+        let helps = turns_in(&mut turns, 10, false, &tried(1, 5)).await;
+        assert!((7..=11).contains(&helps), "and every second where they come in: {helps}");
     }
 }

@@ -7,7 +7,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    log::{Control, Kind, LogError, Offset, Stored, Topic, TransactionPart, record::ChunkEnd},
+    log::{
+        Control, Kind, LogError, Offset, Stored, Topic, TransactionPart,
+        record::{CascadeRecord, ChunkEnd},
+    },
     model::TableSchema,
     target::{Batch, BatchEvent, RowEvent},
 };
@@ -144,6 +147,15 @@ impl Batcher {
                     self.close(offset);
                 }
             }
+            Kind::Cascade => {
+                let cascade: CascadeRecord =
+                    serde_json::from_slice(&record.value).map_err(|error| corrupt(format!("a cascade: {error}")))?;
+                self.open_bytes += record.value.len();
+                self.open.push(BatchEvent::Cascade { cascade, version: headers.version });
+                if headers.transaction == TransactionPart::End {
+                    self.close(offset);
+                }
+            }
             Kind::Schema => {
                 let schema: TableSchema =
                     serde_json::from_slice(&record.value).map_err(|error| corrupt(format!("a schema: {error}")))?;
@@ -256,7 +268,7 @@ mod tests {
     fn stored(offset: Offset, kind: Kind, version: i64, transaction: TransactionPart) -> Stored {
         let value = match kind {
             Kind::Control | Kind::Heartbeat => format!("{{\"clock\":{version}}}").into(),
-            Kind::Row | Kind::Truncate | Kind::Schema | Kind::Start => EMPTY,
+            Kind::Row | Kind::Truncate | Kind::Schema | Kind::Start | Kind::Cascade => EMPTY,
         };
         let headers = Headers { kind, version, commit_us: version, schema: Some(schema().id()), transaction };
         Stored { offset, record: Record { key: EMPTY, value, headers } }

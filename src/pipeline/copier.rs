@@ -16,23 +16,18 @@ use std::{
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::appender::{Appender, Written};
 use crate::{
-    log::{
-        Control, Log, Record, Topic,
-        envelope::{self, Encoder},
-        record::ChunkEnd,
-    },
-    model::{Change, DebeziumConnector, Disposition, Images, Op, Origin, Position, Problem, TableSchema, Version},
-    observe::{Backoff, Captured, Environment, Frontier, Halts, Invariant, metric},
-    snapshot::{Block, Chunk, KeyRange, Progress, Scan, SnapshotError, TableCopy},
+    log::{Control, Log, Record, Topic, envelope::Encoder, record::ChunkEnd},
+    model::{DebeziumConnector, Disposition, Position, Problem, TableSchema, Version},
+    observe::{Backoff, Captured, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
+    snapshot::{Block, Blocks, Chunk, Estimate, KeyRange, Progress, READ_BYTES_MAX, Scan, SnapshotError, TableCopy},
     source::Source,
     target::Target,
 };
 
-/// Bytes of one append.
-const GROUP_BYTES_MAX: usize = 1 << 20;
-/// Blocks of rows between a source connection and its encoder.
-const BLOCKS_WAITING_MAX: usize = 2;
+/// About how many bytes a chunk has at most: what is read again after a kill, and how long the source keeps a snapshot.
+const CHUNK_BYTES_MAX: u64 = 64 << 20;
 /// How often a chunk is read even while the stream lags.
 const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -69,15 +64,49 @@ struct Queue {
     next_number: i64,
     lower: Option<String>,
     bounds_done: bool,
+    /// By the source's own statistics, until chunks have been read.
+    estimate: Estimate,
+    /// Rows and bytes of the chunks that were read.
+    read: (u64, u64),
+}
+
+impl Queue {
+    /// Rows of the next chunk: no more than this, and fewer where they are wide.
+    fn rows(&self, rows_max: u64) -> u64 {
+        let (rows, bytes) = self.read;
+        let row_bytes = bytes.checked_div(rows).unwrap_or_default().max(self.estimate.row_bytes).max(1);
+        (CHUNK_BYTES_MAX / row_bytes).clamp(1, rows_max)
+    }
+}
+
+/// What a reader works with besides its connection.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    copy: &'a TableCopy,
+    floor: Version,
+    schema: &'a Arc<TableSchema>,
+    schema_id: u64,
+    queue: &'a Mutex<Queue>,
+    seen: &'a Mutex<Vec<Position>>,
+    shared: &'a Shared,
+}
+
+/// What all readers share.
+struct Shared {
+    /// For rows that have been read and are not in the log.
+    room: Room,
+    appender: Appender,
 }
 
 impl Copier {
     /// Copies what is unfinished, and whatever is asked for later, until `stop` or a halt.
     pub async fn run(self, stop: CancellationToken) {
+        let shared =
+            Shared { room: Room::new(READ_BYTES_MAX), appender: Appender::new(&self.log, &self.frontier, &self.halts) };
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let copied =
-                tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy() => copied };
+                tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy(&shared) => copied };
             let wait = match copied {
                 Ok(true) => {
                     backoff = Backoff::default();
@@ -103,9 +132,9 @@ impl Copier {
     }
 
     /// Makes the first copy that can be finished; false if there is none.
-    async fn next_copy(&self) -> Result<bool, SnapshotError> {
+    async fn next_copy(&self, shared: &Shared) -> Result<bool, SnapshotError> {
         for copy in self.progress.unfinished().await? {
-            if self.copy(&copy).await? {
+            if self.copy(&copy, shared).await? {
                 return Ok(true);
             }
         }
@@ -113,7 +142,7 @@ impl Copier {
     }
 
     /// Makes a copy; false if it has to wait for others before it is finished.
-    async fn copy(&self, copy: &TableCopy) -> Result<bool, SnapshotError> {
+    async fn copy(&self, copy: &TableCopy, shared: &Shared) -> Result<bool, SnapshotError> {
         let captured = self.captured(copy.not_before).await;
         // The rows of a further copy are newer than everything before it, and what is older after it the copy has not
         // met. On a source where nothing happens, the clock has to move for that all the same.
@@ -124,7 +153,7 @@ impl Copier {
         let floor = if copy.generation > 1 { began.max(copy.not_before) } else { copy.not_before };
         if !queue.bounds_done || !queue.known.is_empty() {
             self.captured(floor).await;
-            self.read(copy, floor, queue, &seen).await?;
+            self.read(copy, floor, queue, &seen, shared).await?;
         }
         if !self.barrier(&seen.into_inner()).await? {
             tracing::warn!(
@@ -150,23 +179,24 @@ impl Copier {
         &self,
         copy: &TableCopy,
         floor: Version,
-        queue: Queue,
+        mut queue: Queue,
         seen: &Mutex<Vec<Position>>,
+        shared: &Shared,
     ) -> Result<(), SnapshotError> {
         let schema = self.source.schema(&copy.table).await?;
         let mut first = self.source.scan().await?;
-        let estimate = first.estimate_rows(&schema).await?;
-        self.progress.schema(copy, &schema, estimate).await?;
+        queue.estimate = first.estimate(&schema).await?;
+        self.progress.schema(copy, &schema, queue.estimate.rows).await?;
         self.announce(&schema).await?;
-        tracing::info!(table = %copy.table, rows = estimate, chunks_left = queue.known.len(), "copying");
+        tracing::info!(table = %copy.table, rows = queue.estimate.rows, chunks_left = queue.known.len(), "copying");
         let queue = Mutex::new(queue);
+        let work = Work { copy, floor, schema: &schema, schema_id: schema.id(), queue: &queue, seen, shared };
         let mut others = Vec::new();
         for _ in 1..self.parallel {
             others.push(self.source.scan().await?);
         }
         self.halts.well("snapshot");
-        let readers = std::iter::once(first).chain(others);
-        let readers = readers.map(|scan| self.reader(scan, copy, floor, &schema, &queue, seen));
+        let readers = std::iter::once(first).chain(others).map(|scan| self.reader(scan, work));
         futures::future::try_join_all(readers).await?;
         Ok(())
     }
@@ -193,37 +223,37 @@ impl Copier {
             next_number: last.map_or(0, |chunk| chunk.number + 1),
             lower: last.and_then(|chunk| chunk.range.upper.clone()),
             bounds_done: copy.bounds_done,
+            estimate: Estimate::default(),
+            read: (0, 0),
             lowers: chunks.iter().map(|chunk| chunk.range.lower.clone()).collect(),
             known: chunks.into_iter().filter(|chunk| !chunk.done).collect(),
         })
     }
 
     /// Reads chunks of one table over one connection until none are left.
-    async fn reader(
-        &self,
-        mut scan: Box<dyn Scan>,
-        copy: &TableCopy,
-        floor: Version,
-        schema: &Arc<TableSchema>,
-        queue: &Mutex<Queue>,
-        seen: &Mutex<Vec<Position>>,
-    ) -> Result<(), SnapshotError> {
+    async fn reader(&self, mut scan: Box<dyn Scan>, work: Work<'_>) -> Result<(), SnapshotError> {
+        let Work { copy, floor, schema, queue, shared, .. } = work;
         let mut encoder = Encoder::new(&self.pipeline, self.connector);
         let mut captured = self.frontier.watch_captured();
         loop {
-            self.hold_back().await?;
+            self.hold_back(shared).await?;
             let chunk = self.next_chunk(&mut *scan, copy, schema, &mut *queue.lock().await).await?;
             let Some(chunk) = chunk else { return Ok(()) };
             let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
-            let (blocks, incoming) = mpsc::channel(BLOCKS_WAITING_MAX);
+            let (blocks, incoming) = Blocks::new(&shared.room);
             let reading = scan.read(schema, &chunk.range, floor, &mut captured, blocks);
-            let writing = self.write(&mut encoder, copy, schema, chunk.number, incoming, (labelled.as_ref(), seen));
+            let writing = self.write(&mut encoder, work, chunk.number, incoming, labelled.as_ref());
             let (read, written) = tokio::join!(reading, writing);
-            let (rows, last) = written?;
-            if let Some(rest) = read? {
-                self.add_rest(copy, rest, &mut *queue.lock().await).await?;
+            let (written, rest) = (written?, read?);
+            {
+                let mut queue = queue.lock().await;
+                queue.read.0 += written.rows;
+                queue.read.1 += written.bytes as u64;
+                if let Some(rest) = rest {
+                    self.add_rest(copy, rest, &mut queue).await?;
+                }
             }
-            self.end_chunk(copy, chunk.number, rows, last).await?;
+            self.end_chunk(work, chunk.number, written).await?;
         }
     }
 
@@ -241,7 +271,8 @@ impl Copier {
         if queue.bounds_done {
             return Ok(None);
         }
-        let upper = scan.next_bound(schema, queue.lower.as_deref(), self.chunk_rows).await?;
+        let rows = queue.rows(self.chunk_rows);
+        let upper = scan.next_bound(schema, queue.lower.as_deref(), rows).await?;
         let last = upper.is_none();
         let chunk = Chunk {
             number: queue.next_number,
@@ -300,78 +331,62 @@ impl Copier {
         });
     }
 
-    /// Encodes and appends the rows of one chunk; how many, and the records not appended yet.
+    /// Encodes and appends the rows of one chunk, but for the last records.
     async fn write(
         &self,
         encoder: &mut Encoder,
-        copy: &TableCopy,
-        schema: &Arc<TableSchema>,
+        work: Work<'_>,
         chunk: i64,
-        mut blocks: mpsc::Receiver<Block>,
-        (labelled, seen): (Option<&Position>, &Mutex<Vec<Position>>),
-    ) -> Result<(u64, Vec<(u32, Record)>), SnapshotError> {
+        mut blocks: mpsc::Receiver<(Block, Taken)>,
+        labelled: Option<&Position>,
+    ) -> Result<Written, SnapshotError> {
+        let Work { copy, schema, schema_id, seen, shared, .. } = work;
         let partitions = self.log.partitions();
-        let id = schema.id();
-        let (mut rows, mut bytes, mut records) = (0, 0, Vec::new());
+        let mut written = Written::default();
         let mut next = blocks.recv().await;
         // A chunk that has no rows has seen that, too.
         self.saw(copy, labelled, seen).await?;
-        while let Some(block) = next {
+        while let Some((block, taken)) = next {
             self.judge_watermark(copy, block.version);
             let at_us = self.environment.now_us();
-            let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
             for row in block.rows {
-                let change = Change {
-                    schema: Arc::clone(schema),
-                    op: Op::Read,
-                    images: Images { before: None, after: Some(row) },
-                    version: block.version,
-                    commit_us: at_us,
-                };
-                let encoded = encoder.encode(&change, &origin).map_err(|error| {
+                let as_of = (block.version, at_us);
+                written.encode(encoder, (schema, schema_id), row, as_of, partitions).map_err(|error| {
                     SnapshotError::Halt(Problem::new(
                         format!("chunk {chunk} of {} cannot be encoded: {error}", copy.table),
                         "this is a defect of cutover: report it with this message",
                     ))
                 })?;
-                bytes += encoded.key.len() + encoded.value.len() + 64;
-                let record = Record::change(&change, encoded.key, encoded.value, id);
-                records.push((envelope::partition(&change, partitions), record));
-                rows += 1;
-                if bytes >= GROUP_BYTES_MAX {
-                    self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
-                    bytes = 0;
+                if written.is_due() {
+                    shared.appender.append(&mut written).await?;
                 }
             }
+            drop(taken);
             next = blocks.recv().await;
         }
-        Ok((rows, records))
+        Ok(written)
     }
 
     /// Appends the chunk's last rows and the record that says that it is complete.
-    async fn end_chunk(
-        &self,
-        copy: &TableCopy,
-        chunk: i64,
-        rows: u64,
-        mut records: Vec<(u32, Record)>,
-    ) -> Result<(), SnapshotError> {
+    async fn end_chunk(&self, work: Work<'_>, chunk: i64, mut written: Written) -> Result<(), SnapshotError> {
+        let Work { copy, shared, .. } = work;
         for partition in 0..self.log.partitions() {
             // Counted once, however many partitions there are.
-            let rows = if partition == 0 { rows } else { 0 };
+            let rows = if partition == 0 { written.rows } else { 0 };
             let end = ChunkEnd { table: copy.table.clone(), generation: copy.generation, chunk, rows };
             let control = Control { position: None, clock: 0, chunk: Some(end) };
-            records.push((partition, Record::control(&control, 0)));
+            written.records.push((partition, Record::control(&control, 0)));
         }
-        Ok(self.log.append(Topic::Snapshot, records).await?)
+        shared.appender.append(&mut written).await
     }
 
     /// Waits while enough copied rows are on their way, or while the stream lags.
-    async fn hold_back(&self) -> Result<(), SnapshotError> {
+    async fn hold_back(&self, shared: &Shared) -> Result<(), SnapshotError> {
         let backlog_max = self.chunk_rows * (self.parallel as u64 + 1);
         while self.backlog().await? > backlog_max {
             tokio::time::sleep(POLL_EVERY).await;
         }
+        shared.appender.near().await;
         let started = tokio::time::Instant::now();
         while started.elapsed() < MINIMUM_SHARE_EVERY
             && self.frontier.lag_seconds(self.environment.now_us()).is_some_and(|lag| lag > self.lag_max_seconds)

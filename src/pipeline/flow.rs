@@ -25,7 +25,7 @@ use super::{
 use crate::{
     log::{Log, Offset, Topic},
     model::{DebeziumConnector, Position, Version},
-    observe::{Environment, Frontier, Halts},
+    observe::{Environment, Frontier, Halts, Room},
     snapshot::Progress,
     source::{Selection, Source},
     target::{Pass, Target},
@@ -33,6 +33,11 @@ use crate::{
 
 /// Snapshot rows written in one transaction: the stream waits for at most one such transaction.
 const SNAPSHOT_BATCH_ROWS_MAX: usize = 2_000;
+/// Bytes of them; one row may have more.
+const SNAPSHOT_BATCH_BYTES_MAX: usize = 2 << 20;
+/// Batches of the largest size that are on their way into a target, of all lanes together. One that is larger, because
+/// a row is, goes alone.
+const BATCHES_MAX: usize = 4;
 
 /// How tables are copied.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +59,8 @@ pub struct ApplyHalf {
     pub environment: Arc<dyn Environment>,
     /// Of one batch.
     pub bounds: Bounds,
+    /// For the batches of all lanes: [`ApplyHalf::room_for`] these bounds.
+    pub room: Room,
     /// Sinks of each partition of the snapshot topic.
     pub snapshot_sinks: usize,
     pub lag_max_seconds: f64,
@@ -66,6 +73,19 @@ impl std::fmt::Debug for ApplyHalf {
 }
 
 impl ApplyHalf {
+    /// Room for the batches of all lanes.
+    pub fn room_for(bounds: Bounds) -> Room {
+        Room::new(BATCHES_MAX * bounds.bytes_max)
+    }
+
+    /// Bounds of a batch of copied rows, and of a replayed one.
+    fn snapshot_bounds(&self) -> Bounds {
+        Bounds {
+            rows_max: self.bounds.rows_max.min(SNAPSHOT_BATCH_ROWS_MAX),
+            bytes_max: self.bounds.bytes_max.min(SNAPSHOT_BATCH_BYTES_MAX),
+        }
+    }
+
     /// The loops of all partitions; they end with `stop`, after the batches at work.
     pub fn start(&self, stop: &CancellationToken) -> JoinSet<()> {
         let mut loops = JoinSet::new();
@@ -79,9 +99,9 @@ impl ApplyHalf {
 
     /// The loop of one partition of a topic.
     pub fn apply_loop(&self, topic: Topic, partition: u32) -> ApplyLoop {
-        let (rows_max, sinks) = match topic {
-            Topic::Changes => (self.bounds.rows_max, 1),
-            Topic::Snapshot => (self.bounds.rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), self.snapshot_sinks),
+        let (bounds, sinks) = match topic {
+            Topic::Changes => (self.bounds, 1),
+            Topic::Snapshot => (self.snapshot_bounds(), self.snapshot_sinks),
         };
         ApplyLoop {
             target: Arc::clone(&self.target),
@@ -91,7 +111,8 @@ impl ApplyHalf {
             environment: Arc::clone(&self.environment),
             topic,
             partition,
-            bounds: Bounds { rows_max, ..self.bounds },
+            bounds,
+            room: self.room.clone(),
             sinks,
         }
     }
@@ -107,7 +128,8 @@ impl ApplyHalf {
             partition,
             to,
             tables: tables.to_vec(),
-            bounds: Bounds { rows_max: self.bounds.rows_max.min(SNAPSHOT_BATCH_ROWS_MAX), ..self.bounds },
+            bounds: self.snapshot_bounds(),
+            room: self.room.clone(),
             lag_max_seconds: self.lag_max_seconds,
         }
     }
@@ -187,6 +209,7 @@ impl Flow {
             environment: Arc::clone(&self.apply.environment),
             pipeline: self.pipeline.clone(),
             connector: self.connector,
+            turn: Arc::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! [`Source`]: crate::source::Source
 
+mod appender;
 pub mod apply;
 pub mod batches;
 pub mod capture;

@@ -4,24 +4,29 @@
 //! watermark of the read, so that they are applied like any other fact. **Invariant:** the watermark is at or after the
 //! version at which the row was set aside. Deliberately absent: what becomes of the rows; the sink says that.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::{
     log::{
         Log, Offset, Record, Topic,
-        envelope::{self, Encoder},
+        envelope::{self, Encoder, key_value, key_values},
     },
-    model::{Change, Column, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
-    observe::{Captured, Environment, Frontier},
-    snapshot::{Block, SnapshotError},
+    model::{Change, ColumnType, DebeziumConnector, Images, Op, Origin, Problem, TableSchema, Value, Version},
+    observe::{Captured, Environment, Frontier, Room, Taken},
+    snapshot::{Block, Blocks, READ_BYTES_MAX, SnapshotError, take_blocks},
     source::Source,
 };
 
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
+/// Bytes of one append.
+const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// What becomes of rows that the source has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,14 @@ pub struct Wanted {
     pub shown: Option<Bytes>,
 }
 
+/// Rows that were read again and are not sent yet.
+#[derive(Debug)]
+pub struct ReadAgain {
+    /// The rows that the source has.
+    pub found: Vec<Vec<Value>>,
+    records: Vec<(u32, Record)>,
+}
+
 /// Reads rows again and sends them on.
 #[derive(Clone)]
 pub struct Refetch {
@@ -53,6 +66,8 @@ pub struct Refetch {
     pub environment: Arc<dyn Environment>,
     pub pipeline: String,
     pub connector: DebeziumConnector,
+    /// Held from before a read until what was read is at the target, by who must not miss what others have read.
+    pub turn: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Refetch {
@@ -102,41 +117,172 @@ impl Refetch {
         let _ = moved.wait_for(|_| reached()).await;
     }
 
-    /// How many of the rows the source no longer has.
+    /// Reads the rows with these keys, at a watermark of this version at least. Those that are missing are deletes, for
+    /// which no more of a row is known than its key.
+    pub async fn read(
+        &self,
+        schema: &Arc<TableSchema>,
+        keys: &[Vec<Value>],
+        version: Version,
+    ) -> Result<ReadAgain, SnapshotError> {
+        let captured = self.captured(version).await;
+        let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
+        let mut encoder = self.encoder(schema);
+        for keys in keys.chunks(KEYS_MAX) {
+            let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
+            let mut there: HashSet<String> = HashSet::new();
+            let reading = self.source.fetch(schema, keys, &captured, blocks);
+            let encode = |block: Block| {
+                there.extend(block.rows.iter().map(|row| folded(&key_of(schema, row))));
+                self.rows(&mut encoder, schema, block, &mut again)
+            };
+            take_blocks(reading, incoming, encode).await?;
+            for key in keys.iter().filter(|key| !there.contains(&folded(key))) {
+                let change = keyed(schema, key.clone(), captured.watermark(), self.environment.now_us());
+                again.records.push(self.record(&mut encoder, &change)?);
+            }
+        }
+        Ok(again)
+    }
+
+    /// Reads the rows that have these values in their columns in these places into `blocks`, at a watermark of this
+    /// version at least.
+    pub async fn read_children(
+        &self,
+        schema: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        version: Version,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let captured = self.captured(version).await;
+        self.source.children(schema, columns, values, &captured, blocks).await
+    }
+
+    /// Rows that were read, ready to be sent.
+    pub fn encoded(&self, schema: &Arc<TableSchema>, block: Block) -> Result<ReadAgain, SnapshotError> {
+        let mut again = ReadAgain { found: Vec::new(), records: Vec::new() };
+        let mut encoder = self.encoder(schema);
+        self.rows(&mut encoder, schema, block, &mut again)?;
+        Ok(again)
+    }
+
+    /// Sends what was read; returns when it is in the log.
+    pub async fn append(&self, schema: &TableSchema, again: ReadAgain) -> Result<(), SnapshotError> {
+        let mut records = announcement(schema, self.log.partitions());
+        records.extend(again.records);
+        Ok(self.log.append(Topic::Snapshot, records).await?)
+    }
+
+    /// The values of a record's key, which is JSON, in the order of the schema's columns of these names.
+    ///
+    /// # Errors
+    /// When it is no key of the schema.
+    pub fn values(schema: &TableSchema, names: &[String], key: &str) -> Option<Vec<Value>> {
+        let key: serde_json::Map<String, serde_json::Value> = serde_json::from_str(key).ok()?;
+        names.iter().map(|name| key_value(schema.column(name)?, key.get(name)?)).collect()
+    }
+
+    fn rows(
+        &self,
+        encoder: &mut (Encoder, u64),
+        schema: &Arc<TableSchema>,
+        Block { version, rows }: Block,
+        again: &mut ReadAgain,
+    ) -> Result<(), SnapshotError> {
+        for row in rows {
+            let change = read_row(schema, row.clone(), version, self.environment.now_us());
+            again.records.push(self.record(encoder, &change)?);
+            again.found.push(row);
+        }
+        Ok(())
+    }
+
+    /// An encoder, and the schema's id, which is a digest and not to be computed for every row.
+    fn encoder(&self, schema: &TableSchema) -> (Encoder, u64) {
+        (Encoder::new(&self.pipeline, self.connector), schema.id())
+    }
+
+    /// A record with its partition, by an encoder and the schema's id.
+    fn record(&self, encoder: &mut (Encoder, u64), change: &Change) -> Result<(u32, Record), SnapshotError> {
+        let origin = Origin { snapshot: true, captured_ms: change.commit_us / 1000, ..Origin::default() };
+        let encoded = encoder.0.encode(change, &origin);
+        let encoded = encoded.map_err(|error| SnapshotError::not_encoded(&change.schema, &error))?;
+        let record = Record::change(change, encoded.key, encoded.value, encoder.1);
+        Ok((envelope::partition(change, self.log.partitions()), record))
+    }
+
+    /// Reads some rows again; how many of them the source no longer has.
     async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted], then: Found) -> Result<u64, SnapshotError> {
         let mut keys = Vec::new();
         for row in rows {
             keys.push(key_values(schema, &row.key).ok_or_else(|| unreadable(schema))?);
         }
         let captured = self.captured(rows.iter().map(|row| row.version).max().unwrap_or_default()).await;
-        let Block { version, rows: found } = self.source.fetch(schema, &keys, &captured).await?;
+        match then {
+            Found::Send => self.log.append(Topic::Snapshot, announcement(schema, self.log.partitions())).await?,
+            Found::Leave => {}
+        }
+        let missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
+            rows.iter().zip(keys.clone()).map(|(row, key)| (&row.key, (row, key))).collect();
+        let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
+        let reading = self.source.fetch(schema, &keys, &captured, blocks);
+        let (read, missing) = tokio::join!(reading, self.found(schema, incoming, missing, then));
+        // What is not there is known when all has been read.
+        let missing = missing?;
+        read?;
+        self.gone(missing, captured.watermark()).await
+    }
+
+    /// Sends the rows that were found, if they are to be sent; those that were not.
+    async fn found<'r>(
+        &self,
+        schema: &Arc<TableSchema>,
+        mut blocks: mpsc::Receiver<(Block, Taken)>,
+        mut missing: HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
+        then: Found,
+    ) -> Result<HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
         let at_us = self.environment.now_us();
-        let mut encoder = Encoder::new(&self.pipeline, self.connector);
-        let origin = Origin { snapshot: true, captured_ms: at_us / 1000, ..Origin::default() };
-        let mut missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
-            rows.iter().zip(keys).map(|(row, key)| (&row.key, (row, key))).collect();
-        let partitions = self.log.partitions();
-        let mut records = announcement(schema, partitions);
-        for row in found {
-            let images = Images { before: None, after: Some(row) };
-            let change = Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us: at_us };
-            let encoded = encoder.encode(&change, &origin).map_err(|error| defect(schema, &error.to_string()))?;
-            // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
-            if missing.remove(&encoded.key).is_some() && then == Found::Send {
-                let record = Record::change(&change, encoded.key, encoded.value, schema.id());
-                records.push((envelope::partition(&change, partitions), record));
+        let mut encoder = self.encoder(schema);
+        while let Some((Block { version, rows }, _taken)) = blocks.recv().await {
+            let mut records = Vec::new();
+            for row in rows {
+                let (partition, record) = self.record(&mut encoder, &read_row(schema, row, version, at_us))?;
+                // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
+                if missing.remove(&record.key).is_some() && then == Found::Send {
+                    records.push((partition, record));
+                }
+            }
+            if !records.is_empty() {
+                self.log.append(Topic::Snapshot, records).await?;
             }
         }
+        Ok(missing)
+    }
+
+    /// Sends the deletes of rows that the source no longer has; how many they are.
+    async fn gone(
+        &self,
+        missing: HashMap<&Bytes, (&Wanted, Vec<Value>)>,
+        version: Version,
+    ) -> Result<u64, SnapshotError> {
         let gone = missing.len() as u64;
+        let (at_us, partitions) = (self.environment.now_us(), self.log.partitions());
+        let (mut records, mut bytes) = (Vec::new(), 0);
         for (row, key) in missing.into_values() {
             let Some(shown) = &row.shown else { continue };
-            let value = envelope::deletion(shown).ok_or_else(|| unreadable(schema))?;
+            let value = envelope::deletion(shown).ok_or_else(|| unreadable(&row.schema))?;
             let change = keyed(&row.schema, key, version, at_us);
+            bytes += value.len();
             records.extend(announcement(&row.schema, partitions));
             let record = Record::change(&change, row.key.clone(), value, row.schema.id());
             records.push((envelope::partition(&change, partitions), record));
+            if bytes >= GROUP_BYTES_MAX {
+                bytes = 0;
+                self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
+            }
         }
-        if then == Found::Send || gone > 0 {
+        if !records.is_empty() {
             self.log.append(Topic::Snapshot, records).await?;
         }
         Ok(gone)
@@ -157,6 +303,28 @@ impl Refetch {
     }
 }
 
+/// The key of a row.
+fn key_of(schema: &TableSchema, row: &[Value]) -> Vec<Value> {
+    schema.key.iter().filter_map(|place| row.get(*place)).cloned().collect()
+}
+
+/// A key such that one which the source may take for the same is the same: a row that is there under another spelling
+/// is not gone.
+fn folded(key: &[Value]) -> String {
+    let names: Vec<String> = (0..key.len()).map(|place| place.to_string()).collect();
+    let fold = |value: &Value| match value {
+        Value::Text(text) => Value::Text(text.trim_end().to_lowercase()),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::UInt(_)
+        | Value::Float(_)
+        | Value::Double(_)
+        | Value::Bytes(_) => value.clone(),
+    };
+    envelope::object(&names, &key.iter().map(fold).collect::<Vec<_>>())
+}
+
 /// Whether two schemas of a table spell a row's key alike.
 fn same_key(a: &TableSchema, b: &TableSchema) -> bool {
     let shape = |schema: &TableSchema| -> Vec<(String, ColumnType)> {
@@ -165,54 +333,15 @@ fn same_key(a: &TableSchema, b: &TableSchema) -> bool {
     shape(a) == shape(b)
 }
 
-/// The values of a record's key, in the order of the schema's key.
-fn key_values(schema: &TableSchema, key: &[u8]) -> Option<Vec<Value>> {
-    let key: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(key).ok()?;
-    schema.key_columns().map(|column| key_value(column, key.get(&column.name)?)).collect()
-}
-
-fn key_value(column: &Column, value: &serde_json::Value) -> Option<Value> {
-    use serde_json::Value as Json;
-    Some(match value {
-        Json::Null => Value::Null,
-        Json::Bool(flag) => Value::Bool(*flag),
-        Json::Number(number) => {
-            let text = number.to_string();
-            match column.column_type {
-                ColumnType::Real => Value::Float(text.parse().ok()?),
-                ColumnType::Double => Value::Double(text.parse().ok()?),
-                ColumnType::SmallInt
-                | ColumnType::Integer
-                | ColumnType::BigInt
-                | ColumnType::Numeric { .. }
-                | ColumnType::Text
-                | ColumnType::Bytes
-                | ColumnType::Json
-                | ColumnType::Date
-                | ColumnType::Timestamp
-                | ColumnType::TimestampTz
-                | ColumnType::Interval
-                | ColumnType::Named(_) => match text.parse() {
-                    Ok(number) => Value::Int(number),
-                    Err(_) => Value::UInt(text.parse().ok()?),
-                },
-            }
-        }
-        Json::String(text) if column.column_type == ColumnType::Bytes => Value::Bytes(STANDARD.decode(text).ok()?),
-        Json::String(text) => Value::Text(text.clone()),
-        Json::Array(_) | Json::Object(_) => return None,
-    })
+/// A row that the source has.
+fn read_row(schema: &Arc<TableSchema>, row: Vec<Value>, version: Version, commit_us: i64) -> Change {
+    let images = Images { before: None, after: Some(row) };
+    Change { schema: Arc::clone(schema), op: Op::Read, images, version, commit_us }
 }
 
 /// A delete that knows no more of the row than its key.
 fn keyed(schema: &Arc<TableSchema>, key: Vec<Value>, version: Version, commit_us: i64) -> Change {
-    let mut row = vec![Value::Null; schema.columns.len()];
-    for (index, value) in schema.key.iter().zip(key) {
-        if let Some(cell) = row.get_mut(*index) {
-            *cell = value;
-        }
-    }
-    let images = Images { before: Some(row), after: None };
+    let images = Images { before: Some(schema.row_of_key(key)), after: None };
     Change { schema: Arc::clone(schema), op: Op::Delete, images, version, commit_us }
 }
 
@@ -229,17 +358,10 @@ fn unreadable(schema: &TableSchema) -> SnapshotError {
     ))
 }
 
-fn defect(schema: &TableSchema, error: &str) -> SnapshotError {
-    SnapshotError::Halt(Problem::new(
-        format!("a row of {} cannot be encoded: {error}", schema.table),
-        "this is a defect of cutover: report it with this message",
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::TableName;
+    use crate::model::{Column, TableName};
 
     fn schema(types: &[ColumnType]) -> TableSchema {
         let column = |(index, column_type): (usize, &ColumnType)| Column {

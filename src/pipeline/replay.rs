@@ -18,7 +18,7 @@ use super::batches::Bounds;
 use crate::{
     log::{Kind, Log, LogError, Offset, Stored},
     model::{Disposition, TableSchema},
-    observe::{Environment, Frontier},
+    observe::{Environment, Frontier, Room},
     target::{ApplyError, Batch, BatchEvent, Lane, Pass, Resume, RowEvent, Sink, Target},
 };
 
@@ -42,6 +42,8 @@ pub struct ReplayLoop {
     /// The source tables; all if empty.
     pub tables: Vec<String>,
     pub bounds: Bounds,
+    /// For the batches of all lanes, the live ones too.
+    pub room: Room,
     /// Replay slows down to its minimum share while the stream's lag is above this.
     pub lag_max_seconds: f64,
 }
@@ -150,7 +152,8 @@ impl ReplayLoop {
                 resume.schemas.insert(schema.id(), Arc::new(schema));
             }
             // The half of a transaction that a start record tells to drop comes again whole, with the same versions.
-            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start => {}
+            // What a cascade did is in the snapshot topic, as the rows that were read again after it.
+            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start | Kind::Cascade => {}
         }
         Ok(())
     }
@@ -169,7 +172,9 @@ impl ReplayLoop {
             chunks: Vec::new(),
             newest_commit_us: None,
         };
+        let taken = self.room.take(gathered.bytes).await;
         sink.apply(batch).await?;
+        drop(taken);
         gathered.bytes = 0;
         gathered.from = gathered.to;
         Ok(())

@@ -14,9 +14,18 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    model::{Disposition, Position, Problem, TableSchema, Value, Version},
-    observe::Captured,
+    model::{Disposition, Position, Problem, TableSchema, Value, Version, row_bytes},
+    observe::{Captured, Room, Taken},
 };
+
+/// Rows of a block at most.
+pub const BLOCK_ROWS_MAX: usize = 500;
+/// A block ends when its rows have this many bytes, so that it is longer by at most one row.
+pub const BLOCK_BYTES_MAX: usize = 1 << 20;
+/// Bytes of rows that have been read and are no records yet, of all who share a room; one row may have more.
+pub const READ_BYTES_MAX: usize = 8 << 20;
+/// Blocks between a source connection and whoever encodes them.
+const BLOCKS_WAITING_MAX: usize = 1;
 
 /// A range of keys: after `lower`, up to and including `upper`; each in the source's own spelling.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +41,79 @@ pub struct Block {
     pub rows: Vec<Vec<Value>>,
 }
 
+impl Block {
+    fn bytes(&self) -> usize {
+        self.rows.iter().map(|row| row_bytes(row)).sum()
+    }
+}
+
+/// Where a read puts its blocks. Each takes room for its bytes until it has been dealt with.
+#[derive(Debug)]
+pub struct Blocks {
+    sender: mpsc::Sender<(Block, Taken)>,
+    room: Room,
+}
+
+/// Nobody takes blocks any more: whoever did has failed, and has an error to tell.
+#[derive(Debug)]
+pub struct BlocksClosed;
+
+impl Blocks {
+    /// A way for blocks, bounded by this room, which others may share.
+    pub fn new(room: &Room) -> (Self, mpsc::Receiver<(Block, Taken)>) {
+        let (sender, receiver) = mpsc::channel(BLOCKS_WAITING_MAX);
+        (Blocks { sender, room: room.clone() }, receiver)
+    }
+
+    /// Hands a block over. After one that is over its bound it returns when there is room for another like it: the next
+    /// row of a wide table is not read before.
+    pub async fn send(&self, block: Block) -> Result<(), BlocksClosed> {
+        let bytes = block.bytes();
+        let sending = async {
+            let taken = self.room.take(bytes).await;
+            self.sender.send((block, taken)).await.map_err(|_| BlocksClosed)?;
+            if bytes > BLOCK_BYTES_MAX {
+                self.room.wait(bytes).await;
+            }
+            Ok(())
+        };
+        tokio::select! { biased; () = self.sender.closed() => Err(BlocksClosed), sent = sending => sent }
+    }
+}
+
+/// Gives the blocks of a read to `take`, each as it comes. A read whose blocks are not taken ends early: the error of
+/// who took them is the one that counts.
+pub async fn take_blocks(
+    reading: impl Future<Output = Result<(), SnapshotError>>,
+    mut blocks: mpsc::Receiver<(Block, Taken)>,
+    mut take: impl FnMut(Block) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    let taking = async move {
+        while let Some((block, _taken)) = blocks.recv().await {
+            take(block)?;
+        }
+        Ok::<_, SnapshotError>(())
+    };
+    let (read, taken) = tokio::join!(reading, taking);
+    taken?;
+    read
+}
+
+/// How large a table is, about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    pub rows: u64,
+    /// Bytes of one row; 0 if nobody knows.
+    pub row_bytes: u64,
+}
+
+impl Estimate {
+    /// Of a table of so many rows that take so many bytes together.
+    pub fn new(rows: u64, bytes: u64) -> Self {
+        Estimate { rows, row_bytes: bytes.checked_div(rows).unwrap_or_default() }
+    }
+}
+
 /// A connection that reads chunks of the source.
 #[async_trait]
 pub trait Scan: Send {
@@ -43,8 +125,8 @@ pub trait Scan: Send {
         rows: u64,
     ) -> Result<Option<String>, SnapshotError>;
 
-    /// About how many rows the table has.
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError>;
+    /// How large the table is, about.
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError>;
 
     /// Reads a range into `blocks`. Every block carries the version of the last captured change such
     /// that it and everything before it were visible to the read (rules 13 and 14), and `floor` at least. A source
@@ -55,7 +137,7 @@ pub trait Scan: Send {
         range: &KeyRange,
         floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError>;
 }
 
@@ -118,6 +200,14 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// A row that has no record.
+    pub fn not_encoded(schema: &TableSchema, error: &dyn std::fmt::Display) -> Self {
+        SnapshotError::Halt(Problem::new(
+            format!("a row of {} cannot be encoded: {error}", schema.table),
+            "this is a defect of cutover: report it with this message",
+        ))
+    }
+
     /// What the copier does next.
     pub fn disposition(&self) -> Disposition {
         match self {

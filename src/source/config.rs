@@ -40,12 +40,14 @@ pub struct SourceConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cascades {
-    /// `check` refuses them.
+    /// The children of a parent that was deleted or whose key was changed are read again.
     #[default]
-    Block,
-    /// The children of a parent that was deleted or whose key was changed are read again. Refused for now: what has
-    /// gone cannot be read again at the source, and the target does not keep which children a parent had.
     Refetch,
+    /// The target's own foreign keys are to do the same. Refused: they act on what reaches the target, where a key that
+    /// changes is a delete and an insert, and a row that is deleted and made again no delete at all.
+    Target,
+    /// Nothing: no captured row is changed by them, or nobody minds.
+    None,
 }
 
 fn default_zero_dates() -> String {
@@ -124,7 +126,7 @@ mod tests {
         assert!(parse("url = 'mysql://u@h/s'\ntabels = []").is_err());
         assert!(parse("url = 'mysql://u@h/s'\ncascades = 'ignore'").is_err());
         let config =
-            parse("url = 'mysql://u@h'\nzero_dates = '2024-02-30'\ntables = []\ncascades = 'refetch'\nserver_id = 0")
+            parse("url = 'mysql://u@h'\nzero_dates = '2024-02-30'\ntables = []\ncascades = 'target'\nserver_id = 0")
                 .expect("parses");
         let keys: Vec<&str> = config.problems().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["source.url", "source.zero_dates", "source.cascades", "source.server_id", "source.tables"]);

@@ -19,15 +19,14 @@ use tokio::time::Instant;
 pub use self::config::{Cascades, SourceConfig};
 use crate::{
     model::{
-        Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value, Version,
+        Cascade, Change, DebeziumConnector, Disposition, Position, Problem, SourceKind, TableName, TableSchema, Value,
+        Version,
     },
     observe::{Captured, Environment, Frontier},
-    snapshot::{Block, Scan, SnapshotError},
+    snapshot::{Blocks, Scan, SnapshotError},
     state::{StateError, Store},
 };
 
-/// Rows handed over at once.
-const BLOCK_ROWS: usize = 500;
 /// Remedies of what a restart needs only the cause of corrected for.
 const CORRECT_THAT: &str = "correct that and restart the worker";
 const COPY_GOES_ON: &str = "correct that and restart the worker; the copy goes on where it was";
@@ -42,6 +41,8 @@ pub enum CaptureEvent {
     ReplicatedFrom(Arc<str>),
     /// The table was emptied: everything older than `version` is gone.
     Truncate { table: Arc<TableSchema>, version: Version, commit_us: i64 },
+    /// Rows of a child may have changed unseen by what happened to a parent just before, as of `version`.
+    Cascade { cascade: Cascade, version: Version, commit_us: i64 },
     /// The table has this schema from here on.
     Schema(Arc<TableSchema>),
     /// The table was changed in a way that may have rewritten rows without events; the table is to be copied again
@@ -158,14 +159,26 @@ pub trait Source: Send + Sync {
     /// Where the source's log ends now: at or after every change that a read has seen so far.
     async fn end(&self) -> Result<Position, SnapshotError>;
 
-    /// The rows with these keys, which are in the order of the schema's key; everything up to `captured` is in them,
-    /// and their version says so.
+    /// Reads the rows whose columns in these places have these values into `blocks`; everything up to `captured` is in
+    /// them, and their version says so. Asked of a source alone that does not log what its foreign keys do.
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError>;
+
+    /// Reads the rows with these keys, which are in the order of the schema's key, into `blocks`; everything up to
+    /// `captured` is in them, and their version says so.
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError>;
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError>;
 }
 
 /// What a source needs to know of the pipeline around it.
@@ -277,6 +290,14 @@ fn vanished(table: &str) -> SnapshotError {
         format!("the source no longer has a table {table}"),
         "take it out of [source] tables and start again",
     ))
+}
+
+/// A source that logs what its foreign keys do is not asked what they did.
+fn logs_cascades<T>() -> Result<T, SnapshotError> {
+    Err(SnapshotError::Halt(Problem::new(
+        "this source was asked for the children of a row, though its log has what became of them",
+        "this is a defect of cutover: report it with this message",
+    )))
 }
 
 /// An error of a copy: worth another attempt, or told with this remedy.

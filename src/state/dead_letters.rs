@@ -62,6 +62,9 @@ pub(crate) struct DeadRow {
     pub record: String,
 }
 
+/// Rows whose records are read at once: few, because a record may have megabytes.
+const GROUP_ROWS_MAX: usize = 4;
+
 /// Which letters a command is about.
 #[derive(Debug, Clone)]
 pub enum Selection {
@@ -125,6 +128,23 @@ impl Store {
             )
             .await?;
         Ok(discarded)
+    }
+
+    /// The newest letter of each row with a letter in a state, in groups whose records may be in memory together.
+    pub(crate) async fn dead_row_groups(
+        &self,
+        state: DeadLetterState,
+        ids: Option<&[i64]>,
+    ) -> Result<Vec<Vec<i64>>, StateError> {
+        let selection = ids.map_or(Selection::All, |ids| Selection::Ids(ids.to_vec()));
+        let mut newest: BTreeMap<(String, String), (Version, i64)> = BTreeMap::new();
+        for letter in self.dead_letters(state, &selection).await? {
+            let found = (letter.version, letter.id);
+            let known = newest.entry((letter.table, letter.key.get().to_owned())).or_insert(found);
+            *known = found.max(*known);
+        }
+        let ids: Vec<i64> = newest.into_values().map(|(_, id)| id).collect();
+        Ok(ids.chunks(GROUP_ROWS_MAX).map(<[i64]>::to_vec).collect())
     }
 
     /// The rows of letters in a state, by source table.

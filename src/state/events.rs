@@ -78,6 +78,18 @@ impl Store {
         Ok(stored > 0)
     }
 
+    /// Stores an event that no state of the pipeline shows, unless the sink is far behind.
+    pub async fn tell_of(&self, event: &Event, now_ms: i64) -> Result<(), StateError> {
+        let sql = format!(
+            "WITH allowed AS (SELECT WHERE $3 > \
+                              (SELECT count(*) FROM cutover.events WHERE pipeline = $1 AND NOT carried)), {QUEUE}"
+        );
+        let bodies = bodies(&self.pipeline, std::slice::from_ref(event), now_ms)?;
+        let session = self.session().await?;
+        session.client()?.execute(&sql, &[&self.pipeline, &bodies, &EVENTS_WAITING_MAX]).await?;
+        Ok(())
+    }
+
     /// The tables as the teller looks at them.
     pub(crate) async fn seen_tables(&self) -> Result<Vec<SeenTable>, StateError> {
         let session = self.session().await?;

@@ -129,6 +129,29 @@ impl Store {
         Ok(())
     }
 
+    /// Gives every lane of this log that has no position yet the one at which the log begins: what the target has of
+    /// one lane says nothing of another (rule 18).
+    pub async fn lanes_begin_at(
+        &self,
+        log_epoch: &str,
+        partitions: u32,
+        position: &Position,
+        clock: Version,
+    ) -> Result<(), StateError> {
+        let session = self.session().await?;
+        session
+            .client()?
+            .execute(
+                "INSERT INTO cutover.offsets AS o (pipeline, topic, part, log_epoch, position, clock) \
+                 SELECT $1, 'changes', part, $2, $4::text::jsonb, $5::bigint FROM generate_series(0, $3 - 1) part \
+                 ON CONFLICT (pipeline, topic, part) DO UPDATE SET position = excluded.position, clock = excluded.clock \
+                 WHERE o.position IS NULL",
+                &[&self.pipeline, &log_epoch, &partitions.cast_signed(), &serde_json::to_string(position)?, &clock],
+            )
+            .await?;
+        Ok(())
+    }
+
     /// Every lane, for who follows what others apply.
     pub(crate) async fn lanes(&self, log_epoch: &str) -> Result<Vec<LaneOffset>, StateError> {
         let session = self.session().await?;
@@ -168,8 +191,8 @@ impl Store {
         Ok(rows.len() == partitions as usize && rows.iter().all(covers))
     }
 
-    /// The newest source position that the target holds, with the clock there: where capture begins
-    /// when the log is lost.
+    /// The source position up to which the target has every lane, with the clock there: where capture begins when the
+    /// log is lost.
     pub async fn position(&self) -> Result<Option<(Position, Version)>, StateError> {
         let session = self.session().await?;
         let row = session

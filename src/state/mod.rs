@@ -6,6 +6,7 @@
 //! halt, a request or a replay is `control`'s.
 
 pub mod appliers;
+pub mod cascades;
 pub mod checkpoints;
 pub mod copies;
 pub mod dead_letter_copies;
@@ -24,6 +25,7 @@ mod spelled;
 pub mod status;
 mod store;
 pub mod transforms;
+pub mod verifications;
 pub mod waiting;
 
 pub use error::StateError;

@@ -1,11 +1,13 @@
 //! Small things, each kept as a text under a name.
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::Client;
 
 use super::{StateError, Store, spelled::spelled};
 use crate::{
     database::postgres::PgError,
-    model::{Beyond, TableName, Version},
+    model::{Beyond, CascadeLink, TableName, Version},
 };
 
 /// Whether the script after the copy has run.
@@ -14,6 +16,10 @@ const AFTER_COPY: &str = "after_copy";
 const MOVED_CLOCK: &str = "the clock was moved to";
 /// What the target has from beyond its position, of a log that is lost.
 const BEYOND: &str = "beyond the position";
+/// The foreign keys of the source that change rows unseen.
+const CASCADES: &str = "foreign keys that act unseen";
+/// The tables that the target has had whole since capture began.
+const WHOLE: &str = "tables that were copied whole";
 
 spelled! {
     /// What is known of the script after the copy. Nothing is noted before one is configured.
@@ -73,6 +79,29 @@ impl Store {
     /// The target has nothing any more that the source may not have.
     pub(crate) async fn clear_beyond(&self) -> Result<(), StateError> {
         self.set_note(BEYOND, "null").await
+    }
+
+    /// The foreign keys of the source that change rows unseen, all that were ever found.
+    pub(crate) async fn cascade_links(&self) -> Result<Vec<CascadeLink>, StateError> {
+        let noted = self.note(CASCADES).await?;
+        let read = noted.map(|noted| serde_json::from_str::<Vec<CascadeLink>>(&noted)).transpose();
+        Ok(read.map_err(|error| StateError::unreadable("foreign keys of the source", &error))?.unwrap_or_default())
+    }
+
+    /// Notes which foreign keys of the source change rows unseen.
+    pub(crate) async fn set_cascade_links(&self, links: &[CascadeLink]) -> Result<(), StateError> {
+        self.set_note(CASCADES, &serde_json::to_string(links)?).await
+    }
+
+    /// The tables of which the target has had every row since capture began.
+    pub(crate) async fn whole_tables(&self) -> Result<BTreeSet<String>, StateError> {
+        let noted = self.note(WHOLE).await?;
+        Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()).unwrap_or_default())
+    }
+
+    /// Notes of which tables the target has every row.
+    pub(crate) async fn set_whole_tables(&self, tables: &BTreeSet<String>) -> Result<(), StateError> {
+        self.set_note(WHOLE, &serde_json::to_string(tables)?).await
     }
 
     /// The columns that a copy without a transform had of a source table when it was planned last.

@@ -15,6 +15,7 @@ spelled! {
         RetryDeadLetters = "dlq retry",
         DiscardDeadLetters = "dlq discard",
         Replay = "replay",
+        Repair = "verify --repair",
     }
 }
 

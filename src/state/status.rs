@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled,
-    waiting::WaitingFor,
+    verifications::VerifiedTable, waiting::WaitingFor,
 };
 use crate::{database::postgres::PgError, model::Problem};
 
@@ -32,7 +32,13 @@ pub struct Status {
     pub waiting: u64,
     /// How long the oldest of them has waited; null when none waits.
     pub waiting_oldest_seconds: Option<f64>,
-    /// What they wait for, those first that wait longest; a bounded list.
+    /// How long the newest of them has waited; null when none waits.
+    #[serde(default)]
+    pub waiting_newest_seconds: Option<f64>,
+    /// How often each of them was tried again at least, or -1 where one was freed since; null when none waits.
+    #[serde(default)]
+    pub waiting_tried: Option<i64>,
+    /// What they wait for, those first that wait longest; ten reasons at most.
     #[serde(default)]
     pub waiting_for: Vec<WaitingFor>,
     /// Open dead letters.
@@ -41,6 +47,9 @@ pub struct Status {
     pub dead_letters_oldest_seconds: Option<f64>,
     /// Dead letters that an operator has closed: their rows stay as they are at the target.
     pub dead_letters_discarded: u64,
+    /// Parents whose children may have changed unseen and are still to be read again.
+    #[serde(default)]
+    pub cascades: u64,
     pub drift_rows: u64,
     pub halted: Option<Problem>,
     /// Whether a worker has reported lately.
@@ -57,6 +66,9 @@ pub struct Status {
     /// The replay that is under way; null without one.
     #[serde(default)]
     pub replay: Option<ReplayStatus>,
+    /// What the last whole comparison of each table found.
+    #[serde(default)]
+    pub verified: Vec<VerifiedTable>,
 }
 
 /// A process of role `apply`.
@@ -173,7 +185,7 @@ impl Store {
         let after_copy_done = self.after_copy().await? != Some(AfterCopy::Pending);
         let tables = self.table_statuses(&[&report.applied, &elsewhere]).await?;
         let counts = self.counts().await?;
-        let replay = self.replay_status().await?;
+        let (replay, cascades) = (self.replay_status().await?, self.cascades_left().await?);
         let phase = phase_of(&tables, after_copy_done);
         let left: u64 = tables.iter().map(|table| table.rows.saturating_sub(table.copied)).sum();
         let rate = report.copied_rows_per_second;
@@ -188,7 +200,8 @@ impl Store {
             retrying.extend(said.retrying.into_iter().map(|(part, what)| (format!("{part} of {process}"), what)));
             appliers.push(ApplierStatus { process, partitions: said.partitions });
         }
-        let in_step = report.caught_up && halted.is_none() && phase == Phase::Following && counts.waiting == 0;
+        let nothing_left = counts.waiting == 0 && cascades == 0;
+        let in_step = report.caught_up && halted.is_none() && phase == Phase::Following && nothing_left;
         Ok(Status {
             phase,
             synced: worker_running && in_step,
@@ -196,10 +209,13 @@ impl Store {
             tables,
             waiting: counts.waiting,
             waiting_oldest_seconds: counts.waiting_oldest_seconds,
+            waiting_newest_seconds: counts.waiting_newest_seconds,
+            waiting_tried: counts.waiting_tried,
             waiting_for: if counts.waiting > 0 { self.waiting_for().await? } else { Vec::new() },
             dead_letters: counts.dead_letters,
             dead_letters_oldest_seconds: counts.dead_letters_oldest_seconds,
             dead_letters_discarded: counts.dead_letters_discarded,
+            cascades,
             drift_rows: 0,
             halted,
             worker_running,
@@ -210,7 +226,14 @@ impl Store {
             eta_seconds: (worker_running && rate > 0.0 && phase != Phase::Following).then(|| left as f64 / rate),
             conflicts: 0,
             replay,
+            verified: Vec::new(),
         })
+    }
+
+    /// The same, with what the last comparisons found.
+    pub async fn proven_status(&self) -> Result<Status, StateError> {
+        let (status, verified) = (self.status().await?, self.verified().await?);
+        Ok(Status { drift_rows: verified.iter().map(VerifiedTable::drifted).sum(), verified, ..status })
     }
 
     /// Each table's progress, with what was applied to it by all of these.
@@ -250,7 +273,10 @@ impl Store {
                            FROM cutover.waiting WHERE pipeline = $1), \
                         (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
                            FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'), \
-                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
+                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded'), \
+                        (SELECT extract(epoch FROM clock_timestamp() - max(since))::float8 \
+                           FROM cutover.waiting WHERE pipeline = $1), \
+                        (SELECT min(attempts)::bigint FROM cutover.waiting WHERE pipeline = $1)",
                 &[&self.pipeline],
             )
             .await?;
@@ -261,7 +287,17 @@ impl Store {
             waiting_oldest_seconds: row.get(3),
             dead_letters_oldest_seconds: row.get(4),
             dead_letters_discarded: row.get::<_, i64>(5).cast_unsigned(),
+            waiting_newest_seconds: row.get(6),
+            waiting_tried: row.get(7),
         })
+    }
+
+    async fn cascades_left(&self) -> Result<u64, StateError> {
+        match self.count_cascades().await {
+            // The state of an older release knows of none.
+            Err(StateError::Postgres(PgError::Refused(refusal))) if refusal.sqlstate == UNDEFINED_TABLE => Ok(0),
+            counted => counted,
+        }
     }
 
     async fn replay_status(&self) -> Result<Option<ReplayStatus>, StateError> {
@@ -278,6 +314,8 @@ impl Store {
 struct Counts {
     waiting: u64,
     waiting_oldest_seconds: Option<f64>,
+    waiting_newest_seconds: Option<f64>,
+    waiting_tried: Option<i64>,
     dead_letters: u64,
     dead_letters_oldest_seconds: Option<f64>,
     dead_letters_discarded: u64,

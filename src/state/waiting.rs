@@ -7,6 +7,22 @@ use serde::{Deserialize, Serialize};
 use super::{StateError, Store};
 use crate::model::{TableSchema, Version};
 
+/// Rows that wait for less are not looked for: most come in by themselves.
+pub(crate) const LOOKED_FOR_AFTER_SECONDS: f64 = 3.0;
+
+/// Along the index of waiting rows, whose keys may be too long to be in one.
+const WAITED: &str = "
+SELECT w.source_table, s.definition::text, w.key_text, w.version, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+  SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY source_table, pg_catalog.md5(key_text), version)
+    - pg_catalog.octet_length(value) AS before FROM (
+      SELECT source_table, key_text, version, schema_id, value FROM cutover.waiting
+      WHERE pipeline = $1 AND (source_table, pg_catalog.md5(key_text), version) > ($2, pg_catalog.md5($3), $4)
+        AND since < pg_catalog.clock_timestamp() - interval '3 seconds'
+      ORDER BY source_table, pg_catalog.md5(key_text), version LIMIT $5) first) w
+JOIN cutover.schemas s ON s.pipeline = $1 AND s.id = w.schema_id
+WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $6
+ORDER BY w.source_table, pg_catalog.md5(w.key_text), w.version";
+
 /// Rows of a source table that wait for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WaitingFor {
@@ -55,24 +71,17 @@ impl Store {
         rows.iter().map(waiting).collect()
     }
 
-    /// Rows that have waited for some seconds, in the order of table and key, after this one; so many at most.
+    /// Rows that have waited for [`LOOKED_FOR_AFTER_SECONDS`], behind that of this table, key and version: so many rows
+    /// and bytes at most, but one row whatever it weighs.
     pub(crate) async fn waiting_rows(
         &self,
-        (table, key): (&str, &str),
-        limit: i64,
+        (table, key, version): &(String, String, Version),
+        rows_max: i64,
+        bytes_max: i64,
     ) -> Result<Vec<WaitingRow>, StateError> {
         let session = self.session().await?;
-        let rows = session
-            .client()?
-            .query(
-                "SELECT w.source_table, s.definition::text, w.key_text, w.version, pg_catalog.convert_from(w.value, 'UTF8') \
-                 FROM cutover.waiting w JOIN cutover.schemas s ON s.pipeline = w.pipeline AND s.id = w.schema_id \
-                 WHERE w.pipeline = $1 AND (w.source_table, w.key_text) > ($2, $3) \
-                   AND w.since < clock_timestamp() - interval '3 seconds' \
-                 ORDER BY w.source_table, w.key_text, w.version LIMIT $4",
-                &[&self.pipeline, &table, &key, &limit],
-            )
-            .await?;
+        let rows =
+            session.client()?.query(WAITED, &[&self.pipeline, table, key, version, &rows_max, &bytes_max]).await?;
         let mut waiting = Vec::new();
         for row in rows {
             let schema: TableSchema = serde_json::from_str(row.try_get(1)?)

@@ -7,6 +7,7 @@
 //! from a second worker: nothing moves backwards. There is one folder for each kind of server, and one place that
 //! chooses it ([`of`]). Deliberately absent: loops, retries, and where a pipeline's other state is kept (`state`).
 
+mod compare;
 pub mod postgres;
 
 use std::{
@@ -19,12 +20,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::compare::{Compared, Comparer, Difference, Doubt, Looks, Walk};
 use self::postgres::ApplyConfig;
 pub use crate::state::lanes::Pass;
 use crate::{
     database::postgres::PgError,
-    log::{Control, Offset, Topic, record::ChunkEnd},
-    model::{ColumnType, Disposition, Op, Plan, Problem, TableName, TableSchema, Version},
+    log::{
+        Control, Offset, Topic,
+        record::{CascadeRecord, ChunkEnd},
+    },
+    model::{ColumnType, Disposition, Op, Plan, Problem, TableName, TableSchema, Value, Version},
     snapshot::SnapshotError,
     state::{StateError, Store},
     transform,
@@ -52,6 +57,11 @@ pub enum BatchEvent {
         schema: Arc<TableSchema>,
         version: Version,
     },
+    /// Rows of a child table that may have changed unseen; stored with the batch, until they have been read again.
+    Cascade {
+        cascade: CascadeRecord,
+        version: Version,
+    },
     /// A schema that later rows refer to; stored with the batch.
     Schema(Arc<TableSchema>),
 }
@@ -75,6 +85,18 @@ pub struct Batch {
     pub chunks: Vec<ChunkEnd>,
     /// The newest commit or heartbeat time in the batch, µs since the Unix epoch.
     pub newest_commit_us: Option<i64>,
+}
+
+impl Batch {
+    /// The bytes of its records.
+    pub fn bytes(&self) -> usize {
+        let bytes = |event: &BatchEvent| match event {
+            BatchEvent::Row(row) => row.key.len() + row.value.len(),
+            BatchEvent::Cascade { cascade, .. } => cascade.child.len() + cascade.key.len(),
+            BatchEvent::Truncate { .. } | BatchEvent::Schema(_) => 0,
+        };
+        self.events.iter().map(bytes).sum()
+    }
 }
 
 /// What a batch did, for metrics and status.
@@ -166,6 +188,47 @@ pub struct Resume {
     pub fences: HashMap<String, Version>,
 }
 
+/// Whose children are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct ChildrenOf<'a> {
+    /// The child table at the source, with its database.
+    pub child: &'a str,
+    /// Its columns that refer to the parent.
+    pub columns: &'a [String],
+    /// The parents' keys by these columns, as JSON, and up to which version rows that refer to them are meant.
+    pub keys: &'a [(String, Version)],
+    /// Every row is meant, whatever it refers to.
+    pub any: bool,
+    /// Further columns to answer with.
+    pub extra: &'a [String],
+}
+
+/// Where an answer ended.
+#[derive(Debug, Clone, Default)]
+pub struct ChildCursor {
+    pub(crate) plan: usize,
+    pub(crate) after: Vec<String>,
+}
+
+/// A row at the target that may have changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Child {
+    /// Its key at the source, in the order of the source's key.
+    pub key: Vec<Value>,
+    /// The further columns; none where the target has no such column.
+    pub extra: Vec<Option<Value>>,
+    /// Up to which version it is meant.
+    pub version: Version,
+}
+
+/// Rows that may have changed.
+#[derive(Debug, Clone, Default)]
+pub struct Children {
+    pub rows: Vec<Child>,
+    /// Where to go on; none if that was all.
+    pub next: Option<ChildCursor>,
+}
+
 /// A database where rows end.
 #[async_trait]
 pub trait Target: Send + Sync + fmt::Debug {
@@ -207,6 +270,11 @@ pub trait Target: Send + Sync + fmt::Debug {
     /// longer has them. False if some are left, because rows of other tables refer to them.
     async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError>;
 
+    /// The rows of a child table at the target that these parents may have changed unseen, some at a time: from the
+    /// beginning, or from where the last answer ended. At least those that refer to a parent and are older than what
+    /// happened to it.
+    async fn children(&self, of: &ChildrenOf<'_>, from: Option<ChildCursor>) -> Result<Children, TargetError>;
+
     /// The highest version among the target's rows and tombstones, which earlier pipelines may have left.
     async fn highest_version(&self) -> Result<Version, TargetError>;
 
@@ -215,6 +283,9 @@ pub trait Target: Send + Sync + fmt::Debug {
 
     /// Runs the script after the copy, in one transaction with the note that it has run.
     async fn run_script(&self, file: &Path) -> Result<(), TargetError>;
+
+    /// Opens a connection that compares what is there with what these plans make.
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError>;
 }
 
 /// What a target needs to know of the pipeline around it.

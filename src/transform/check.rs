@@ -14,7 +14,6 @@ use tokio_postgres::Client;
 use super::{
     Diagnostic, Location, Severity,
     file::{Statement, TransformFile},
-    injective::is_one_to_one,
     keys::key_reads,
     merge,
     shape::QueryShape,
@@ -258,20 +257,26 @@ impl<'a> Checker<'a> {
         self.assignable(subject, &shape, &results).await?;
         let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
         let key_reads = key_reads(subject, &shape, &source, &results.names, &reads);
-        let one_to_one = is_one_to_one(&shape, &source, &subject.target, &results.names, &results.types);
         let identity = identity(subject, &shape, &source, &results.names, coverage);
-        let columns = results.names.into_iter().zip(results.casts).map(|(name, cast)| PlanColumn { name, cast });
+        let is_set = subject.statement.directives.parent_key.is_some();
+        let source_of = |place: usize| {
+            let column = if is_set { shape.column_beside(place)? } else { shape.column_of(place)? };
+            source.columns.get(column).map(|column| column.name.clone())
+        };
+        let sources: Vec<Option<String>> = (0..results.names.len()).map(source_of).collect();
+        let results = results.names.into_iter().zip(results.casts).zip(sources);
+        let columns = results.map(|((name, cast), source)| PlanColumn { name, cast, source });
+        let columns: Vec<PlanColumn> = columns.collect();
         Ok(Some(Plan {
             source,
             target: subject.target.clone(),
             file: subject.file.map(|file| file.path.clone()),
             select: text.clone(),
             reads,
-            columns: columns.collect(),
+            columns,
             coverage,
             role: PlanRole::Whole,
             key_reads,
-            one_to_one,
             identity,
         }))
     }

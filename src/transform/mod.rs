@@ -10,7 +10,6 @@ mod check;
 mod file;
 #[doc(hidden)]
 pub mod fuzz;
-mod injective;
 mod keys;
 mod merge;
 mod results;

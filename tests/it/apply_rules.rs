@@ -140,6 +140,25 @@ async fn rule_5_what_a_copy_has_set_aside_comes_in_on_an_idle_stream() {
 }
 
 #[tokio::test]
+async fn rule_5_rows_of_several_partitions_that_wait_for_each_other_come_in_together() {
+    let rig = users_rig().await;
+    let mut lanes = Vec::new();
+    for (partition, (id, email)) in (0..).zip([(1, "a"), (2, "b"), (3, "c"), (4, "d")]) {
+        let mut lane = rig.lane_in(Topic::Changes, partition).await;
+        lane.apply(vec![insert(&users(), 1, &user(id, email))]).await;
+        lanes.push(lane);
+    }
+    // As a copy reads them once they have changed hands: nobody can be first.
+    for (lane, (id, email)) in lanes.iter_mut().zip([(1, "b"), (2, "c"), (3, "a"), (4, "d")]) {
+        lane.apply(vec![read(&users(), 2, &user(id, email))]).await;
+    }
+    assert_eq!(rig.count("cutover.waiting").await, 3);
+    let applied = lanes[1].sink.retry_waiting().await.unwrap();
+    assert_eq!((applied.waiting, applied.tables["users"].updated), (0, 3));
+    assert_eq!(rig.rows(EMAILS, "users").await, ["(1,b)", "(2,c)", "(3,a)", "(4,d)"]);
+}
+
+#[tokio::test]
 async fn rule_5_what_waits_after_the_last_round_still_waits() {
     let rig = users_rig().await;
     let mut lane = rig.lane(Topic::Changes).await;

@@ -69,7 +69,10 @@ impl Capture {
             CaptureEvent::Commit { position, .. } | CaptureEvent::Heartbeat { position, .. } => {
                 panic!("{position:?} of a MySQL server")
             }
-            CaptureEvent::Change(_) | CaptureEvent::Truncate { .. } | CaptureEvent::Rewritten { .. } => {}
+            CaptureEvent::Change(_)
+            | CaptureEvent::Truncate { .. }
+            | CaptureEvent::Cascade { .. }
+            | CaptureEvent::Rewritten { .. } => {}
             CaptureEvent::ReplicatedFrom(node) => panic!("{node} of a MySQL server"),
         }
         Ok(captured)
@@ -440,7 +443,7 @@ async fn expect_visible(server: &Mysql, by_gtid: bool) {
             watermark.position.gtids = None;
         }
         let mut rows = scanner.fetch(&change.schema, &change.schema.key, &[key], &watermark).await.unwrap();
-        assert_eq!(rows.next_batch(2).await.unwrap().len(), 1, "captured, and not visible");
+        assert_eq!(rows.next_batch(2, usize::MAX).await.unwrap().len(), 1, "captured, and not visible");
     }
     for writer in writers {
         writer.await.unwrap();

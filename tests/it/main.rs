@@ -9,6 +9,7 @@
     reason = "in a test, a panic with its message is the report, figures are printed, and time is the machine's"
 )]
 
+mod analyze;
 mod apply_check;
 mod apply_check_roles;
 mod apply_history;
@@ -42,11 +43,11 @@ mod pipeline;
 mod pipeline_postgres;
 mod replay;
 mod roles;
+mod rules_cascades;
 mod rules_catalog;
 mod rules_limits;
 mod rules_merge;
 mod rules_one_row;
-mod rules_owned;
 mod rules_positions;
 mod rules_postgres_source;
 mod rules_retyped;
@@ -67,3 +68,5 @@ mod tidy;
 mod types;
 mod types_mysql;
 mod types_postgres;
+mod verify;
+mod wide_rows;

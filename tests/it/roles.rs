@@ -219,7 +219,8 @@ async fn rule_19_a_process_that_was_paused_inside_a_batch_neither_writes_nor_kee
     let capture = roles.start(CAPTURE);
     let paused = roles.start(APPLY);
     following(&capture).await;
-    let load = Load::start(&pipe.source, 2, Duration::ZERO, |writer, round| {
+    // At a pace that leaves no more behind than a slow machine applies within the test's patience.
+    let load = Load::start(&pipe.source, 2, Duration::from_millis(40), |writer, round| {
         format!("UPDATE t SET n = n + 1 WHERE id BETWEEN {0} AND {0} + 150", (round * 131 + writer * 977) % 1850)
     })
     .await;

@@ -1,7 +1,9 @@
 //! Rule 36, the catalog is asked: what PostgreSQL's log says nothing of, while a worker follows and while none runs.
 
+use std::time::Duration;
+
 use crate::{
-    follow::{PATIENCE, following, halted, stop},
+    follow::{Network, PATIENCE, Proxy, following, halted, stop},
     pipeline_postgres::assert_equal,
     support::{Postgres, Worker, Workspace, eventually},
 };
@@ -14,6 +16,9 @@ enum Met {
 }
 
 const BOTH: [Met; 2] = [Met::Live, Met::Stopped];
+
+/// Within this time the target is asked what it has at least once.
+const ASKED_EVERY: Duration = Duration::from_millis(2200);
 
 const TABLE: &str = "CREATE TABLE t (id integer PRIMARY KEY, n integer, m integer, note text)";
 const ROWS: &str = "INSERT INTO t SELECT i, i, -i, 'row ' || i FROM generate_series(1, 60) i";
@@ -279,6 +284,119 @@ async fn a_partition_that_is_attached_empty_costs_no_copy() {
     pipe.source.exec("INSERT INTO t VALUES (120, 1, 1, 'x')").await;
     pipe.in_step("an empty partition").await;
     assert_eq!(pipe.generation().await, copies);
+    stop(&mut worker).await;
+}
+
+/// A TRUNCATE of one partition is not in the stream of its root, and statistics hide it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_emptied_and_filled_again_leaves_nothing() {
+    let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
+    let partition = pipe.source.value("SELECT tableoid::regclass::text FROM t ORDER BY 1 LIMIT 1").await.unwrap();
+    let moved = format!("CREATE TEMPORARY TABLE kept AS SELECT * FROM {partition} LIMIT 1");
+    pipe.source
+        .exec(&format!("{moved}; TRUNCATE {partition}; INSERT INTO t SELECT * FROM kept; ANALYZE {partition}"))
+        .await;
+    pipe.in_step("an emptied partition").await;
+    stop(&mut worker).await;
+}
+
+/// Neither the catalog nor a change of a row tells of it afterwards: the stream spoke of a partition that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_came_and_went_between_two_looks_leaves_nothing() {
+    let made = "CREATE TABLE t_high PARTITION OF t FOR VALUES FROM (100) TO (200)";
+    arrives("a short life", PARTITIONED, &[made, "INSERT INTO t VALUES (150, 1, 1, 'high')", "DROP TABLE t_high"])
+        .await;
+    let filled = "CREATE TABLE t_high (LIKE t INCLUDING ALL); INSERT INTO t_high VALUES (150, 1, 1, 'high')";
+    let attached = "ALTER TABLE t ATTACH PARTITION t_high FOR VALUES FROM (100) TO (200)";
+    arrives(
+        "a visit",
+        PARTITIONED,
+        &[filled, attached, "UPDATE t SET n = 2 WHERE id = 150", "ALTER TABLE t DETACH PARTITION t_high"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unlogged_partition_is_refused_and_halts_and_is_copied_when_it_is_logged() {
+    for newest in [false, true] {
+        let (pipe, mut worker) = Pipe::running(newest, PARTITIONED).await;
+        pipe.source.exec("CREATE UNLOGGED TABLE t_high PARTITION OF t FOR VALUES FROM (100) TO (200)").await;
+        let (reason, remedy) = halted(&worker).await;
+        assert!(reason.contains("t_high") && reason.contains("UNLOGGED") && remedy.contains("SET LOGGED"), "{reason}");
+        worker.kill9().await;
+        pipe.source.exec("INSERT INTO t VALUES (150, 1, 1, 'high')").await;
+        let checked = pipe.work.run(&["check"]).await;
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.code() == Some(1) && said.contains("t_high SET LOGGED"), "{said}");
+        pipe.source.exec("ALTER TABLE t_high SET LOGGED").await;
+        let mut worker = pipe.work.start(&[]);
+        pipe.in_step("the partition is logged").await;
+        stop(&mut worker).await;
+    }
+}
+
+/// A copy waits for the lock; what is captured does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_somebody_has_locked_holds_no_capture_up() {
+    let (pipe, mut worker) = Pipe::running(true, PARTITIONED).await;
+    let known = pipe.known().await;
+    let locker = pipe.source.connect().await;
+    locker.batch_execute("BEGIN; LOCK TABLE t_mid IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pipe.source.exec("TRUNCATE t_low").await;
+    eventually("the catalog was asked", PATIENCE, async || pipe.known().await != known).await;
+    pipe.source.exec("INSERT INTO t VALUES (7, 7, 7, 'meanwhile')").await;
+    eventually("a change arrives meanwhile", PATIENCE, async || {
+        pipe.target.value("SELECT note FROM t WHERE id = 7").await.as_deref() == Some("meanwhile")
+    })
+    .await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    pipe.in_step("the lock is gone").await;
+    stop(&mut worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_trigger_as_check_offers_it_has_the_catalog_asked() {
+    for newest in [false, true] {
+        let (mut pipe, mut worker) = Pipe::running(newest, TABLE).await;
+        stop(&mut worker).await;
+        let offered = async |pipe: &Pipe| {
+            let checked = pipe.work.run(&["check"]).await;
+            let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+            assert!(checked.status.success(), "{said}");
+            said.lines().find_map(|line| Some(line.split_once("how: ")?.1.to_owned()))
+        };
+        let trigger = offered(&pipe).await.expect("a superuser is offered an event trigger");
+        pipe.source.exec(&trigger).await;
+        assert_eq!(offered(&pipe).await, None);
+        pipe.work.set_env("CUTOVER_LOG", "info,cutover::source::postgres=debug");
+        let mut worker = pipe.work.start(&[]);
+        following(&worker).await;
+        pipe.source.exec("ALTER TABLE t ALTER n TYPE integer USING n * 10").await;
+        pipe.in_step("a rewrite that the log tells of").await;
+        assert!(worker.stderr().contains("the source says that it was altered"), "{}", worker.stderr());
+        stop(&mut worker).await;
+    }
+}
+
+/// The server is told every two seconds what it need not keep, for which the target is asked. An answer that is waited
+/// for must not keep the session of the pipeline's state from what capture has to note.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_noted_however_long_the_target_takes_to_say_what_it_has() {
+    let (source, target) = (Postgres::v18().await, Postgres::v15().await);
+    source.exec(TABLE).await;
+    source.exec(ROWS).await;
+    target.exec(TABLE).await;
+    let proxy = Proxy::new(&target.url(), Network::Open).await;
+    let work = Workspace::new(source.database(), &source.url(), &proxy.url(&target.url()), &["t"]);
+    let pipe = Pipe { source, target, work };
+    let mut worker = pipe.work.start(&[]);
+    following(&worker).await;
+    proxy.set(Network::Frozen);
+    tokio::time::sleep(ASKED_EVERY).await;
+    pipe.source.exec("ALTER TABLE t ALTER n TYPE integer USING n + 1000").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    proxy.set(Network::Open);
+    pipe.in_step("a pause of the target").await;
     stop(&mut worker).await;
 }
 

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use crate::{
     apply_rig::{Rig, insert, read, table, update},
     follow::{Follow, Load, Network, PATIENCE, Proxy, following, lag, metric, ready, status, stop},
-    support::{Mysql, Postgres, Worker, eventually},
+    support::{Mysql, Postgres, eventually},
 };
 
 /// The row counts that a reader of the target sees until there are `last` rows.
@@ -28,13 +28,6 @@ async fn counts_seen(pipe: &Follow, last: u64) -> BTreeSet<u64> {
     seen
 }
 
-/// The most memory that a process had, in MiB.
-fn peak_mib(worker: &Worker) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_20_a_reader_never_sees_half_of_a_huge_transaction_and_memory_stays_bounded() {
     const ROWS: u32 = 200_000;
@@ -42,11 +35,11 @@ async fn rule_20_a_reader_never_sees_half_of_a_huge_transaction_and_memory_stays
     pipe.work.configure_also("[apply]\nbatch_rows_max = 1000\n");
     let worker = pipe.work.start(&[]);
     following(&worker).await;
-    let before = peak_mib(&worker);
+    let before = worker.peak_mib();
     pipe.insert_at_once(0, ROWS, 400).await;
     assert_eq!(counts_seen(&pipe, ROWS.into()).await, BTreeSet::from([0, ROWS.into()]));
     // The rows alone are more than 80 MiB, and more than that as envelopes.
-    let grown = peak_mib(&worker) - before;
+    let grown = worker.peak_mib() - before;
     assert!(grown < 60, "memory grew by {grown} MiB");
 }
 

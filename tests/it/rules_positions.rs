@@ -249,6 +249,51 @@ async fn rule_18_capture_resumes_at_a_control_record_and_gives_the_same_versions
     drop(worker);
 }
 
+/// What the target has of one partition says nothing of another, of which it has nothing yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_18_a_partition_that_has_nothing_yet_goes_on_where_the_lost_log_began() {
+    let pipe = Follow::new(Mysql::v80().await, Postgres::v18().await).await;
+    pipe.work.configure_also("[log]\npartitions = 2\n");
+    // Another pipeline, over the table that is still empty, makes the schema that the trigger needs.
+    let own = pipe.work.configuration();
+    let named = |name: &str| format!("name = {name:?}");
+    pipe.work.configure(&own.replace(&named(pipe.name()), &named(&format!("{}_first", pipe.name()))));
+    let made = pipe.work.run(&["run", "--until-synced", "--listen", "127.0.0.1:0"]).await;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    pipe.lose_log();
+    pipe.work.configure(&own);
+    let of_lane = format!("pipeline = '{}' AND topic = 'changes' AND part =", pipe.name());
+    pipe.target
+        .exec(&format!(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \
+               $$ BEGIN RAISE 'no space left' USING ERRCODE = 'disk_full'; END $$; \
+             CREATE TRIGGER full_disk BEFORE UPDATE ON cutover.offsets FOR EACH ROW \
+               WHEN (NEW.pipeline = '{}' AND NEW.topic = 'changes' AND NEW.part = 1 AND NEW.next_offset > 0) \
+               EXECUTE FUNCTION full_disk(); \
+             ALTER TABLE cutover.offsets ENABLE ALWAYS TRIGGER full_disk",
+            pipe.name()
+        ))
+        .await;
+    pipe.insert(0..20).await;
+    let mut worker = pipe.work.start(&[]);
+    pipe.eventually_at_target("SELECT count(*) FROM t", "20").await;
+    pipe.source.exec("UPDATE t SET n = 1").await;
+    pipe.eventually_at_target("SELECT count(*) BETWEEN 1 AND 19 FROM t WHERE n = 1", "t").await;
+    pipe.eventually_at_target(&format!("SELECT next_offset > 0 FROM cutover.offsets WHERE {of_lane} 0"), "t").await;
+    worker.kill9().await;
+    assert_eq!(
+        pipe.target.value(&format!("SELECT next_offset FROM cutover.offsets WHERE {of_lane} 1")).await.unwrap(),
+        "0"
+    );
+    pipe.lose_log();
+    pipe.target.exec("DROP TRIGGER full_disk ON cutover.offsets").await;
+
+    let worker = pipe.work.start(&[]);
+    following(&worker).await;
+    pipe.in_step().await;
+    drop(worker);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_19_a_second_worker_waits_for_the_lease_and_takes_over_from_a_killed_one() {
     let (pipe, mut first) = Follow::running(Mysql::v57().await, Postgres::v15().await, 0..10).await;

@@ -57,9 +57,9 @@ async fn commits_from_the_past_keep_their_order() {
 
 /// Rule 11.
 #[tokio::test(flavor = "multi_thread")]
-async fn reading_children_again_is_refused_as_long_as_it_is_not_there() {
+async fn leaving_children_to_the_targets_own_keys_is_refused() {
     let rig = plain(Mysql::v57().await, Postgres::v15().await).await;
-    rig.work.configure(&rig.work.configuration().replace("[target]", "cascades = \"refetch\"\n\n[target]"));
+    rig.work.configure(&rig.work.configuration().replace("[target]", "cascades = \"target\"\n\n[target]"));
     for command in ["run", "check"] {
         let output = rig.work.run(&[command]).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -67,8 +67,7 @@ async fn reading_children_again_is_refused_as_long_as_it_is_not_there() {
     }
 }
 
-/// Rule 11. What `check` says of every server and remedy:
-/// `a_cascade_that_the_binlog_does_not_show_blocks_until_something_is_done`.
+/// Rule 11. Those of servers that log nothing of them: `rules_cascades`.
 #[tokio::test(flavor = "multi_thread")]
 async fn children_follow_the_cascades_of_a_server_that_logs_them() {
     let at_source = "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, a int, b int,

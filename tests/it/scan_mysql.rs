@@ -36,7 +36,7 @@ async fn walk(server: &Mysql, table: &str, rows: u64) -> (Vec<Vec<Value>>, usize
         let upper = scanner.next_bound(&schema, lower.as_deref(), rows).await.unwrap();
         let mut chunk = scanner.read_chunk(&schema, lower.as_deref(), upper.as_deref(), &watermark).await.unwrap();
         assert_eq!(chunk.version, 7);
-        let batch = chunk.next_batch(usize::MAX).await.unwrap();
+        let batch = chunk.next_batch(usize::MAX, usize::MAX).await.unwrap();
         chunks += 1;
         if upper.is_some() {
             assert_eq!(batch.len() as u64, rows, "{table}: a chunk that is not the last is full");
@@ -155,7 +155,7 @@ async fn rows_are_read_again_by_their_key_as_it_was_captured() {
             for row in &rows {
                 let mut found =
                     scanner.fetch(&schema, &schema.key, std::slice::from_ref(row), &watermark).await.unwrap();
-                again.extend(found.next_batch(10).await.unwrap());
+                again.extend(found.next_batch(10, usize::MAX).await.unwrap());
             }
             assert_eq!(again, rows, "{table}");
         }
@@ -172,7 +172,7 @@ async fn a_large_chunk_is_read_without_holding_it() {
     }
     let (schema, watermark) = (schema(&server, "big").await, watermark(&server).await);
     let mut scanner = scanner(&server).await;
-    assert!(scanner.estimate_rows(&schema.table).await.unwrap() > 0);
+    assert!(scanner.estimate(&schema.table).await.unwrap().0 > 0);
     let mut chunk = scanner.read_chunk(&schema, None, None, &watermark).await.unwrap();
     let mut rows = 0;
     while chunk.next_row().await.unwrap().is_some() {

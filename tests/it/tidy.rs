@@ -23,6 +23,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("target", &["model", "observe", "database", "log", "transform", "snapshot", "state"]),
     // The two traits, and no kind of database.
     ("pipeline", &["model", "observe", "log", "snapshot", "source", "target"]),
+    // The two traits, and what the state knows.
+    ("verify", &["model", "observe", "log", "snapshot", "state", "source", "target"]),
     ("config", &["model", "database", "log", "source", "target"]),
     (
         "control",
@@ -37,6 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "source",
             "target",
             "pipeline",
+            "verify",
             "config",
         ],
     ),
@@ -53,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "source",
             "target",
             "pipeline",
+            "verify",
             "config",
             "control",
         ],

@@ -179,7 +179,7 @@ impl Both {
             let (position, version) = source.current_position();
             let watermark = Watermark { position, version };
             let mut chunk = scanner.read_chunk(&schema, None, None, &watermark).await.unwrap();
-            let read = chunk.next_batch(1000).await.unwrap();
+            let read = chunk.next_batch(1000, usize::MAX).await.unwrap();
             let after: Vec<Vec<Value>> = streamed.into_iter().map(|images| images.after.unwrap()).collect();
             assert_eq!(
                 after, read,

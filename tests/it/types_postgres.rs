@@ -246,7 +246,7 @@ async fn snapshot_and_stream_give_the_same_bytes() {
     let mut scanner = Scanner::connect(&address, &settings, Arc::clone(&config.in_flight)).await.unwrap();
     let watermark = Watermark { lsn: Lsn(u64::MAX), version: 1, floor: 0 };
     let mut scanned = scanner.read_chunk(&schema, None, None, watermark).await.unwrap();
-    let mut scanned = scanned.next_batch(usize::MAX).await.unwrap();
+    let mut scanned = scanned.next_batch(usize::MAX, usize::MAX).await.unwrap();
     scanned.sort_by_key(|row| format!("{:?}", row[0]));
     for (row, (streamed, scanned)) in streamed.iter().zip(&scanned).enumerate() {
         for ((column, a), b) in schema.columns.iter().zip(streamed).zip(scanned) {

@@ -36,6 +36,8 @@ pub enum Part {
 pub enum Weight {
     Blocks,
     Warns,
+    /// It runs well without, and better with it.
+    Offers,
 }
 
 /// One thing that is wrong, and what to do about it.
@@ -70,6 +72,10 @@ impl Report {
 
     fn warns_of(&mut self, part: Part, what: impl Into<String>, fix: impl Into<String>) {
         self.add(Weight::Warns, part, Problem::new(what, fix));
+    }
+
+    fn offers(&mut self, part: Part, what: impl Into<String>, how: impl Into<String>) {
+        self.add(Weight::Offers, part, Problem::new(what, how));
     }
 
     /// A problem that keeps the pipeline from running.
@@ -110,10 +116,29 @@ pub async fn run(config: &Config) -> Report {
         let target = target::examine(config, tables, &refused(tables), &mut report).await;
         if let Some(source) = &source {
             report.tables = source.tables.len();
-            cascades::judge(source, target.as_ref(), &mut report);
+            cascades::judge(source, target.as_ref(), config.source.cascades, &mut report);
         }
     }
     machine::examine(config, &mut report).await;
+    report
+}
+
+/// Examines the source alone.
+pub async fn of_source(config: &Config) -> Report {
+    let mut report = Report::default();
+    match config.source.kind() {
+        Some(SourceKind::Postgres) => {
+            postgres::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Dynamo) => {
+            dynamodb::examine(config, &mut report).await;
+        }
+        Some(SourceKind::Mysql) | None => {
+            if let Some(source) = source::examine(config, &mut report).await {
+                cascades::judge(&source, None, config.source.cascades, &mut report);
+            }
+        }
+    }
     report
 }
 
@@ -148,14 +173,15 @@ impl fmt::Display for Part {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for weight in [Weight::Blocks, Weight::Warns] {
+        for weight in [Weight::Blocks, Weight::Warns, Weight::Offers] {
             for finding in self.findings.iter().filter(|finding| finding.weight == weight) {
-                let word = match weight {
-                    Weight::Blocks => "blocks ",
-                    Weight::Warns => "warning",
+                let (word, then) = match weight {
+                    Weight::Blocks => ("blocks ", "fix"),
+                    Weight::Warns => ("warning", "fix"),
+                    Weight::Offers => ("offer  ", "how"),
                 };
                 writeln!(f, "{word}  {}: {}", finding.part, finding.problem.what)?;
-                writeln!(f, "         fix: {}", finding.problem.fix)?;
+                writeln!(f, "         {then}: {}", finding.problem.fix)?;
             }
         }
         let (blocks, warnings) = (self.count(Weight::Blocks), self.count(Weight::Warns));

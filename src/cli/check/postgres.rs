@@ -6,7 +6,7 @@ use super::{Part, Report, judge_clock, target::ExaminedTarget};
 use crate::{
     config::Config,
     database::postgres::{
-        self, PgError, Session,
+        self, PgError, Session, ddl,
         publication::{self, Publication},
         server::ServerFacts,
         slot, sql,
@@ -83,6 +83,15 @@ async fn examine_source(config: &Config, client: &Client, report: &mut Report) -
     }
     judge_access(client, &found, &standing, report).await?;
     judge_publication(publication::load(client, &name).await?, &name, &found, &standing, report);
+    // Older servers keep messages out of their stream.
+    if facts.version >= 140_000 && ddl::is_offered(client).await? {
+        report.offers(
+            Part::Source,
+            "an event trigger would say in the source's log where a table was altered; without it, the catalog is asked \
+             every 0.5 to 5 s (docs/postgresql.md)",
+            ddl::CREATE,
+        );
+    }
     Ok(found)
 }
 

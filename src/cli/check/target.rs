@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use tokio_postgres::Client;
 
-use super::{Part, Report, Weight, cascades::Rule};
+use super::{Part, Report, Weight};
 use crate::{
     config::Config,
+    control::copy_order,
     database::postgres::{self, PgError, Session, catalog, privileges, sql},
     model::{Plan, Problem, TableName, TableSchema},
     state::format::{self, FORMAT},
@@ -24,14 +25,19 @@ pub(super) struct ExaminedTarget {
 }
 
 impl ExaminedTarget {
-    /// Whether a change of a parent has the same effect on its children here, by itself.
-    pub(super) fn has_rule(&self, child: &TableName, parent: &TableName, rule: Rule<'_>) -> bool {
+    /// The transforms of a source table.
+    pub(super) fn plans_of(&self, source: &TableName) -> impl Iterator<Item = &Plan> {
+        self.plans.iter().filter(move |plan| plan.source.table == *source)
+    }
+
+    /// Whether the delete of a parent changes its children here, by itself.
+    pub(super) fn acts_on_delete(&self, child: &TableName, parent: &TableName) -> bool {
         let target_of = |source: &TableName| {
             self.plans.iter().find(|plan| plan.source.table == *source).map(|plan| &plan.target.name)
         };
         let (Some(child), Some(parent)) = (target_of(child), target_of(parent)) else { return false };
-        let same = |(own_child, own_parent, event, action): &(TableName, TableName, String, String)| {
-            own_child == child && own_parent == parent && event == rule.event && action == rule.action
+        let same = |(own_child, own_parent, event, _): &(TableName, TableName, String, String)| {
+            own_child == child && own_parent == parent && event == "DELETE"
         };
         !self.replica && self.rules.iter().any(same)
     }
@@ -242,26 +248,6 @@ fn judge_foreign_keys(plans: &[Plan], report: &mut Report) {
     );
 }
 
-/// The target tables whose foreign keys form a ring.
-fn ring(plans: &[Plan]) -> BTreeSet<&TableName> {
-    let mut left: BTreeSet<&TableName> = plans.iter().map(|plan| &plan.target.name).collect();
-    loop {
-        let refers = |child: &TableName, parent: &TableName| {
-            let keys =
-                plans.iter().filter(|plan| plan.target.name == *child).flat_map(|plan| &plan.target.foreign_keys);
-            child != parent && keys.into_iter().any(|key| key.parent == *parent)
-        };
-        let within = |table: &&&TableName| {
-            left.iter().any(|other| refers(table, other)) && left.iter().any(|other| refers(other, table))
-        };
-        let kept: BTreeSet<&TableName> = left.iter().filter(within).copied().collect();
-        if kept.len() == left.len() {
-            return kept;
-        }
-        left = kept;
-    }
-}
-
 const IMMEDIATE: &str = "
 SELECT f.conname::text FROM pg_constraint f
 WHERE f.contype = 'f' AND f.conparentid = 0 AND NOT f.condeferrable AND f.conrelid <> f.confrelid
@@ -269,11 +255,13 @@ WHERE f.contype = 'f' AND f.conparentid = 0 AND NOT f.condeferrable AND f.conrel
 
 /// Rows that refer to each other can only come in together, and only if their keys are not asked for at once.
 async fn judge_rings(client: &Client, plans: &[Plan], report: &mut Report) -> Result<(), PgError> {
-    let ring = ring(plans);
-    let tables: Vec<String> = ring.iter().map(|table| sql::table(table)).collect();
-    let rows = client.query(IMMEDIATE, &[&tables]).await?;
-    let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    if !names.is_empty() {
+    for ring in copy_order::rings(plans) {
+        let tables: Vec<String> = ring.iter().map(|table| sql::table(table)).collect();
+        let rows = client.query(IMMEDIATE, &[&tables]).await?;
+        let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+        if names.is_empty() {
+            continue;
+        }
         let tables: Vec<String> = ring.iter().map(ToString::to_string).collect();
         report.blocks_on(
             Part::Target,

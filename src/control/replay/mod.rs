@@ -228,7 +228,15 @@ impl Replayer {
     /// Reads the rows again that could not be replayed; how many they were. What deleted one of them is in the stream.
     async fn read_again(&self) -> Result<u64, Stopped> {
         let mut rows = 0;
-        for (table, dead) in self.store.dead_rows(DeadLetterState::Replay, None).await? {
+        let mut tables: Vec<(String, Vec<DeadRow>)> = Vec::new();
+        for group in self.store.dead_row_groups(DeadLetterState::Replay, None).await? {
+            for (table, mut dead) in self.store.dead_rows(DeadLetterState::Replay, Some(&group)).await? {
+                // What they were is not asked for: the keys alone are kept.
+                dead.iter_mut().for_each(|row| row.record = String::new());
+                tables.push((table, dead));
+            }
+        }
+        for (table, dead) in tables {
             rows += dead.len() as u64;
             let wanted = dead.into_iter().map(|DeadRow { schema, key, version, record: _ }| Wanted {
                 schema,

@@ -101,7 +101,7 @@ impl Survey {
                 }
                 return;
             }
-            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start => return,
+            Kind::Truncate | Kind::Control | Kind::Heartbeat | Kind::Start | Kind::Cascade => return,
         }
         // What a row refers to and nobody knows stops the replay itself, with its offset.
         let Some((id, schema)) = headers.schema.and_then(|id| Some((id, known.get(&id)?))) else { return };
@@ -140,7 +140,7 @@ async fn reach(log: &dyn Log, partition: u32) -> Result<Version, LogError> {
         for Stored { offset, record } in records {
             next = offset + 1;
             match record.headers.kind {
-                Kind::Row | Kind::Truncate => return Ok(record.headers.version.saturating_sub(1)),
+                Kind::Row | Kind::Truncate | Kind::Cascade => return Ok(record.headers.version.saturating_sub(1)),
                 Kind::Control | Kind::Heartbeat => {
                     if let Ok(control) = serde_json::from_slice::<Control>(&record.value) {
                         return Ok(control.clock);

@@ -16,6 +16,8 @@ pub struct TableFacts {
     pub stream: Option<StreamFacts>,
     /// As of some hours ago.
     pub items: u64,
+    /// All items together, as of then.
+    pub bytes: u64,
     /// Read units per second that it may use; none on demand.
     pub read_units: Option<u32>,
 }
@@ -92,6 +94,7 @@ fn facts(region: &str, table: &str, description: &TableDescription) -> Result<Ta
         schema: table_schema(region, table, &key),
         stream,
         items: description.item_count().and_then(|items| u64::try_from(items).ok()).unwrap_or_default(),
+        bytes: description.table_size_bytes().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default(),
         read_units: provisioned.and_then(|units| u32::try_from(units).ok()).filter(|units| *units > 0),
     })
 }

@@ -14,8 +14,8 @@ use super::{
     connect::{DynamoError, Service},
 };
 
-/// Keys in one request.
-const KEYS_MAX: usize = 100;
+/// Keys in one request: with items of the largest size the answer has a few megabytes. The service takes up to 100.
+const KEYS_MAX: usize = 10;
 
 /// A position in a scan of a table by segments: where a segment begins, or the key of the last item read of it.
 ///
@@ -107,28 +107,30 @@ pub async fn page(service: &Service, table: &str, from: &ScanPosition, items_max
     })
 }
 
-/// The items that have these keys.
-pub async fn fetch(service: &Service, table: &str, keys: &[Item]) -> Result<Vec<Item>, DynamoError> {
-    let mut found = Vec::new();
-    for keys in keys.chunks(KEYS_MAX) {
-        let mut left: Vec<HashMap<String, AttributeValue>> = keys.iter().map(given).collect();
-        while !left.is_empty() {
-            let wanted = KeysAndAttributes::builder().set_keys(Some(left)).consistent_read(true).build();
-            let wanted =
-                wanted.map_err(|error| DynamoError::Refused(format!("BatchGetItem cannot be asked: {error}")))?;
-            let answer = service.tables.batch_get_item().request_items(table, wanted).send().await;
-            let answer = answer.map_err(|error| DynamoError::of("BatchGetItem", error))?;
-            let items = answer.responses.unwrap_or_default().into_values().flatten().map(attribute::item);
-            let items = items.collect::<Result<Vec<_>, _>>()?;
-            let unread = answer.unprocessed_keys.unwrap_or_default().into_values();
-            left = unread.flat_map(|unread| unread.keys).collect();
-            if items.is_empty() && !left.is_empty() {
-                return Err(DynamoError::Throttled("BatchGetItem has read nothing, for want of capacity".into()));
-            }
-            found.extend(items);
-        }
+/// Items that were read by key, and the keys that are still to be read.
+#[derive(Debug)]
+pub struct Fetched {
+    pub items: Vec<Item>,
+    pub left: Vec<Item>,
+}
+
+/// Reads items that have some of these keys, in one request.
+pub async fn fetch(service: &Service, table: &str, mut keys: Vec<Item>) -> Result<Fetched, DynamoError> {
+    let mut left = keys.split_off(keys.len().min(KEYS_MAX));
+    let keys = keys.iter().map(given).collect();
+    let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
+    let wanted = wanted.map_err(|error| DynamoError::Refused(format!("BatchGetItem cannot be asked: {error}")))?;
+    let answer = service.tables.batch_get_item().request_items(table, wanted).send().await;
+    let answer = answer.map_err(|error| DynamoError::of("BatchGetItem", error))?;
+    let items = answer.responses.unwrap_or_default().into_values().flatten().map(attribute::item);
+    let items = items.collect::<Result<Vec<_>, _>>()?;
+    let unread = answer.unprocessed_keys.unwrap_or_default().into_values().flat_map(|unread| unread.keys);
+    let unread = unread.map(attribute::item).collect::<Result<Vec<_>, _>>()?;
+    if items.is_empty() && !unread.is_empty() {
+        return Err(DynamoError::Throttled("BatchGetItem has read nothing, for want of capacity".into()));
     }
-    Ok(found)
+    left.extend(unread);
+    Ok(Fetched { items, left })
 }
 
 /// A key as the client takes it.

@@ -1,5 +1,6 @@
 //! MySQL and MariaDB: connecting, the server's settings, the catalog, scans.
 
+pub(crate) mod cascades;
 pub mod catalog;
 pub mod connect;
 pub(crate) mod details;

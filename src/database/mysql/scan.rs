@@ -19,6 +19,7 @@ use super::{
 };
 use crate::model::{
     Disposition, Flavor, GtidSet, MariadbGtids, MysqlPosition, TableName, TableSchema, Value, Version, ZeroDates,
+    row_bytes,
 };
 
 /// How long a chunk waits until the watermark is visible before it gives up for now.
@@ -128,16 +129,16 @@ impl Scanner {
         Ok(Some(literal::encode_bound(&literals.ok_or_else(bound)?)))
     }
 
-    /// About how many rows the table has, by the server's statistics.
-    pub async fn estimate_rows(&mut self, table: &TableName) -> Result<u64, ScanError> {
-        let sql = "SELECT CAST(COALESCE(MAX(TABLE_ROWS), 0) AS UNSIGNED) FROM information_schema.TABLES \
-                   WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ?";
-        let rows: Option<u64> = self
+    /// About how many rows the table has, and how many bytes, by the server's statistics.
+    pub async fn estimate(&mut self, table: &TableName) -> Result<(u64, u64), ScanError> {
+        let sql = "SELECT CAST(COALESCE(MAX(TABLE_ROWS), 0) AS UNSIGNED), CAST(COALESCE(MAX(DATA_LENGTH), 0) AS UNSIGNED) \
+                   FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ?";
+        let estimate: Option<(u64, u64)> = self
             .conn
             .exec_first(sql, (&table.schema, &table.table))
             .await
             .map_err(|error| QueryError::new(format!("estimating the rows of {table}"), error))?;
-        Ok(rows.unwrap_or_default())
+        Ok(estimate.unwrap_or_default())
     }
 
     /// Opens the chunk of keys after `lower` up to and with `upper` (none: to the table's end). The rows hold at
@@ -336,12 +337,14 @@ impl ChunkRows<'_> {
         values.map(Some).map_err(|source| ScanError::Value { table: self.table.clone(), source })
     }
 
-    /// Up to `rows` rows; none at the end.
-    pub async fn next_batch(&mut self, rows: usize) -> Result<Vec<Vec<Value>>, ScanError> {
-        let mut batch = Vec::new();
+    /// Up to `rows` rows, and no more once they have `bytes`; none at the end.
+    pub async fn next_batch(&mut self, rows: usize, bytes: usize) -> Result<Vec<Vec<Value>>, ScanError> {
+        let (mut batch, mut has) = (Vec::new(), 0);
         while batch.len() < rows
+            && has < bytes
             && let Some(row) = self.next_row().await?
         {
+            has += row_bytes(&row);
             batch.push(row);
         }
         Ok(batch)

@@ -15,9 +15,6 @@ pub const VERSION_COLUMN: &str = "cutover_version";
 /// What the columns are called that hold the versions of a merged row's other contributors; their source table follows.
 pub const VERSION_PREFIX: &str = "cutover_version_";
 
-/// The target's column that says which source row a row is of, where that is not certain by its key.
-pub const OWNER_COLUMN: &str = "cutover_owner";
-
 const TABLES: &str = "
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned,
   NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f
@@ -89,7 +86,6 @@ pub async fn tables(client: &Client, schemas: &[String]) -> Result<Vec<TargetTab
         let column = column(&row)?;
         if let Some(table) = tables.get_mut(&row.try_get(0)?)
             && column.name != VERSION_COLUMN
-            && column.name != OWNER_COLUMN
             && !column.name.starts_with(VERSION_PREFIX)
         {
             table.columns.push(column);

@@ -53,6 +53,9 @@ pub struct TableMark {
     /// The stream spoke of it by another name, or of another table by its name. The catalog never says this.
     #[serde(default)]
     pub disturbed: bool,
+    /// Partitions that the stream spoke of and no look has shown. The catalog never says this.
+    #[serde(default)]
+    pub strangers: BTreeSet<u32>,
 }
 
 /// A column by its number, which is never given again.
@@ -83,6 +86,9 @@ pub struct FileMark {
     pub since: Option<String>,
     /// It was made as a partition and had no rows before.
     pub born: bool,
+    /// What is changed in it is in no log.
+    #[serde(default)]
+    pub unlogged: bool,
 }
 
 /// A table's place in a publication.
@@ -110,6 +116,11 @@ impl TableMark {
     /// The name it goes by.
     pub fn table(&self) -> TableName {
         TableName::new(&self.schema, &self.name)
+    }
+
+    /// Whether this is one of its partitions.
+    pub fn has_partition(&self, oid: u32) -> bool {
+        self.files.iter().any(|file| file.oid == oid)
     }
 }
 
@@ -174,7 +185,8 @@ columns AS (
   LEFT JOIN meanings m ON m.attrelid = a.attrelid AND m.attnum = a.attnum GROUP BY a.attrelid),
 files AS (
   SELECT tree.root, jsonb_agg(jsonb_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname,
-    'file', c.relfilenode::int8, 'since', tree.since, 'born', tree.born) ORDER BY c.oid) AS list
+    'file', c.relfilenode::int8, 'since', tree.since, 'born', tree.born,
+    'unlogged', c.relkind <> 'p' AND c.relpersistence <> 'p') ORDER BY c.oid) AS list
   FROM tree JOIN pg_class c ON c.oid = tree.relid JOIN pg_namespace n ON n.oid = c.relnamespace GROUP BY tree.root),
 keys AS (
   SELECT i.indrelid, min(i.indkey::text) AS list FROM roots r JOIN pg_index i ON i.indrelid = r.oid

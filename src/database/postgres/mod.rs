@@ -7,6 +7,7 @@
 mod bound;
 pub mod catalog;
 mod connect;
+pub mod ddl;
 mod error;
 pub mod fingerprint;
 pub(crate) mod in_flight;

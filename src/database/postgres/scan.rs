@@ -19,7 +19,7 @@ use super::{
     spelling::{Spelling, SpellingError},
     sql,
 };
-use crate::model::{Disposition, Lsn, Problem, TableName, TableSchema, Value, Version};
+use crate::model::{Disposition, Lsn, Problem, TableName, TableSchema, Value, Version, row_bytes};
 
 /// How long a read waits for transactions that capture knows before it takes an older label, where it may.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -156,7 +156,7 @@ impl Scanner {
         }
         let condition = bound::key_condition(schema, &[key.to_vec()]).ok_or_else(|| no_key(schema))?;
         let mut rows = self.rows(schema, &condition, 0).await?;
-        let found = rows.next_batch(2).await?.pop();
+        let found = rows.next_batch(2, usize::MAX).await?.pop();
         Ok(found)
     }
 
@@ -238,16 +238,19 @@ impl Scanner {
         Ok((next < blocks).then(|| Bound::Place { file, block: next }.encode()))
     }
 
-    /// About how many rows the table has, by the server's statistics, or by its size where it has none.
-    pub async fn estimate_rows(&mut self, table: &TableName) -> Result<u64, ScanError> {
+    /// About how many rows the table has, by the server's statistics, or by its size where it has none; and how many
+    /// bytes, with what is stored out of line.
+    pub async fn estimate(&mut self, table: &TableName) -> Result<(u64, u64), ScanError> {
         self.end_snapshot().await?;
         let sql = "WITH RECURSIVE t AS (SELECT to_regclass($1::text)::oid AS oid UNION ALL \
                    SELECT i.inhrelid FROM t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class p ON p.oid = t.oid WHERE p.relkind = 'p') \
                    SELECT coalesce(sum(CASE WHEN c.relkind = 'p' THEN 0 WHEN c.reltuples > 0 THEN c.reltuples \
-                   ELSE pg_relation_size(c.oid) / 100.0 END), 0)::float8 FROM t JOIN pg_class c ON c.oid = t.oid";
+                   ELSE pg_relation_size(c.oid) / 100.0 END), 0)::float8, coalesce(sum(pg_table_size(c.oid)), 0)::float8 \
+                   FROM t JOIN pg_class c ON c.oid = t.oid";
         let row = self.session.client.query_one(sql, &[&sql::table(table)]).await.map_err(PgError::from)?;
-        let rows: f64 = row.try_get(0).map_err(PgError::from)?;
-        Ok(rows.max(0.0) as u64)
+        let (rows, bytes): (f64, f64) =
+            (row.try_get(0).map_err(PgError::from)?, row.try_get(1).map_err(PgError::from)?);
+        Ok((rows.max(0.0) as u64, bytes.max(0.0) as u64))
     }
 
     /// Opens the chunk after `lower` up to and with `upper`.
@@ -385,10 +388,10 @@ impl std::fmt::Debug for ChunkRows<'_> {
 }
 
 impl ChunkRows<'_> {
-    /// Up to `rows` rows; none at the end.
-    pub async fn next_batch(&mut self, rows: usize) -> Result<Vec<Vec<Value>>, ScanError> {
-        let mut batch = Vec::new();
-        while batch.len() < rows && !self.ended {
+    /// Up to `rows` rows, and no more once they have `bytes`; none at the end.
+    pub async fn next_batch(&mut self, rows: usize, bytes: usize) -> Result<Vec<Vec<Value>>, ScanError> {
+        let (mut batch, mut has) = (Vec::new(), 0);
+        while batch.len() < rows && has < bytes && !self.ended {
             match self.stream.try_next().await.map_err(PgError::from)? {
                 Some(SimpleQueryMessage::Row(row)) => {
                     let values = self.spellings.iter().enumerate().map(|(index, (spelling, column))| {
@@ -397,7 +400,9 @@ impl ChunkRows<'_> {
                             |source| ScanError::Value { table: self.table.clone(), column: column.clone(), source };
                         spelling.value(text.as_bytes()).map_err(wrong)
                     });
-                    batch.push(values.collect::<Result<_, _>>()?);
+                    let row: Vec<Value> = values.collect::<Result<_, _>>()?;
+                    has += row_bytes(&row);
+                    batch.push(row);
                 }
                 Some(_) => {}
                 None => self.ended = true,

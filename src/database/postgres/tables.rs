@@ -20,6 +20,8 @@ pub struct SourceTable {
     pub partitioned: bool,
     /// Partitions that log less or more of a row than the root says, each with its schema.
     pub odd_partitions: Vec<String>,
+    /// Partitions whose rows are in no log, each with its schema.
+    pub unlogged_partitions: Vec<String>,
     /// The current user may act for its owner, who alone may publish it.
     pub owned: bool,
     /// Columns that may be stored out of line.
@@ -31,11 +33,19 @@ pub struct SourceTable {
     pub oid: u32,
 }
 
+/// No `pg_partition_tree`, which waits for every partition that somebody has locked.
 const TABLES: &str = "
 SELECT c.oid, c.relname::text, c.relkind = 'p', c.relreplident::text, pg_has_role(current_user, c.relowner, 'USAGE'),
-  CASE WHEN c.relkind = 'p' THEN ARRAY(SELECT l.oid::regclass::text FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid
-    WHERE p.isleaf AND l.relreplident <> c.relreplident) ELSE '{}' END
+  leaves.odd, leaves.unlogged
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+  WITH RECURSIVE tree AS (
+    SELECT c.oid AS oid WHERE c.relkind = 'p'
+    UNION ALL SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+    WHERE coalesce(to_jsonb(i) ->> 'inhdetachpending', 'false') = 'false')
+  SELECT coalesce(array_agg(l.oid::regclass::text) FILTER (WHERE l.relreplident <> c.relreplident), '{}') AS odd,
+    coalesce(array_agg(l.oid::regclass::text) FILTER (WHERE l.relpersistence <> 'p'), '{}') AS unlogged
+  FROM tree JOIN pg_class l ON l.oid = tree.oid WHERE l.relkind <> 'p') leaves
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
   AND ($2::text[] IS NULL OR c.relname = ANY($2))
 ORDER BY c.relname";
@@ -117,6 +127,7 @@ pub async fn load(client: &Client, schema: &str, only: Option<&[String]>) -> Res
             identity: identity.chars().next().unwrap_or('d'),
             partitioned: row.try_get(2)?,
             odd_partitions: row.try_get(5)?,
+            unlogged_partitions: row.try_get(6)?,
             owned: row.try_get(4)?,
             wide: Vec::new(),
             generated: Vec::new(),
@@ -240,6 +251,10 @@ pub fn problems(tables: &[SourceTable], wanted: &[String], schema: &str) -> Vec<
                 format!("ALTER TABLE {partition} REPLICA IDENTITY as the root has it, and so of every partition"),
             );
         }
+        if let Some(partition) = table.unlogged_partitions.first() {
+            let Problem { what, fix } = unlogged(partition, &table.schema.table);
+            add(what, fix);
+        }
         if table.identity == 'n' {
             add(
                 format!(
@@ -262,6 +277,14 @@ pub fn problems(tables: &[SourceTable], wanted: &[String], schema: &str) -> Vec<
         }
     }
     problems
+}
+
+/// What is wrong with a partition that is not logged, which may be called with its schema.
+pub fn unlogged(partition: &str, root: &TableName) -> Problem {
+    Problem::new(
+        format!("partition {partition} of {root} is UNLOGGED: what is changed in it is in no log"),
+        format!("ALTER TABLE {partition} SET LOGGED and start again; a table that was copied before is copied again"),
+    )
 }
 
 #[cfg(test)]

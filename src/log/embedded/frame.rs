@@ -25,6 +25,9 @@ pub(super) const FLAG_END: u8 = 1;
 /// A segment's first frame.
 pub(super) const FLAG_SEGMENT: u8 = 2;
 
+/// A value that is longer goes to the file from where it is.
+const COPIED_BYTES_MAX: usize = 64 << 10;
+
 const RUN_LEN: usize = 20;
 const RECORD_LEN_MAX: usize = 33;
 const SCHEMA_BIT: u8 = 0x40;
@@ -84,6 +87,9 @@ fn checksum(length: &[u8], rest: &[u8]) -> u32 {
 pub(super) struct Builder {
     salt: Salt,
     buffer: Vec<u8>,
+    /// Long values, each with its place in the buffer, which has all else.
+    long: Vec<(usize, Bytes)>,
+    long_bytes: usize,
     run: Option<Run>,
 }
 
@@ -92,17 +98,21 @@ pub(super) struct Builder {
 struct Run {
     partition: u32,
     start: usize,
+    /// The bytes of long values before it.
+    long_bytes: usize,
     count: u32,
 }
 
 impl Builder {
     pub(super) fn new(salt: Salt) -> Self {
-        Builder { salt, buffer: Vec::new(), run: None }
+        Builder { salt, buffer: Vec::new(), long: Vec::new(), long_bytes: 0, run: None }
     }
 
     /// Begins a frame, giving up what was there.
     pub(super) fn begin(&mut self) {
         // One huge row must not keep its memory for the life of the log.
+        self.long.clear();
+        self.long_bytes = 0;
         self.buffer.clear();
         self.buffer.shrink_to(2 * FRAME_BYTES);
         self.buffer.resize(HEADER_LEN, 0);
@@ -110,14 +120,14 @@ impl Builder {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.buffer.len() >= FRAME_BYTES
+        self.buffer.len() + self.long_bytes >= FRAME_BYTES
     }
 
     /// Adds a record that has this offset.
     pub(super) fn push(&mut self, partition: u32, offset: Offset, record: &Record) {
         if self.run.as_ref().is_none_or(|run| run.partition != partition) {
             self.end_run();
-            self.run = Some(Run { partition, start: self.buffer.len(), count: 0 });
+            self.run = Some(Run { partition, start: self.buffer.len(), long_bytes: self.long_bytes, count: 0 });
             self.buffer.extend_from_slice(&partition.to_le_bytes());
             self.buffer.extend_from_slice(&offset.to_le_bytes());
             self.buffer.extend_from_slice(&[0; 8]);
@@ -137,7 +147,12 @@ impl Builder {
         self.buffer.extend_from_slice(&length(record.key.len()).to_le_bytes());
         self.buffer.extend_from_slice(&length(record.value.len()).to_le_bytes());
         self.buffer.extend_from_slice(&record.key);
-        self.buffer.extend_from_slice(&record.value);
+        if record.value.len() > COPIED_BYTES_MAX {
+            self.long_bytes += record.value.len();
+            self.long.push((self.buffer.len(), record.value.clone()));
+        } else {
+            self.buffer.extend_from_slice(&record.value);
+        }
     }
 
     /// Adds bytes that are no records.
@@ -145,22 +160,36 @@ impl Builder {
         self.buffer.extend_from_slice(payload);
     }
 
-    /// Closes the frame; its bytes.
-    pub(super) fn finish(&mut self, synced: u64, flags: u8) -> &[u8] {
+    /// Closes the frame; its bytes, piece by piece.
+    pub(super) fn finish(&mut self, synced: u64, flags: u8) -> Vec<&[u8]> {
         self.end_run();
-        let payload = length(self.buffer.len() - HEADER_LEN);
+        let payload = length(self.buffer.len() - HEADER_LEN + self.long_bytes);
         self.buffer[..8].copy_from_slice(&self.salt);
         self.buffer[8..12].copy_from_slice(&payload.to_le_bytes());
         self.buffer[16..24].copy_from_slice(&synced.to_le_bytes());
         self.buffer[24] = flags;
-        let crc = checksum(&self.buffer[8..12], &self.buffer[16..]);
-        self.buffer[12..16].copy_from_slice(&crc.to_le_bytes());
-        &self.buffer
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.buffer[8..12]);
+        self.pieces(16).into_iter().for_each(|piece| hasher.update(piece));
+        self.buffer[12..16].copy_from_slice(&hasher.finalize().to_le_bytes());
+        self.pieces(0)
+    }
+
+    /// The frame's bytes from this place of the buffer on.
+    fn pieces(&self, from: usize) -> Vec<&[u8]> {
+        let (mut pieces, mut at) = (Vec::with_capacity(2 * self.long.len() + 1), from);
+        for (place, value) in &self.long {
+            pieces.push(&self.buffer[at..*place]);
+            pieces.push(value.as_ref());
+            at = *place;
+        }
+        pieces.push(&self.buffer[at..]);
+        pieces
     }
 
     fn end_run(&mut self) {
         let Some(run) = self.run.take() else { return };
-        let bytes = length(self.buffer.len() - run.start - RUN_LEN);
+        let bytes = length(self.buffer.len() - run.start - RUN_LEN + self.long_bytes - run.long_bytes);
         self.buffer[run.start + 12..run.start + 16].copy_from_slice(&run.count.to_le_bytes());
         self.buffer[run.start + 16..run.start + 20].copy_from_slice(&bytes.to_le_bytes());
     }

@@ -111,7 +111,7 @@ fn write(input: &mut Input<'_>, salt: Salt) -> Model {
     let header = Header { format: FORMAT, topic, sequence: SEQUENCE, created_ms, partitions: vec![start; partitions] };
     builder.begin();
     builder.push_raw(&serde_json::to_vec(&header).unwrap_or_default());
-    let mut image = Image(builder.finish(0, frame::FLAG_SEGMENT).to_vec());
+    let mut image = Image(builder.finish(0, frame::FLAG_SEGMENT).concat());
     let start = image.len();
     let read = Header::read(&image, start, SEQUENCE, salt).ok();
     assert_eq!(read, Some((header, start)), "a header reads back as it was written");
@@ -132,7 +132,7 @@ fn write(input: &mut Input<'_>, salt: Salt) -> Model {
         // An append may have several frames, and a group several appends.
         open = shape & 3 == 3 && !input.is_empty();
         let from = image.len();
-        image.0.extend_from_slice(builder.finish(synced, if open { 0 } else { frame::FLAG_END }));
+        image.0.extend_from_slice(&builder.finish(synced, if open { 0 } else { frame::FLAG_END }).concat());
         frames.push(WrittenFrame { bytes: from..image.len(), group, records: (!open).then_some(records.len()) });
         if !open && shape & 4 == 4 {
             (group, synced) = (group + 1, image.len());
@@ -225,7 +225,7 @@ fn made_up(input: &mut Input<'_>, salt: Salt) {
         }
         builder.push_raw(input.bytes());
         let (flags, synced) = (input.byte(), u64::from(input.byte()));
-        image.0.extend_from_slice(builder.finish(synced, flags));
+        image.0.extend_from_slice(&builder.finish(synced, flags).concat());
         if flags & 4 == 4 {
             image.0.extend_from_slice(input.bytes());
         }
@@ -258,7 +258,7 @@ fn rewrite(frame: &Frame, salt: Salt) {
         assert!(bytes <= frame.payload.len(), "records take no more room than their frame");
         builder.begin();
         records.iter().for_each(|(offset, record)| builder.push(partition, *offset, record));
-        let written = Bytes::copy_from_slice(builder.finish(0, frame::FLAG_END));
+        let written = Bytes::from(builder.finish(0, frame::FLAG_END).concat());
         let read = match frame::parse(&written, &salt) {
             frame::Parsed::Frame(frame) => Some(records_of(&frame)),
             frame::Parsed::Needs(_) | frame::Parsed::Damaged(_) => None,

@@ -103,7 +103,10 @@ impl TopicStream {
                 return Err(SegmentError::Damaged("the segment before ends too early".into()));
             }
             let mut frames = Frames::new(&segment.file, self.shared.salt, cursor.at, len);
-            while let Some(frame) = frames.next_frame()? {
+            // What is enough is known before the next frame, which may be as large as a row.
+            while !found.is_full()
+                && let Some(frame) = frames.next_frame()?
+            {
                 let Some(expected) = take(&frame, partition, cursor, found)? else { return Ok(()) };
                 (cursor.expected, cursor.at) = (expected, frames.at());
             }

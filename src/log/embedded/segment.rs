@@ -121,9 +121,9 @@ impl Segment {
         let mut builder = frame::Builder::new(salt);
         builder.begin();
         builder.push_raw(&json);
-        let bytes = builder.finish(0, frame::FLAG_SEGMENT);
+        let bytes = builder.finish(0, frame::FLAG_SEGMENT).concat();
         let path = Self::path(folder, header.sequence);
-        write_whole(&path, bytes)?;
+        write_whole(&path, &bytes)?;
         Ok(Segment { file: File::open(&path)?, path, header, start: bytes.len() as u64 })
     }
 

@@ -194,9 +194,10 @@ impl TopicStream {
                 *next += 1;
                 let is_last = records.peek().is_none();
                 if is_last || builder.is_full() {
-                    let bytes = builder.finish(synced, if is_last { frame::FLAG_END } else { 0 });
-                    file.write_all_at(bytes, at)?;
-                    at += bytes.len() as u64;
+                    for piece in builder.finish(synced, if is_last { frame::FLAG_END } else { 0 }) {
+                        file.write_all_at(piece, at)?;
+                        at += piece.len() as u64;
+                    }
                     builder.begin();
                 }
             }

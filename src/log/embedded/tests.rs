@@ -163,7 +163,7 @@ async fn a_row_that_looks_like_a_frame_is_not_taken_for_one() {
     forged.begin();
     forged.push(0, 9, &record(9, Kind::Row, 10));
     let mut evil = record(1, Kind::Row, 0);
-    evil.value = forged.finish(u64::MAX, frame::FLAG_END).to_vec().into();
+    evil.value = forged.finish(u64::MAX, frame::FLAG_END).concat().into();
     append(&log, vec![(0, evil)]).await.expect("appends");
     drop(log);
     let mut torn = fs::read(&path).expect("a file");

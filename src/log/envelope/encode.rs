@@ -8,11 +8,13 @@ use bytes::Bytes;
 use super::{EnvelopeError, json::write_string};
 use crate::{
     log::partition_of,
-    model::{Change, DebeziumConnector, Op, Origin, SourceKind, TableSchema, Value},
+    model::{Change, DebeziumConnector, Op, Origin, SourceKind, TableSchema, Value, row_bytes},
 };
 
 /// How many tables' parts are cached; beyond it (a caller that never reuses a schema) the cache starts afresh.
 const TABLES_MAX: usize = 4096;
+/// Up to how many bytes an envelope is copied out of a buffer that is kept. A longer one takes its buffer with it.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
 /// A row's key and envelope, as bytes of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +70,12 @@ impl Encoder {
             .entry(address)
             .or_insert_with(|| (Arc::clone(&change.schema), Parts::new(&change.schema, pipeline, *connector)));
         out.clear();
+        let images = [&change.images.before, &change.images.after];
+        let bytes: usize = images.into_iter().flatten().map(|row| row_bytes(row)).sum();
+        if bytes > COPIED_BYTES_MAX {
+            // Bytes get longer by a third, and so do most texts by less.
+            out.reserve(bytes + bytes / 2);
+        }
         out.extend_from_slice(b"{\"before\":");
         write_image(out, &parts.columns, change.images.before.as_deref());
         out.extend_from_slice(b",\"after\":");
@@ -89,8 +97,18 @@ impl Encoder {
                 key.push(b'}');
             }
         }
-        Ok(Encoded { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(out) })
+        Ok(Encoded { key: finished(key), value: finished(out) })
     }
+}
+
+/// The bytes of a buffer that is used again.
+fn finished(buffer: &mut Vec<u8>) -> Bytes {
+    if buffer.len() <= COPIED_BYTES_MAX {
+        return Bytes::copy_from_slice(buffer);
+    }
+    let mut whole = std::mem::take(buffer);
+    whole.shrink_to_fit();
+    whole.into()
 }
 
 impl Parts {
@@ -225,6 +243,21 @@ fn write_float(out: &mut Vec<u8>, number: f64, shortest: std::fmt::Arguments<'_>
 /// Formats into the buffer; writing to a `Vec` cannot fail.
 fn write_number(out: &mut Vec<u8>, number: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(number);
+}
+
+/// Values by their names, as JSON: what a row's key is whose key columns these are.
+pub fn object(names: &[String], values: &[Value]) -> String {
+    let mut out = vec![b'{'];
+    for (place, (name, value)) in names.iter().zip(values).enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        write_string(&mut out, name);
+        out.push(b':');
+        write_value(&mut out, value);
+    }
+    out.push(b'}');
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The bytes that a row's partition is hashed from: the key's values in key order, each with its length in front,

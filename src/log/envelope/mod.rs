@@ -12,12 +12,14 @@ mod encode;
 #[doc(hidden)]
 pub mod fuzz;
 pub(in crate::log) mod json;
+mod key;
 mod splice;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Decoded, Row, cells};
-pub use encode::{Encoded, Encoder, key_bytes, partition};
+pub use encode::{Encoded, Encoder, key_bytes, object, partition};
+pub use key::{key_value, key_values};
 pub use splice::{Renewed, deletion, renewed};
 
 use crate::model::{Disposition, Problem, TableName};

@@ -47,6 +47,9 @@ pub trait Register: Send + Sync {
     /// and are to be made again. If the log `has_rows` from before, each table's copy must also remove what it does not
     /// meet: what was done to those rows since is in no log.
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError>;
+    /// The log begins at this position, with this clock: a partition of which the target has no position yet goes on
+    /// from here when the log is lost.
+    async fn begins_at(&self, log: &dyn Log, position: &Position, clock: Version) -> Result<(), CaptureError>;
     /// The clock is moved to this version, which the source's log does not tell.
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError>;
     /// What the target has from beyond the position that capture began at when a log was lost.
@@ -156,15 +159,20 @@ impl CaptureLoop {
     /// Opens the source where the log ends, or anew where the source is, and captures until `stop` or an error.
     async fn session(&self, anew: bool, stop: &CancellationToken) -> Result<(), SessionError> {
         let beyond = self.register.beyond().await?;
-        let mut from = self.resume_point().await?;
+        let in_log = self.resume_point().await?;
+        let begins = in_log.is_none();
+        let mut from = in_log.or_else(|| self.fallback.clone());
         if let (Some((_, clock)), Some(beyond)) = (&mut from, &beyond) {
             // What begins anew is newer than all that there is.
             *clock = if anew { beyond.highest } else { beyond.clock }.max(*clock);
         }
         let clock = from.as_ref().map_or(0, |(_, clock)| *clock);
-        if from.is_none() {
-            self.register.begins_anew(self.has_rows().await?).await?;
+        match &from {
+            Some((position, clock)) if begins && !anew => self.register.begins_at(&*self.log, position, *clock).await?,
+            Some(_) => {}
+            None => self.register.begins_anew(self.has_rows().await?).await?,
         }
+        let begins_here = from.is_none();
         let opening = match from {
             Some((_, clock)) if anew => self.source.stream_anew(&self.selection, clock),
             from => self.source.stream(&self.selection, from),
@@ -177,12 +185,12 @@ impl CaptureLoop {
         // A writer that gives up drops its receiver, which ends the reader; a reader that ends drops
         // its sender, and the writer finishes what it has been given.
         let (read, written) =
-            tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, &settles, stop));
+            tokio::join!(reader.run(&mut *source, sender, stop), self.write(receiver, begins_here, &settles, stop));
         written?;
         read
     }
 
-    /// The last position whose transactions are complete in every partition (rule 18).
+    /// The last position whose transactions are complete in every partition (rule 18); none if the log has none.
     async fn resume_point(&self) -> Result<Option<(Position, Version)>, LogError> {
         let mut lowest: Option<Control> = None;
         for partition in 0..self.log.partitions() {
@@ -194,8 +202,7 @@ impl CaptureLoop {
                 lowest = Some(control);
             }
         }
-        let from_log = lowest.and_then(|control| Some((control.position?, control.clock)));
-        Ok(from_log.or_else(|| self.fallback.clone()))
+        Ok(lowest.and_then(|control| Some((control.position?, control.clock))))
     }
 
     /// Whether the log has changes of rows, wherever they came from.
@@ -209,7 +216,10 @@ impl CaptureLoop {
                 let stored = self.log.read(Topic::Changes, partition, from, LOOK_BYTES, Duration::ZERO).await?;
                 let Some(last) = stored.last() else { break };
                 from = last.offset + 1;
-                if stored.iter().any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate)) {
+                if stored
+                    .iter()
+                    .any(|stored| matches!(stored.record.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade))
+                {
                     return Ok(true);
                 }
             }
@@ -217,20 +227,27 @@ impl CaptureLoop {
         Ok(false)
     }
 
-    /// Appends groups in order until the reader ends. `settles` says whether capture, at this position, has made up for
-    /// what the target has from beyond an earlier one.
+    /// Appends groups in order until the reader ends. The first of them says where the log begins, if it `begins_here`:
+    /// what was committed before is a copy's. `settles` says whether capture, at this position, has made up for what
+    /// the target has from beyond an earlier one.
     async fn write(
         &self,
         mut groups: mpsc::Receiver<AppendGroup>,
+        mut begins_here: bool,
         settles: &(dyn Fn(&Position) -> bool + Sync),
         stop: &CancellationToken,
     ) -> Result<(), SessionError> {
         // Whether an earlier group ended inside a transaction.
         let (mut within, mut settled) = (false, false);
         while let Some(group) = groups.recv().await {
-            let (records, complete) = group.into_records(self.log.partitions());
+            let (records, complete, taken) = group.into_records(self.log.partitions());
             let ends_within = ends_within(&records).unwrap_or(within);
+            if let Some(first) = complete.as_ref().filter(|_| begins_here) {
+                self.register.begins_at(&*self.log, &first.position, first.clock).await?;
+                begins_here = false;
+            }
             self.append(records, within, stop).await?;
+            drop(taken);
             within = ends_within;
             let Some(complete) = complete else { continue };
             let mut ends = Vec::new();

@@ -12,20 +12,26 @@ use crate::{
     log::{
         Control, Kind, Record, TransactionPart,
         envelope::{self, Encoder, EnvelopeError},
+        record::CascadeRecord,
     },
     model::{Beyond, Change, Images, Op, Origin, Position, Problem, TableSchema, Version},
-    observe::{Environment, Frontier, Invariant},
+    observe::{Environment, Frontier, Invariant, Room, Taken},
     source::{CaptureError, CaptureEvent, ChangeStream},
 };
 
 /// A group is handed to the writer when it has this many bytes, whether or not the writer is idle.
 const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Bytes of groups with the writer. A group that has more, because a row has, is with it alone, and nothing is read
+/// meanwhile.
+const HANDED_BYTES_MAX: usize = 4 << 20;
 
 /// Records gathered for one append.
 #[derive(Default)]
 pub(super) struct AppendGroup {
     pub(super) records: Vec<(u32, Record)>,
     bytes: usize,
+    /// Its room, once it has been handed over.
+    taken: Option<Taken>,
     /// The last commit or heartbeat in the group, and how many records come before its control record.
     complete: Option<(usize, Complete)>,
 }
@@ -50,6 +56,7 @@ pub(super) struct Reader<'a> {
     /// The ids of the schemas in use, which are digests and not to be computed per row.
     schema_ids: Vec<(Arc<TableSchema>, u64)>,
     group: AppendGroup,
+    room: Room,
     frontier: &'a Frontier,
     /// The group ends here, at this clock: what follows is read when all of it is durable.
     sealed: Option<Version>,
@@ -73,6 +80,7 @@ impl<'a> Reader<'a> {
             pending: vec![None; capture.log.partitions() as usize],
             schema_ids: Vec::new(),
             group: AppendGroup::start(capture.log.partitions()),
+            room: Room::new(HANDED_BYTES_MAX),
             frontier: &capture.frontier,
             sealed: None,
             clock,
@@ -92,14 +100,21 @@ impl<'a> Reader<'a> {
                 let mut next = source.next();
                 loop {
                     let ready = self.group.complete.is_some() || self.group.bytes >= GROUP_BYTES_MAX;
+                    let reads = self.group.bytes < GROUP_BYTES_MAX && self.sealed.is_none() && !self.room.is_full();
+                    let bytes = self.group.bytes;
+                    let handing_over = async { (self.room.take(bytes).await, groups.reserve().await) };
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Ok(()),
-                        event = &mut next, if self.group.bytes < GROUP_BYTES_MAX && self.sealed.is_none() => break event,
-                        permit = groups.reserve(), if ready => match permit {
-                            Ok(permit) => permit.send(std::mem::take(&mut self.group)),
+                        event = &mut next, if reads => break event,
+                        (taken, permit) = handing_over, if ready => match permit {
+                            Ok(permit) => {
+                                let group = std::mem::take(&mut self.group);
+                                permit.send(AppendGroup { taken: Some(taken), ..group });
+                            }
                             Err(_) => return Ok(()),
                         },
+                        () = self.room.wait(1), if self.room.is_full() => {}
                         _ = self.frontier.captured_when(|captured| Some(captured.clock) >= self.sealed), if self.sealed.is_some() && !ready => {
                             self.sealed = None;
                         }
@@ -152,6 +167,12 @@ impl<'a> Reader<'a> {
                 for partition in 0..self.partitions {
                     self.hold(partition, record.clone());
                 }
+            }
+            CaptureEvent::Cascade { cascade, version, commit_us } => {
+                let key = envelope::object(&cascade.columns, &cascade.values);
+                let record = CascadeRecord { child: cascade.child.to_string(), key, kind: cascade.kind };
+                // One partition is enough: nobody acts on it before all of them are so far.
+                self.hold(0, Record::cascade(&record, version, commit_us).open());
             }
             CaptureEvent::Schema(schema) => {
                 self.register.schema(&schema, self.clock).await?;
@@ -250,10 +271,10 @@ impl AppendGroup {
         self.records.push((partition, record));
     }
 
-    /// The records with the control record in its place.
-    pub(super) fn into_records(self, partitions: u32) -> (Vec<(u32, Record)>, Option<Complete>) {
-        let AppendGroup { mut records, complete, .. } = self;
-        let Some((at, complete)) = complete else { return (records, None) };
+    /// The records with the control record in its place, and the room that they take.
+    pub(super) fn into_records(self, partitions: u32) -> (Vec<(u32, Record)>, Option<Complete>, Option<Taken>) {
+        let AppendGroup { mut records, complete, taken, .. } = self;
+        let Some((at, complete)) = complete else { return (records, None, taken) };
         let control = Control { position: Some(complete.position.clone()), clock: complete.clock, chunk: None };
         let record = if complete.is_idle {
             Record::heartbeat(&control, complete.commit_us)
@@ -262,13 +283,13 @@ impl AppendGroup {
         };
         let at = at.min(records.len());
         records.splice(at..at, (0..partitions).map(|partition| (partition, record.clone())));
-        (records, Some(complete))
+        (records, Some(complete), taken)
     }
 }
 
 /// Whether these records leave a transaction open; none if there is no row among them.
 pub(super) fn ends_within(records: &[(u32, Record)]) -> Option<bool> {
-    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate);
+    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade);
     let last = records.iter().rev().find(rows)?;
     Some(last.1.headers.transaction == TransactionPart::Open)
 }

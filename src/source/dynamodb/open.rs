@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, OnceCell, mpsc, watch};
+use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::Instant;
 
 use super::{DynamoStream, Followed, StreamSettings};
@@ -15,15 +15,17 @@ use crate::{
     },
     model::{DebeziumConnector, Disposition, DynamoPosition, Position, Problem, TableSchema, Value, Version},
     observe::{Backoff, Captured, Environment},
-    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    snapshot::{Block, Blocks, BlocksClosed, Estimate, KeyRange, Scan, SnapshotError},
     source::{
-        BLOCK_ROWS, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError,
-        capture_error, copy_error, foreign_position, not_begun, vanished,
+        CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError, capture_error,
+        copy_error, foreign_position, logs_cascades, not_begun, vanished,
     },
 };
 
 /// Segments that a scan has for each connection that reads: more than one, because they are of different lengths.
 const SEGMENTS_PER_READER: usize = 4;
+/// Items of a block: an item has 400 KB at most, and a page 1 MB.
+const BLOCK_ITEMS_MAX: usize = 100;
 /// Attempts at one page before the copy says that it is in trouble.
 const ATTEMPTS_MAX: u32 = 8;
 
@@ -144,17 +146,36 @@ impl Source for DynamoSource {
         Ok(Position::Dynamo(DynamoPosition::at(self.service().await?.now_us().await?)))
     }
 
+    async fn children(
+        &self,
+        _table: &Arc<TableSchema>,
+        _columns: &[usize],
+        _values: &[Value],
+        _captured: &Captured,
+        _blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        logs_cascades()
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError> {
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
         // A consistent read sees every write that was answered before it, and so all that a stream has shown.
         let keys: Result<Vec<Item>, _> = keys.iter().map(|key| attribute::key_item(table, key)).collect();
-        let keys = keys.map_err(DynamoError::from)?;
-        let items = scan::fetch(self.service().await?, &table.table.table, &keys).await?;
-        Ok(Block { version: captured.watermark(), rows: rows(table, &items)? })
+        let mut left = keys.map_err(DynamoError::from)?;
+        let service = self.service().await?;
+        while !left.is_empty() {
+            let answer = scan::fetch(service, &table.table.table, left).await?;
+            left = answer.left;
+            if hand_over(table, &answer.items, captured.watermark(), &blocks).await?.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -179,6 +200,22 @@ pub fn judge(tables: &[TableFacts], wanted: &[String], region: &str) -> Vec<Prob
 fn rows(table: &TableSchema, items: &[Item]) -> Result<Vec<Vec<Value>>, SnapshotError> {
     let rows = items.iter().map(|item| attribute::row(table, item, false));
     Ok(rows.collect::<Result<_, _>>().map_err(DynamoError::from)?)
+}
+
+/// Hands items over block by block. What the service answers at once is bounded, so that bytes are not counted here.
+async fn hand_over(
+    table: &TableSchema,
+    items: &[Item],
+    version: Version,
+    blocks: &Blocks,
+) -> Result<Result<(), BlocksClosed>, SnapshotError> {
+    for items in items.chunks(BLOCK_ITEMS_MAX) {
+        let sent = blocks.send(Block { version, rows: rows(table, items)? }).await;
+        if sent.is_err() {
+            return Ok(sent);
+        }
+    }
+    Ok(Ok(()))
 }
 
 /// Reads pages of segments. A chunk is a page, since nobody knows where a segment may be divided until it is read; what
@@ -230,12 +267,13 @@ impl Scan for DynamoScan {
         Ok((next < position.of).then(|| ScanPosition::start_of(next, position.of).text()))
     }
 
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError> {
         let facts = catalog::load_table(&self.service, &table.table.table).await?;
         // A copy leaves half of what the table may be read to those who use it.
         let half = facts.as_ref().and_then(|facts| facts.read_units).map(|units| (units / 2).max(1));
         self.budget.lock().await.per_second = self.read_units_per_second.or(half);
-        Ok(facts.map(|facts| facts.items).unwrap_or_default())
+        // A chunk is a page, which the service bounds by its bytes.
+        Ok(Estimate { rows: facts.map(|facts| facts.items).unwrap_or_default(), row_bytes: 0 })
     }
 
     async fn read(
@@ -245,20 +283,15 @@ impl Scan for DynamoScan {
         // A position's floor only rises, and had come to that before the first page was read.
         _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
         let Some(captured) = captured.borrow_and_update().clone() else {
             return Err(not_begun());
         };
         let from = position(range.lower.as_deref(), range.upper.as_deref(), self.segments)?;
         let page = self.page(&table.table.table, &from).await?;
-        for items in page.items.chunks(BLOCK_ROWS) {
-            let block = Block { version: captured.watermark(), rows: rows(table, items)? };
-            // A closed channel means that the writer has failed: its error is the one that counts.
-            if blocks.send(block).await.is_err() {
-                break;
-            }
-        }
+        // A closed channel means that the writer has failed: its error is the one that counts.
+        let _ = hand_over(table, &page.items, captured.watermark(), &blocks).await?;
         Ok(page.next.map(|position| position.text()))
     }
 }

@@ -20,9 +20,10 @@ pub fn problems(config: &SourceConfig) -> Vec<(&'static str, String)> {
         let problem = "must be \"null\", \"error\", or a date such as \"1970-01-01\"";
         problems.push(("source.zero_dates", problem.into()));
     }
-    if config.cascades == Cascades::Refetch {
-        let problem = "\"refetch\" is not available yet; leave it out, and make the same foreign key at the target, or let the \
-                       application change the children (MySQL 9.6 and later log them)";
+    if config.cascades == Cascades::Target {
+        let problem = "\"target\" would lose rows: a parent's key that changes comes there as a delete and an insert, and a \
+                       parent that is deleted and made again at once as no delete; leave it out, and children are \
+                       read again at the source";
         problems.push(("source.cascades", problem.into()));
     }
     if config.server_id == Some(0) {

@@ -14,10 +14,12 @@
 //! rows as statements (they halt as well).
 
 pub mod binlog;
+mod cascades;
 pub(crate) mod config;
 mod described;
 #[doc(hidden)]
 pub mod fuzz;
+mod links;
 mod open;
 mod progress;
 mod reader;
@@ -35,6 +37,7 @@ pub use self::config::MysqlSourceConfig;
 pub use self::open::MysqlSource;
 use self::{
     binlog::{DecodeOptions, JsonDoubles, ddl::Names},
+    cascades::Links,
     progress::Progress,
     reader::{LogReader, Pending},
     stream::{RawEventStream, Start},
@@ -49,6 +52,7 @@ use crate::{
         server::{self, ServerFacts},
     },
     model::{Clock, Disposition, Flavor, MysqlPosition, Problem, TableName, TableSchema, Version, ZeroDates},
+    state::Store,
 };
 
 /// A running capture.
@@ -59,6 +63,9 @@ pub struct MysqlStream {
     reader: LogReader,
     /// What ended the stream; it stays ended.
     failed: bool,
+    /// Where foreign keys that change rows unseen are noted, where they are followed.
+    cascades: Option<Arc<Store>>,
+    logs_cascades: bool,
 }
 
 impl MysqlStream {
@@ -122,7 +129,53 @@ impl MysqlStream {
             "capture starts"
         );
         let stream = RawEventStream::open(conn, flavor, &start, config.server_id).await?;
-        Ok(MysqlStream { config: config.clone(), stream, reader, failed: false })
+        let logs_cascades = facts.logs_cascades();
+        Ok(MysqlStream { config: config.clone(), stream, reader, failed: false, cascades: None, logs_cascades })
+    }
+
+    /// Tells from now on what foreign keys may have done unseen, and notes in `store` which there are.
+    async fn with_cascades(mut self, store: Arc<Store>) -> Result<Self, CaptureError> {
+        if !self.logs_cascades {
+            self.cascades = Some(store);
+            self.find_links().await?;
+        }
+        Ok(self)
+    }
+
+    /// Asks the catalog for foreign keys that change rows unseen. Those that were known before stay: what they did may
+    /// be still to be read.
+    async fn find_links(&mut self) -> Result<(), CaptureError> {
+        self.reader.links_stale = false;
+        let Some(store) = self.cascades.clone() else { return Ok(()) };
+        let known = store.cascade_links().await?;
+        let mut conn = self.config.connector.connect().await.map_err(connect_error)?;
+        let id = conn.id();
+        let tables = &self.reader.tables;
+        let found = async {
+            let (links, present) = links::reaching(&mut conn, tables, known.clone()).await.map_err(query_error)?;
+            let schemas = links::parents_beside(&mut conn, tables, &links).await.map_err(catalog_error)?;
+            let is_read = |parent: &TableName| tables.reads(parent) || schemas.iter().any(|s| s.table == *parent);
+            let mut parents = links.iter().map(|link| &link.parent);
+            let missing = parents.find(|parent| present.contains(*parent) && !is_read(parent)).cloned();
+            match missing {
+                Some(parent) => Err(unseen(&parent)),
+                None => Ok((links, schemas)),
+            }
+        };
+        let found = liveness::answered(&self.config.connector, id, found).await.ok_or_else(gone)?;
+        let (links, schemas) = found?;
+        if let Err(error) = conn.disconnect().await {
+            tracing::debug!(%error, "closing the catalog's connection");
+        }
+        if links != known {
+            store.set_cascade_links(&links).await?;
+        }
+        for schema in schemas {
+            self.reader.tables.follow(Arc::new(schema));
+        }
+        let tables = &self.reader.tables;
+        self.reader.links = Links::new(&links, |table| tables.compared(table));
+        Ok(())
     }
 
     /// The end of the last transaction that [`Source::next`] has read, and the clock's state there.
@@ -136,7 +189,11 @@ impl MysqlStream {
                 return Ok(captured);
             }
             let event = self.stream.next().await?;
-            match self.reader.read(&event.header, event.body())? {
+            let pending = self.reader.read(&event.header, event.body())?;
+            if self.reader.links_stale {
+                self.find_links().await?;
+            }
+            match pending {
                 None => {}
                 Some(Pending::Map(pending)) => {
                     let catalog = self.present_schema(&pending.table).await?;
@@ -263,6 +320,17 @@ const COPY_AGAIN: &str = "keep binlogs longer (binlog_expire_logs_seconds, expir
 
 fn halt(reason: impl Into<String>, remedy: impl Into<String>) -> CaptureError {
     CaptureError::Halt(Problem::new(reason, remedy))
+}
+
+/// Rows of this table change captured ones, and cannot be read.
+fn unseen(parent: &TableName) -> CaptureError {
+    halt(
+        format!("foreign keys lead from captured tables to {parent}, which the source user may not see"),
+        format!(
+            "GRANT SELECT ON {} to it and start again; or say [source] cascades = \"none\" if rows may stay at the target",
+            server::table_sql(parent)
+        ),
+    )
 }
 
 /// The session ended at the server alone.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mysql_async::Conn;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::MysqlStream;
@@ -13,14 +13,14 @@ use crate::{
         catalog::{self, CatalogError},
         connect::{ConnectError, Connector, QueryError},
         liveness,
-        scan::{ScanError, Scanner, Watermark},
+        scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::{self, Grants, ServerFacts},
     },
     model::{Disposition, MysqlPosition, Position, Problem, TableSchema, Value, Version},
     observe::{Captured, now_us},
-    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{
-        BLOCK_ROWS, COPY_GOES_ON, CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source,
+        COPY_GOES_ON, CORRECT_THAT, CaptureError, Cascades, ChangeStream, Examined, Selection, Settings, Source,
         SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
     },
 };
@@ -60,6 +60,14 @@ impl MysqlSource {
             None => schema,
         };
         tables.into_iter().map(spelled).collect()
+    }
+
+    /// A stream that tells what foreign keys may have done unseen, unless nobody wants to know.
+    async fn telling_cascades(&self, stream: MysqlStream) -> Result<Box<dyn ChangeStream>, CaptureError> {
+        Ok(match self.settings.config.cascades {
+            Cascades::Refetch => Box::new(stream.with_cascades(Arc::clone(&self.settings.store)).await?),
+            Cascades::Target | Cascades::None => Box::new(stream),
+        })
     }
 
     /// What the source is, if it can be captured.
@@ -138,7 +146,8 @@ impl Source for MysqlSource {
         };
         let mut config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
         config.clock_min = selection.clock_min;
-        Ok(Box::new(MysqlStream::open(&config, from, &known, &selection.tables).await?))
+        let stream = MysqlStream::open(&config, from, &known, &selection.tables).await?;
+        self.telling_cascades(stream).await
     }
 
     async fn stream_anew(&self, selection: &Selection, clock: Version) -> Result<Box<dyn ChangeStream>, CaptureError> {
@@ -154,7 +163,8 @@ impl Source for MysqlSource {
         );
         let config = self.settings.config.resolve(&self.settings.pipeline, now_us)?;
         let from = Some((position, clock.max(facts.now_us)));
-        Ok(Box::new(MysqlStream::open(&config, from, &[], &selection.tables).await?))
+        let stream = MysqlStream::open(&config, from, &[], &selection.tables).await?;
+        self.telling_cascades(stream).await
     }
 
     async fn scan(&self) -> Result<Box<dyn Scan>, SnapshotError> {
@@ -185,17 +195,38 @@ impl Source for MysqlSource {
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError> {
-        let Position::Mysql(position) = captured.position.clone() else {
-            return Err(SnapshotError::Source(foreign_position().to_string()));
-        };
-        let watermark = Watermark { position, version: captured.clock };
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let watermark = watermark(captured)?;
         let mut scanner = self.scanner().await?;
-        let mut rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
-        let found = rows.next_batch(usize::MAX).await?;
-        drop(rows);
-        scanner.close().await?;
-        Ok(Block { version: captured.watermark(), rows: found })
+        let rows = scanner.fetch(table, &table.key, keys, &watermark).await?;
+        hand_over(rows, captured.watermark(), &blocks).await?;
+        Ok(scanner.close().await?)
+    }
+
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let watermark = watermark(captured)?;
+        let mut scanner = self.scanner().await?;
+        let rows = scanner.fetch(table, columns, &[values.to_vec()], &watermark).await?;
+        hand_over(rows, captured.watermark(), &blocks).await?;
+        Ok(scanner.close().await?)
+    }
+}
+
+/// What a read has to see of what was captured.
+fn watermark(captured: &Captured) -> Result<Watermark, SnapshotError> {
+    match captured.position.clone() {
+        Position::Mysql(position) => Ok(Watermark { position, version: captured.clock }),
+        Position::Debezium(_) | Position::Postgres(_) | Position::Dynamo(_) => {
+            Err(SnapshotError::Source(foreign_position().to_string()))
+        }
     }
 }
 
@@ -211,16 +242,22 @@ impl MysqlScan {
         table: &TableSchema,
         range: &KeyRange,
         watermark: &Watermark,
-        blocks: &mpsc::Sender<Block>,
+        blocks: &Blocks,
     ) -> Result<(), SnapshotError> {
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
-        let mut rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
-        loop {
-            let batch = rows.next_batch(BLOCK_ROWS).await?;
-            // A closed channel means that the writer has failed: its error is the one that counts.
-            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
-                return Ok(());
-            }
+        let rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
+        let version = rows.version;
+        hand_over(rows, version, blocks).await
+    }
+}
+
+/// Hands rows over block by block, as they come.
+async fn hand_over(mut rows: ChunkRows<'_>, version: Version, blocks: &Blocks) -> Result<(), SnapshotError> {
+    loop {
+        let batch = rows.next_batch(BLOCK_ROWS_MAX, BLOCK_BYTES_MAX).await?;
+        // A closed channel means that the writer has failed: its error is the one that counts.
+        if batch.is_empty() || blocks.send(Block { version, rows: batch }).await.is_err() {
+            return Ok(());
         }
     }
 }
@@ -249,10 +286,11 @@ impl Scan for MysqlScan {
         bound.map_or_else(gone, |bound| Ok(bound?))
     }
 
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError> {
         let (connector, id) = (self.connector.clone(), self.scanner.id());
-        let rows = liveness::answered(&connector, id, self.scanner.estimate_rows(&table.table)).await;
-        rows.map_or_else(gone, |rows| Ok(rows?))
+        let estimate = liveness::answered(&connector, id, self.scanner.estimate(&table.table)).await;
+        let (rows, bytes) = estimate.map_or_else(gone, |estimate| Ok(estimate?))?;
+        Ok(Estimate::new(rows, bytes))
     }
 
     async fn read(
@@ -262,7 +300,7 @@ impl Scan for MysqlScan {
         // What is captured is waited for, and is above it.
         _floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {

@@ -14,6 +14,7 @@ use super::{
         ddl::{Names, RowChange},
         decode,
     },
+    cascades::Links,
     halt, lost,
     progress::{GroupId, Progress},
     stream::decode_error,
@@ -76,12 +77,29 @@ pub(super) struct LogReader {
     idle_said_us: i64,
     /// Row changes as statements that reach no watched table, until DDL passes.
     pub(super) outside: Vec<Names>,
+    /// Foreign keys that change rows unseen.
+    pub(super) links: Links,
+    /// DDL has passed that may have made such a key.
+    pub(super) links_stale: bool,
 }
 
 impl LogReader {
     pub(super) fn new(flavor: Flavor, progress: Progress, tables: Tables, clock: Clock, now_us: fn() -> i64) -> Self {
         let (delivered, outside) = (VecDeque::new(), Vec::new());
-        LogReader { flavor, progress, tables, clock, group: None, delivered, now_us, idle_said_us: 0, outside }
+        let (links, links_stale) = (Links::default(), false);
+        LogReader {
+            flavor,
+            progress,
+            tables,
+            clock,
+            group: None,
+            delivered,
+            now_us,
+            idle_said_us: 0,
+            outside,
+            links,
+            links_stale,
+        }
     }
 
     /// The catalog says that this row change reaches no watched table.
@@ -106,7 +124,9 @@ impl LogReader {
             && let Some(group) = &mut self.group
         {
             group.changes = false;
-            self.delivered.retain(|captured| !matches!(captured, CaptureEvent::Change(_)));
+            let held =
+                |captured: &CaptureEvent| matches!(captured, CaptureEvent::Change(_) | CaptureEvent::Cascade { .. });
+            self.delivered.retain(|captured| !held(captured));
         }
     }
 
@@ -281,9 +301,12 @@ impl LogReader {
             return Ok(());
         };
         let place = |error| at_place(&self.progress, decode_error(error));
+        let table = self.tables.compared(&decoder.schema().table);
+        let (captured, is_parent) = (self.tables.watches(&table), self.links.is_parent(&table));
         for images in decoder.rows(rows).map_err(place)? {
             let images = images.map_err(place)?;
             let version = self.clock.tick_many(commit_us, ticks);
+            let cascades = if is_parent { self.links.of(&table, decoder.schema(), &images) } else { Vec::new() };
             let change =
                 |op, images, version| Change { schema: decoder.schema().clone(), op, images, version, commit_us };
             let (op, moved) = match rows.kind {
@@ -292,11 +315,17 @@ impl LogReader {
                 RowsKind::Update => (Op::Update, split_by_key(decoder.schema(), &images)),
             };
             match moved {
+                _ if !captured => {}
                 None => self.delivered.push_back(CaptureEvent::Change(change(op, images, version))),
                 Some((before, after)) => {
                     self.delivered.push_back(CaptureEvent::Change(change(Op::Delete, before, version)));
                     self.delivered.push_back(CaptureEvent::Change(change(Op::Insert, after, version + 1)));
                 }
+            }
+            // Children that were changed with it are older than its last version, and those changed later are not.
+            let version = version.saturating_add(i64::from(rows.kind == RowsKind::Update));
+            for cascade in cascades {
+                self.delivered.push_back(CaptureEvent::Cascade { cascade, version, commit_us });
             }
         }
         if let Some(group) = &mut self.group {

@@ -90,6 +90,7 @@ impl LogReader {
             Statement::RenameTable(renames) => self.rename(&renames)?,
             Statement::CreateTable(table) => {
                 self.outside.clear();
+                self.links_stale = true;
                 self.tables.changed(&table);
                 // CREATE TABLE … SELECT as one transaction: its rows and their commit follow.
                 if query.sql.trim_end().to_ascii_uppercase().ends_with("START TRANSACTION") {
@@ -103,6 +104,11 @@ impl LogReader {
 
     fn rename(&mut self, renames: &[(TableName, TableName)]) -> Result<(), CaptureError> {
         self.outside.clear();
+        self.links_stale = true;
+        for (old, new) in renames {
+            self.tables.changed(old);
+            self.tables.changed(new);
+        }
         let ours = |(old, new): &&(TableName, TableName)| self.tables.watches(old) || self.tables.watches(new);
         match renames.iter().find(ours) {
             Some((old, new)) => Err(self.refused(&format!("{old} was renamed to {new}"), RENAMED)),
@@ -159,12 +165,14 @@ impl LogReader {
 
     fn alter(&mut self, table: &TableName, kinds: &[AlterKind], columns: &[String]) -> Result<(), CaptureError> {
         self.outside.clear();
+        self.links_stale = true;
         // Ticks for every table, as a TRUNCATE does: what a copy reads after this must be newer than the last change
         // before it.
         let (clock, _) = self.tick()?;
         for kind in kinds {
             self.refuse_other_table(table, kind)?;
         }
+        self.tables.changed(table);
         let Some(schema) = self.tables.schema(table).cloned() else { return Ok(()) };
         let mut rewritten = BTreeSet::new();
         for kind in kinds {
@@ -213,7 +221,6 @@ impl LogReader {
                 | AlterKind::Other => {}
             }
         }
-        self.tables.changed(table);
         if !rewritten.is_empty() {
             let (table, columns) = (schema.table.clone(), rewritten.into_iter().collect());
             self.deliver_change(CaptureEvent::Rewritten { table, columns, clock });

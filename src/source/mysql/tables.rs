@@ -33,6 +33,8 @@ struct Watched {
     schema: Arc<TableSchema>,
     /// A DDL statement has passed: the catalog is asked at the next table map.
     stale: bool,
+    /// Not captured: its changes are read for what they do to the children of its rows.
+    only_followed: bool,
 }
 
 /// The tables of a reader.
@@ -84,7 +86,7 @@ impl Tables {
         let mut tables = Tables { watched: HashMap::new(), maps: HashMap::new(), options, names_fold };
         for schema in schemas {
             let name = tables.compared(&schema.table);
-            tables.watched.insert(name, Watched { schema, stale: false });
+            tables.watched.insert(name, Watched { schema, stale: false, only_followed: false });
         }
         tables
     }
@@ -98,22 +100,39 @@ impl Tables {
         }
     }
 
+    /// Reads the changes of a table that is not captured, from now on.
+    pub(super) fn follow(&mut self, schema: Arc<TableSchema>) {
+        let name = self.compared(&schema.table);
+        self.watched.entry(name).or_insert(Watched { schema, stale: false, only_followed: true });
+        // What stood for a table that nobody read has no decoder.
+        self.maps.retain(|_, mapped| mapped.decoder.is_some());
+    }
+
+    fn captured(&self, table: &TableName) -> Option<&Watched> {
+        self.watched.get(&self.compared(table)).filter(|watched| !watched.only_followed)
+    }
+
     pub(super) fn schema(&self, table: &TableName) -> Option<&Arc<TableSchema>> {
-        self.watched.get(&self.compared(table)).map(|watched| &watched.schema)
+        self.captured(table).map(|watched| &watched.schema)
     }
 
     pub(super) fn watches(&self, table: &TableName) -> bool {
+        self.captured(table).is_some()
+    }
+
+    /// Whether changes of the table's rows are read, captured or not.
+    pub(super) fn reads(&self, table: &TableName) -> bool {
         self.watched.contains_key(&self.compared(table))
     }
 
     pub(super) fn watches_database(&self, database: &str) -> bool {
         let database = self.compared(&TableName::new(database, "")).schema;
-        self.watched.keys().any(|table| table.schema == database)
+        self.watched.iter().any(|(table, watched)| table.schema == database && !watched.only_followed)
     }
 
     /// The watched tables.
     pub(super) fn watched(&self) -> impl Iterator<Item = &TableName> {
-        self.watched.values().map(|watched| &watched.schema.table)
+        self.watched.values().filter(|watched| !watched.only_followed).map(|watched| &watched.schema.table)
     }
 
     /// A DDL statement passed.
@@ -171,23 +190,26 @@ impl Tables {
         catalog: Option<TableSchema>,
     ) -> Result<Option<Arc<TableSchema>>, BindError> {
         let PendingMap { bytes, map, table } = pending;
-        let current = self.schema(&table).map(Arc::clone);
+        let known = self.watched.get(&self.compared(&table));
+        let only_followed = known.is_some_and(|known| known.only_followed);
+        let current = known.map(|known| Arc::clone(&known.schema));
         let catalog = catalog.map(|catalog| match &current {
             Some(current) => catalog.spelled_as(current),
             None => catalog,
         });
         let decoder = fit(&map, &table, catalog, current.as_ref(), &self.options)?;
         let schema = Arc::clone(decoder.schema());
-        if schema.key.is_empty() {
+        if schema.key.is_empty() && !only_followed {
             return Err(BindError::NoKey(table));
         }
-        if current.as_ref().is_some_and(|current| !same_key(current, &schema)) {
+        if !only_followed && current.as_ref().is_some_and(|current| !same_key(current, &schema)) {
             return Err(BindError::OtherKey(table));
         }
         self.maps.insert(map.table_id, Mapped { bytes, map, decoder: Some(decoder) });
         let changed = current.is_none_or(|current| current != schema);
-        self.watched.insert(self.compared(&table), Watched { schema: Arc::clone(&schema), stale: false });
-        Ok(changed.then_some(schema))
+        let watched = Watched { schema: Arc::clone(&schema), stale: false, only_followed };
+        self.watched.insert(self.compared(&table), watched);
+        Ok((changed && !only_followed).then_some(schema))
     }
 }
 

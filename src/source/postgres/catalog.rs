@@ -8,9 +8,13 @@
 //!
 //! Between two looks a table can be swapped away and back. The stream tells of every change by the number of its table,
 //! and of the name that it had: where the two do not belong together, that is kept as well ([`TableMark::disturbed`]).
+//! It describes a partition right behind its root: one that no look has shown may be gone, and its rows with it
+//! ([`TableMark::strangers`]). Where the source has the event trigger of [`ddl`], the catalog is asked at once.
 //!
 //! [`judgement`]: super::judgement
+//! [`ddl`]: crate::database::postgres::ddl
 //! [`TableMark::disturbed`]: crate::database::postgres::fingerprint::TableMark::disturbed
+//! [`TableMark::strangers`]: crate::database::postgres::fingerprint::TableMark::strangers
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -20,11 +24,12 @@ use tokio_postgres::Client;
 use super::{
     PostgresSourceConfig,
     judgement::{self, Copy, Obstacle},
-    pgoutput::Relation,
+    pgoutput::{Message, Relation},
     present_tables, publication_error, server_error,
 };
 use crate::{
     database::postgres::{
+        ddl,
         fingerprint::{self, Fingerprint},
         publication,
         tables::SourceTable,
@@ -42,6 +47,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_LOOKS: u32 = 20;
 /// A busy server is asked this often all the same: until then the target differs, and nobody knows.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// However often the source says that something was altered, it is asked no more often than this.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How long a table may be gone: who swaps two tables does so in two statements.
 const GONE_MAX: Duration = Duration::from_secs(5);
 
@@ -72,9 +79,14 @@ pub(super) struct Catalog {
     /// Of the last look; empty if the next one is to be read whatever it shows.
     digest: String,
     look_at: Instant,
+    looked_at: Instant,
     pending: Option<Pending>,
     /// Tables that were disturbed since the look that is pending.
     disturbed: BTreeSet<TableName>,
+    /// Partitions that no look has shown and that were met since the look that is pending, each with its root.
+    strangers: BTreeSet<(TableName, u32)>,
+    /// What the message before this one described.
+    described: Option<TableName>,
     /// Transactions below this number had ended at the last look.
     ended_below: u64,
     gone_since: Option<Instant>,
@@ -104,8 +116,11 @@ impl Catalog {
             unkept: false,
             digest: String::new(),
             look_at: Instant::now(),
+            looked_at: Instant::now(),
             pending: None,
             disturbed: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            described: None,
             ended_below: 0,
             gone_since: None,
         }))
@@ -144,15 +159,47 @@ impl Catalog {
         Ok(())
     }
 
-    /// The stream describes a table before its first change after an alteration. A number and a name that do not belong
-    /// together are kept at once: the place of the log where they were met may be passed before the next look.
+    /// Takes what the stream says of the catalog.
     ///
     /// # Errors
     /// When the state is out of reach.
-    pub(super) async fn met(&mut self, relation: &Relation) -> Result<(), CaptureError> {
+    pub(super) async fn hear(&mut self, message: &Message<'_>) -> Result<(), CaptureError> {
+        match message {
+            Message::Relation(relation) => return self.met(relation).await,
+            // Comes between a root and its partition.
+            Message::Type { .. } => return Ok(()),
+            Message::Logical { prefix } if *prefix == ddl::PREFIX => {
+                tracing::debug!("the source says that it was altered; its catalog is asked");
+                self.look_at = self.look_at.min(self.looked_at + PAUSE_MIN);
+            }
+            Message::Begin { .. }
+            | Message::Commit { .. }
+            | Message::Origin { .. }
+            | Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Truncate { .. }
+            | Message::Logical { .. } => {}
+        }
+        self.described = None;
+        Ok(())
+    }
+
+    /// The stream describes a table before its first change after an alteration, and a partition right behind its root.
+    /// A number and a name that do not belong together, and a partition that nobody has seen, are kept at once: the
+    /// place of the log where they were met may be passed before the next look.
+    async fn met(&mut self, relation: &Relation) -> Result<(), CaptureError> {
         let name = TableName::new(&relation.schema, &relation.table);
-        let tables = self.known.iter_mut().flat_map(|known| &mut known.tables);
+        let root = self.described.replace(name.clone());
+        let stranger = root.filter(|root| !self.watched.contains(&name) && !self.has_shown(root, relation.id));
         let mut is_new = false;
+        if let Some(root) = stranger {
+            let mut tables = self.known.iter_mut().flat_map(|known| &mut known.tables);
+            if let Some(mark) = tables.find(|mark| mark.table() == root) {
+                is_new |= self.strangers.insert((root, relation.id)) | mark.strangers.insert(relation.id);
+            }
+        }
+        let tables = self.known.iter_mut().flat_map(|known| &mut known.tables);
         for mark in tables.filter(|mark| (mark.oid == relation.id) != (mark.table() == name)) {
             is_new |= self.disturbed.insert(mark.table()) | !mark.disturbed;
             mark.disturbed = true;
@@ -166,6 +213,13 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether a look has shown this partition of the table, or that it has none.
+    fn has_shown(&self, root: &TableName, oid: u32) -> bool {
+        let looks = self.known.iter().chain(self.pending.as_ref().map(|pending| &pending.found));
+        let mut marks = looks.filter_map(|look| look.named(root));
+        marks.any(|mark| !mark.partitioned || mark.has_partition(oid))
+    }
+
     /// Looks at the catalog. A difference is acted upon later ([`Catalog::judge`]); a publication that does not send a
     /// table is completed at once.
     ///
@@ -173,6 +227,7 @@ impl Catalog {
     /// When the source is out of reach; when a table, or the publication, is gone or cannot be captured as it is.
     pub(super) async fn look(&mut self, client: &Client) -> Result<(), CaptureError> {
         let began = Instant::now();
+        self.looked_at = began;
         let look = self.ask(client).await?;
         self.look_at = Instant::now() + LOOK_EVERY.max((began.elapsed() * PAUSE_LOOKS).min(PAUSE_MAX));
         self.ended_below = look.ended_below;
@@ -193,6 +248,7 @@ impl Catalog {
         match judgement::obstacle(known, &found, &self.watched) {
             None => {}
             Some(Obstacle::Lost(problem)) => return Err(CaptureError::Lost(problem)),
+            Some(Obstacle::Unlogged(problem)) => return Err(CaptureError::Halt(problem)),
             Some(Obstacle::Gone(problem)) => {
                 if self.gone_since.get_or_insert(began).elapsed() < GONE_MAX {
                     return Ok(());
@@ -219,6 +275,7 @@ impl Catalog {
         let xid = fingerprint::push(client).await.map_err(server_error)?;
         self.digest = digest;
         self.disturbed.clear();
+        self.strangers.clear();
         self.pending = Some(Pending { found, present, empty, lsn: look.lsn, ended: sent_otherwise.then_some(xid) });
         Ok(())
     }
@@ -245,8 +302,10 @@ impl Catalog {
         let mut known = self.pruned(found);
         for mark in &mut known.tables {
             mark.disturbed = self.disturbed.contains(&mark.table());
+            let met = self.strangers.iter().filter(|(root, _)| *root == mark.table());
+            mark.strangers = met.map(|(_, stranger)| *stranger).collect();
         }
-        if !self.disturbed.is_empty() {
+        if !self.disturbed.is_empty() || !self.strangers.is_empty() {
             self.digest.clear();
         }
         self.known = Some(known);

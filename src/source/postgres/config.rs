@@ -24,7 +24,7 @@ pub fn problems(config: &SourceConfig) -> Vec<(&'static str, String)> {
         }
     };
     is_for_mysql("source.zero_dates", config.zero_dates != "null");
-    is_for_mysql("source.cascades", config.cascades != Cascades::Block);
+    is_for_mysql("source.cascades", config.cascades != Cascades::Refetch);
     is_for_mysql("source.server_id", config.server_id.is_some());
     problems
 }

@@ -11,8 +11,9 @@
 //! | a column's name, type, or what its type is made of; a column that came | a copy, for that column |
 //! | the key; the table under the name; how the publication sends the table, or what it sends at all | a copy |
 //! | a partition that was attached with rows, detached or dropped, or that is stored in another file | a copy |
+//! | a partition that the stream spoke of, and that had gone before anybody looked | a copy |
 //! | a partition that was made as one or attached empty, a column that went, a label that came | nothing |
-//! | no table under the name, or one that is a partition now; no publication | a halt |
+//! | no table under the name, or one that is a partition now; an unlogged partition; no publication | a halt |
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ use super::COPY_AGAIN;
 use crate::{
     database::postgres::{
         fingerprint::{ColumnMark, FileMark, Fingerprint, TableMark},
-        sql,
+        sql, tables,
     },
     model::{Problem, TableName},
 };
@@ -39,6 +40,8 @@ pub(super) struct Copy {
 pub(super) enum Obstacle {
     /// There is no such table. It may come back at once: a swap is two statements.
     Gone(Problem),
+    /// What is changed from now on is in no log.
+    Unlogged(Problem),
     /// What the source logs from now on, or has logged, is not sent.
     Lost(Problem),
 }
@@ -73,11 +76,14 @@ pub(super) fn obstacle(known: &Fingerprint, found: &Fingerprint, watched: &[Tabl
             };
             return Some(Obstacle::Gone(Problem::new(what, remedy)));
         };
-        mark.is_partition.then(|| {
+        if mark.is_partition {
             let what = format!("the source's table {table} is a partition now");
             let remedy = "detach it and start again; or name the root in [source] tables";
-            Obstacle::Gone(Problem::new(what, remedy))
-        })
+            return Some(Obstacle::Gone(Problem::new(what, remedy)));
+        }
+        let unlogged = mark.files.iter().find(|file| file.since.is_some() && file.unlogged)?;
+        let partition = sql::table(&TableName::new(&unlogged.schema, &unlogged.name));
+        Some(Obstacle::Unlogged(tables::unlogged(&partition, table)))
     })
 }
 
@@ -138,6 +144,9 @@ fn copied<'a>(
     }
     if before.disturbed {
         return Some((all(now), "its name was another table's for a while"));
+    }
+    if before.strangers.iter().any(|stranger| !now.has_partition(*stranger)) {
+        return Some((all(now), "a partition came and went between two looks"));
     }
     if before.sent != now.sent {
         return Some((all(now), "the publication did not always send all of its changes"));
@@ -240,6 +249,7 @@ mod tests {
             file: oid,
             since: since.map(str::to_owned),
             born: false,
+            unlogged: false,
         }
     }
 
@@ -256,6 +266,7 @@ mod tests {
             files: vec![file(1, None), file(10, Some("800"))],
             sent: Some(SentMark { by: "table 5".into(), columns: None, filter: None }),
             disturbed: false,
+            strangers: BTreeSet::new(),
         }
     }
 
@@ -394,6 +405,25 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_the_stream_spoke_of_and_that_is_gone_is_a_copy() {
+        let met = |partition| of(TableMark { strangers: BTreeSet::from([partition]), ..table() });
+        assert_eq!(copies(&met(11), &of(table()), &watched(), &BTreeSet::new()).len(), 1);
+        assert!(copies(&met(10), &of(table()), &watched(), &BTreeSet::new()).is_empty(), "it is there");
+    }
+
+    #[test]
+    fn an_unlogged_partition_halts_and_an_unlogged_root_has_no_rows() {
+        let judged = |place: usize| {
+            let mut now = table();
+            now.files[place].unlogged = true;
+            obstacle(&of(table()), &of(now), &watched())
+        };
+        let partition = sql::table(&TableName::new("s", "f10"));
+        assert_eq!(judged(1), Some(Obstacle::Unlogged(tables::unlogged(&partition, &TableName::new("s", "t")))));
+        assert_eq!(judged(0), None);
+    }
+
+    #[test]
     fn a_publication_that_was_altered_and_altered_back_is_not_trusted() {
         let mut now = of(table());
         now.publication = now.publication.map(|publication| PublicationMark { version: "601".into(), ..publication });
@@ -408,7 +438,7 @@ mod tests {
         assert_eq!(judged(of(table())), None);
         let told = |found| match judged(found) {
             Some(Obstacle::Gone(problem)) => problem.to_string(),
-            Some(Obstacle::Lost(_)) | None => String::new(),
+            Some(Obstacle::Lost(_) | Obstacle::Unlogged(_)) | None => String::new(),
         };
         assert!(told(of(TableMark { name: "t_old".into(), ..table() })).contains("RENAME TO"));
         assert!(told(of(TableMark { schema: "other".into(), ..table() })).contains("SET SCHEMA"));

@@ -177,8 +177,8 @@ impl PostgresStream {
     }
 
     async fn read(&mut self, message: Message<'_>) -> Result<Next, CaptureError> {
-        if let (Message::Relation(relation), Some(catalog)) = (&message, &mut self.catalog) {
-            catalog.met(relation).await?;
+        if let Some(catalog) = &mut self.catalog {
+            catalog.hear(&message).await?;
         }
         self.reader.read(message)
     }

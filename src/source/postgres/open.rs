@@ -2,8 +2,6 @@
 
 use std::{
     convert::Infallible,
-    fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,23 +10,22 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
 use crate::{
     database::postgres::{
         Address, PgError, Session,
-        scan::{ScanError, Scanner, Watermark},
+        scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::ServerFacts,
         tables,
     },
     model::{DebeziumConnector, Position, PostgresPosition, TableSchema, Value, Version},
     observe::{Captured, Frontier, now_us},
-    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{
-        BLOCK_ROWS, COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source,
-        SourceError, copy_error, foreign_position, known_schemas, not_begun, vanished,
+        COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source, SourceError,
+        copy_error, foreign_position, known_schemas, logs_cascades, not_begun, vanished,
     },
     state::Store,
 };
@@ -90,8 +87,9 @@ impl PostgresSource {
         let stream = PostgresStream::open(&self.selected(selection), from, known, &selection.tables).await?;
         let Settings { store, frontier, log_outlives_us, .. } = &self.settings;
         let store = (!log_outlives_us).then(|| Arc::clone(store));
-        let telling = tell(Arc::clone(&self.capture.durable), store, Arc::clone(frontier));
-        Ok(Box::new(Told { stream, telling: Box::pin(telling) }))
+        let mut telling = JoinSet::new();
+        telling.spawn(tell(Arc::clone(&self.capture.durable), store, Arc::clone(frontier)));
+        Ok(Box::new(Told { stream, _telling: telling }))
     }
 }
 
@@ -156,40 +154,45 @@ impl Source for PostgresSource {
         Ok(Position::Postgres(facts.position(&self.capture.slot)))
     }
 
+    async fn children(
+        &self,
+        _table: &Arc<TableSchema>,
+        _columns: &[usize],
+        _values: &[Value],
+        _captured: &Captured,
+        _blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        logs_cascades()
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &Captured,
-    ) -> Result<Block, SnapshotError> {
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
         // What is read again is labelled with all that was captured.
         let watermark = watermark(Some(captured), captured.clock)?;
         let mut scanner = self.scanner().await?;
-        let mut rows = scanner.fetch(table, keys, watermark).await?;
-        Ok(Block { version: captured.watermark(), rows: rows.next_batch(usize::MAX).await? })
+        let rows = scanner.fetch(table, keys, watermark).await?;
+        hand_over(rows, captured.watermark(), &blocks).await
     }
 }
 
 /// A source whose server is told what is durable, for as long as it is read.
+#[derive(Debug)]
 struct Told {
     stream: PostgresStream,
-    telling: Pin<Box<dyn Future<Output = Infallible> + Send>>,
-}
-
-impl fmt::Debug for Told {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stream.fmt(f)
-    }
+    /// A task, which ends with the stream. It holds the session of the pipeline's state while it waits for an answer:
+    /// if it were polled with the stream alone, whoever handles an event would wait for that session for ever.
+    _telling: JoinSet<Infallible>,
 }
 
 #[async_trait]
 impl ChangeStream for Told {
     async fn next(&mut self) -> Result<CaptureEvent, CaptureError> {
-        tokio::select! {
-            biased;
-            captured = self.stream.next() => captured,
-            never = &mut self.telling => match never {},
-        }
+        self.stream.next().await
     }
 
     fn raise_clock(&mut self, floor: Version) -> bool {
@@ -239,8 +242,9 @@ impl Scan for PostgresScan {
         Ok(self.0.next_bound(table, lower, rows).await?)
     }
 
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
-        Ok(self.0.estimate_rows(&table.table).await?)
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError> {
+        let (rows, bytes) = self.0.estimate(&table.table).await?;
+        Ok(Estimate::new(rows, bytes))
     }
 
     async fn read(
@@ -249,17 +253,24 @@ impl Scan for PostgresScan {
         range: &KeyRange,
         floor: Version,
         captured: &mut watch::Receiver<Option<Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
         let watermark = watermark(captured.borrow_and_update().as_ref(), floor)?;
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
-        let mut rows = self.0.read_chunk(table, lower, upper, watermark).await?;
-        loop {
-            let batch = rows.next_batch(BLOCK_ROWS).await?;
-            // A closed channel means that the writer has failed: its error is the one that counts.
-            if batch.is_empty() || blocks.send(Block { version: rows.version, rows: batch }).await.is_err() {
-                return Ok(None);
-            }
+        let rows = self.0.read_chunk(table, lower, upper, watermark).await?;
+        let version = rows.version;
+        hand_over(rows, version, &blocks).await?;
+        Ok(None)
+    }
+}
+
+/// Hands rows over block by block, as they come.
+async fn hand_over(mut rows: ChunkRows<'_>, version: Version, blocks: &Blocks) -> Result<(), SnapshotError> {
+    loop {
+        let batch = rows.next_batch(BLOCK_ROWS_MAX, BLOCK_BYTES_MAX).await?;
+        // A closed channel means that the writer has failed: its error is the one that counts.
+        if batch.is_empty() || blocks.send(Block { version, rows: batch }).await.is_err() {
+            return Ok(());
         }
     }
 }

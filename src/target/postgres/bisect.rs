@@ -291,7 +291,16 @@ impl PostgresSink {
             return Ok(());
         }
         let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
-        outcome.dead.extend(taken.iter().filter_map(Item::newest).map(|event| parked(event, &refusal)));
+        for Item { mut events, parked: older, without_before } in taken {
+            let Some(newest) = events.pop() else { continue };
+            following(stack, newest).for_each(|item| item.parked.push(newest));
+            outcome.dead.push(parked(newest, &refusal));
+            // What came before it is written as if it had come alone; the oldest on top of the stack.
+            for event in events.into_iter().rev() {
+                let single = Item { events: vec![event], parked: older.clone(), without_before };
+                stack.push(Set { items: vec![single], replace });
+            }
+        }
         stack.push(Set { items, replace });
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::{
     statement::Part,
     steps::Steps,
 };
-use crate::{database::postgres::PgError, model::Plan};
+use crate::database::postgres::PgError;
 
 const BACK: &str = "ROLLBACK TO cutover_look; RELEASE cutover_look";
 
@@ -72,8 +72,7 @@ impl PostgresSink {
         Ok(late)
     }
 
-    /// The items whose target key another of them, or a row of another owner, has as well; none if another row fails
-    /// while looking.
+    /// The items whose target key another of them has as well; none if another row fails while looking.
     pub(super) async fn clashing(&mut self, items: &[Item<'_>], replace: bool) -> Result<BTreeSet<usize>, Failure> {
         let found = self.preview(items, replace, false, |_| vec![Part::Clashes]).await?;
         Ok(found.into_keys().collect())
@@ -123,7 +122,6 @@ impl PostgresSink {
         let plans = self.plans.clone();
         let input = WriteInput::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
         let mut found = BTreeMap::new();
-        self.apply_dead(&input).await?;
         let places = self.parents_first(&input);
         for place in places.iter().filter(|_| written) {
             self.write_live(&input, *place, replace).await?;
@@ -185,22 +183,5 @@ impl PostgresSink {
         let mut steps = Steps::default();
         steps.query(Mark::Done, statement, self.params(input, place, part, images));
         Ok(steps.run(&self.session.client).await?.into_iter().flat_map(|(_, rows)| rows).collect())
-    }
-
-    /// Applies the dead facts where rows have owners: a row whose owner goes in the same set is in nobody's way.
-    async fn apply_dead(&mut self, input: &WriteInput<'_>) -> Result<(), Failure> {
-        let plans = self.plans.clone();
-        let owned = |place: &usize| {
-            self.bindings.all.get(*place).and_then(|binding| plans.get(binding.plan)).is_some_and(Plan::is_owned)
-        };
-        let places: Vec<usize> = self.parents_first(input).into_iter().rev().filter(owned).collect();
-        for place in places {
-            let Some(group) = input.groups.get(&place) else { continue };
-            for (part, images) in [(Part::Dead, self.for_dead(place, group)), (Part::Gone, group.for_gone())] {
-                let Some(images) = images else { continue };
-                self.run_part(input, place, part, images).await?;
-            }
-        }
-        Ok(())
     }
 }

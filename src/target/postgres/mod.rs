@@ -14,6 +14,9 @@
 mod answers;
 mod batch;
 mod bisect;
+mod cascades;
+mod comparer;
+mod comparison;
 mod config;
 mod dead_letters;
 mod failure;
@@ -23,8 +26,9 @@ mod lane;
 mod look;
 mod merged;
 mod needs;
-mod owned;
+mod origin;
 mod parked;
+mod passes;
 mod pending;
 mod prepared;
 mod schemas;
@@ -45,6 +49,8 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use tokio_postgres::Statement;
 
+pub use cascades::leads_back;
+pub use comparer::PostgresComparer;
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub use statement::Builder;
@@ -54,7 +60,7 @@ pub use tombstones::{
     collect as collect_tombstones, highest_version, prepare as prepare_target, table as tombstone_table,
 };
 
-use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part};
+use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part, waiting::Together};
 use super::{Applied, ApplyError, Batch, Pass, Sink};
 use crate::{
     database::postgres::{Address, Options, Session, catalog},
@@ -62,6 +68,8 @@ use crate::{
     model::{Plan, TableSchema, Version},
 };
 
+/// After a batch of more bytes the connection is made anew: its buffers keep the size of the largest that was sent.
+const SENT_BYTES_MAX: usize = 8 << 20;
 /// Rows that wait are tried again after this many batches; more often when nothing else comes.
 const RETRY_BATCHES: u32 = 16;
 
@@ -104,6 +112,8 @@ pub struct PostgresSink {
     since_retry: u32,
     /// How many of them the next round tries.
     waiting_round_rows: i64,
+    /// When waiting rows of all partitions are tried.
+    together: Together,
     /// The open transaction's rows so far.
     open: Option<u64>,
     /// This batch has begun: a transaction, or its part of the open one.
@@ -136,6 +146,7 @@ impl PostgresSink {
             replay: None,
             since_retry: 0,
             waiting_round_rows: waiting::WAITING_ROUND_FIRST,
+            together: Together::default(),
             open: None,
             begun: false,
             unfinished: false,
@@ -182,6 +193,15 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// Takes another connection. What is stored stays stored, so that a server that gives none is met by the next call.
+    async fn take_another_connection(&mut self) {
+        if let Ok(session) = Session::open(&self.options.target, &self.options.session).await {
+            self.statements.clear();
+            self.writes.clear();
+            self.session = session;
+        }
+    }
+
     /// Leaves the connection as the next call wants it.
     async fn finish(&mut self, result: Result<Applied, ApplyError>) -> Result<Applied, ApplyError> {
         match &result {
@@ -206,6 +226,11 @@ impl Sink for PostgresSink {
         self.ready().await?;
         let result = self.write_batch(&batch).await;
         let mut applied = self.finish(result).await?;
+        let bytes = batch.bytes();
+        drop(batch);
+        if bytes > SENT_BYTES_MAX && self.open.is_none() {
+            self.take_another_connection().await;
+        }
         self.since_retry += 1;
         if self.since_retry >= RETRY_BATCHES && self.options.topic == Topic::Changes && self.replay.is_none() {
             let retried = self.retry_waiting().await?;

@@ -23,9 +23,11 @@ use crate::{
 /// Between the values of a key.
 const BETWEEN: char = '\u{1f}';
 
-/// A freed row is tried before all others; its next failure counts as its first.
+/// A freed row is tried before all others; its next failure counts as its first. One that another lane has locked is
+/// being tried, or freed: waiting for it could be a deadlock, and the clock has it tried again in any case.
 const FREE: &str = "
-WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 RETURNING 1)
+WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM cutover.waiting WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 FOR UPDATE SKIP LOCKED)) RETURNING 1)
 SELECT count(*) FROM f";
 
 /// Whether a row of any partition waits for a parent.

@@ -44,7 +44,7 @@ impl PostgresSink {
         let mut fences: BTreeMap<String, Version> = BTreeMap::new();
         for event in &batch.events {
             match event {
-                BatchEvent::Row(_) => {}
+                BatchEvent::Row(_) | BatchEvent::Cascade { .. } => {}
                 BatchEvent::Schema(schema) => {
                     self.schemas.insert(schema.id(), schema.clone());
                     let statement = self.statement(schemas::STORE).await?;
@@ -56,6 +56,7 @@ impl PostgresSink {
                 }
             }
         }
+        self.queue_cascades(steps, batch).await?;
         for (source, version) in fences {
             self.queue_fence(steps, &source, version).await?;
         }

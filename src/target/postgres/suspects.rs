@@ -5,10 +5,7 @@ use super::{
     statement::{Builder, Part},
 };
 use crate::{
-    database::postgres::{
-        catalog::{OWNER_COLUMN, VERSION_COLUMN},
-        sql,
-    },
+    database::postgres::{catalog::VERSION_COLUMN, sql},
     model::{Coverage, ForeignKey, PlanRole},
 };
 
@@ -19,9 +16,8 @@ impl Builder<'_> {
     pub fn replace(&self) -> String {
         let facts = match self.plan.coverage {
             Coverage::Total | Coverage::Filter => format!(
-                "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v{}\nFROM {})",
+                "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v\nFROM {})",
                 self.named_values(),
-                self.image_owner(),
                 self.rows(Part::Replace)
             ),
             Coverage::Partial => {
@@ -31,8 +27,7 @@ impl Builder<'_> {
                 )
             }
         };
-        let owner: &[&str] = if self.plan.is_owned() { &[OWNER_COLUMN] } else { &[] };
-        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), owner)
+        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), &[])
     }
 
     /// As [`Self::replace`], of the facts `l`. What the row's version is called and how it compares; the columns
@@ -58,14 +53,13 @@ impl Builder<'_> {
         }
         format!(
             "WITH {facts},\n\
-             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v{own}\n\
+             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v\n\
              RETURNING {kept}),\n\
              n AS MATERIALIZED (SELECT count(*) AS n FROM gone)\n\
              INSERT INTO {target} ({columns}, {version}){overriding}\n\
              SELECT {values}, l.cutover_v FROM l JOIN gone ON {joined} CROSS JOIN n WHERE n.n >= 0",
             target = self.target(),
             same = self.same_key("g", "l"),
-            own = self.own("g", "l.cutover_w"),
             kept = sql::list("g.", kept),
             columns = sql::list("", columns),
             joined = self.same_key("gone", "l"),
@@ -102,7 +96,7 @@ impl Builder<'_> {
         let same: Vec<String> = keys.map(|key| format!("x.{} = {}", sql::ident(key), self.value(key, None))).collect();
         let same = same.join(" AND ");
         let newer = |(table, version): &(String, String)| {
-            format!("EXISTS (SELECT FROM {table} x WHERE {same} AND {version} > i.v{})", self.own("x", "i.w"))
+            format!("EXISTS (SELECT FROM {table} x WHERE {same} AND {version} > i.v)")
         };
         let newer: Vec<String> = tables.iter().map(newer).collect();
         format!("SELECT i.n FROM {}{live}\nGROUP BY i.n HAVING bool_and({})", self.rows(Part::Late), newer.join(" OR "),)
@@ -116,9 +110,8 @@ impl Builder<'_> {
         }
         let newer = |table: String| {
             format!(
-                "\nAND NOT EXISTS (SELECT FROM {table} x WHERE {} AND x.{VERSION_COLUMN} > c.cutover_v{})",
-                self.same_key("x", "c"),
-                self.own("x", "c.cutover_w")
+                "\nAND NOT EXISTS (SELECT FROM {table} x WHERE {} AND x.{VERSION_COLUMN} > c.cutover_v)",
+                self.same_key("x", "c")
             )
         };
         format!("{}{}", newer(self.target()), newer(self.tombstones()))
@@ -147,10 +140,9 @@ impl Builder<'_> {
             key.parent == self.plan.target.name && key.parent_columns.iter().all(|c| self.names().any(|n| n == c));
         let own = if own { format!(" AND NOT EXISTS (SELECT FROM c s WHERE {})", joined("s")) } else { String::new() };
         Some(format!(
-            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n, i.v AS cutover_v{}\nFROM {}{live})\n\
+            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n, i.v AS cutover_v\nFROM {}{live})\n\
              SELECT DISTINCT c.cutover_n, {} FROM c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}){own}{}",
             self.named_values(),
-            self.image_owner(),
             self.rows(Part::Orphans(0)),
             needs::values(key, "c"),
             given.join(" AND "),

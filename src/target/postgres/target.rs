@@ -9,7 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    PostgresSink, SinkOptions, collect_tombstones, highest_version, prepare_target, raise_fence, script, sweep,
+    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, prepare_target,
+    raise_fence, script, sweep,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
@@ -17,7 +18,10 @@ use crate::{
     model::{ColumnType, Plan, TableName, TableSchema, TargetTable, Version},
     snapshot::SnapshotError,
     state::{StateError, lease},
-    target::{ApplyError, Checked, Lane, Resume, Settings, Sink, Target, TargetError},
+    target::{
+        ApplyError, Checked, ChildCursor, Children, ChildrenOf, Comparer, Lane, Looks, Resume, Settings, Sink, Target,
+        TargetError,
+    },
     transform::{self, Severity, TransformFile},
 };
 
@@ -330,6 +334,12 @@ impl Target for PostgresTarget {
         Ok(complete)
     }
 
+    async fn children(&self, of: &ChildrenOf<'_>, from: Option<ChildCursor>) -> Result<Children, TargetError> {
+        let session = self.session("cascades").await?;
+        session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
+        Ok(cascades::children(&session, &self.plans(), of, from).await?)
+    }
+
     async fn highest_version(&self) -> Result<Version, TargetError> {
         let session = self.session("versions").await?;
         let mut highest = 0;
@@ -353,6 +363,12 @@ impl Target for PostgresTarget {
     async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
         let session = self.session("after copy").await?;
         Ok(script::run(&session, &self.settings.pipeline, &self.settings.schema, file).await?)
+    }
+
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
+        let options = self.options("verify", false);
+        let Settings { pipeline, .. } = &self.settings;
+        Ok(Box::new(PostgresComparer::open((&self.address, &options), pipeline, plans, looks).await?))
     }
 }
 

@@ -4,7 +4,7 @@
 //! A tombstone is a deleted key with the version of its delete. The tables are typed, and shared by all pipelines that
 //! write the target table.
 
-use super::{owned, pending, sets};
+use super::{pending, sets};
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
     model::{Plan, PlanRole, TableName, TargetColumn, Version},
@@ -45,7 +45,6 @@ pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
     );
     session.client.batch_execute(&create).await?;
     add_version(session, &target.name, VERSION_COLUMN).await?;
-    owned::prepare(session, plan).await?;
     match &plan.role {
         PlanRole::Whole => Ok(()),
         PlanRole::Share(share) => {
@@ -58,21 +57,15 @@ pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
     }
 }
 
-/// Whether a table has a column of that name.
-pub(super) async fn has_column(session: &Session, table: &TableName, column: &str) -> Result<bool, PgError> {
+async fn add_version(session: &Session, target: &TableName, version: &str) -> Result<(), PgError> {
     let there = session
         .client
         .query_opt(
             "SELECT FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2 AND NOT attisdropped",
-            &[&sql::table(table), &column],
+            &[&sql::table(target), &version],
         )
         .await?;
-    Ok(there.is_some())
-}
-
-/// Adds a column of ours where it is missing.
-pub(super) async fn add_version(session: &Session, target: &TableName, version: &str) -> Result<(), PgError> {
-    if !has_column(session, target, version).await? {
+    if there.is_none() {
         // Only the owner may alter the table; asking first lets a lesser role run once the column is there.
         let add = format!(
             "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} bigint NOT NULL DEFAULT 0",

@@ -1,8 +1,12 @@
 //! Rows that wait for another: for a missing parent, or for a unique value that another row still has.
 //!
-//! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own.
+//! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own. Each
+//! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
+//! rows that exchange a unique value may be in a ring that no partition can open alone.
 
 use std::collections::HashSet;
+
+use tokio_postgres::types::ToSql;
 
 use super::{
     PostgresSink,
@@ -19,24 +23,35 @@ use crate::{
     target::{Applied, ApplyError, BatchEvent},
 };
 
-/// Waiting rows that the first round tries again, and that a round tries at least and at most. Rounds grow, so that
-/// many come in soon and rows which refer to each other meet; they shrink if their rows are large.
+/// Waiting rows that the first round tries again, and that a round tries at most. Rounds grow, so that many come in
+/// soon and rows which refer to each other meet.
 pub(super) const WAITING_ROUND_FIRST: i64 = 500;
-const WAITING_ROUND_MIN: i64 = 16;
 const WAITING_ROUND_MAX: i64 = 4000;
-/// Bytes of a round above which the next one is smaller.
-const WAITING_ROUND_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a round; one row may have more, and is tried alone then.
+const WAITING_ROUND_BYTES_MAX: i64 = 4 << 20;
 /// Rounds of one call.
 const WAITING_ROUNDS_MAX: u32 = 16;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
+
+/// The partitions of which rows wait.
+const WAITING_PARTS: &str = "SELECT DISTINCT part FROM cutover.waiting WHERE pipeline = $1 ORDER BY part";
+/// A round over several partitions waits no longer than this for their locks: less than the server's
+/// `deadlock_timeout`, so that it is the one that gives way to a transaction which is open across batches.
+const BEGIN_TOGETHER: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
+/// The most fruitless rounds of a partition between two rounds over all of them, which hold up all lanes.
+const TOGETHER_EVERY_MAX: u32 = 16;
 
 const HAS_LEASE: &str =
     "SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND lease_epoch = $4";
 
 /// Rows that were tried least, then the oldest.
 const WAITING: &str = "
-SELECT source_table, key_text, version, schema_id, pg_catalog.convert_from(value, 'UTF8') FROM cutover.waiting
-WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version LIMIT $3";
+SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+  SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY attempts, version, source_table, key_text)
+    - pg_catalog.octet_length(value) AS before FROM (
+      SELECT source_table, key_text, version, schema_id, value, attempts FROM cutover.waiting
+      WHERE pipeline = $1 AND part = ANY($2) ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
+WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version";
 
 const WAIT: &str = "
 INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason, needs)
@@ -45,19 +60,6 @@ FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::
   x(source, key, version, schema_id, value, reason, needs)
 ON CONFLICT (pipeline, source_table, md5(key_text), version)
 DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason, needs = excluded.needs";
-
-/// How many rows the next round tries, after one of so many rows and bytes.
-fn next_round(rows: i64, bytes: usize) -> i64 {
-    let next = if bytes > WAITING_ROUND_BYTES_MAX { rows / 2 } else { 2 * rows };
-    next.clamp(WAITING_ROUND_MIN, WAITING_ROUND_MAX)
-}
-
-fn weight(event: &BatchEvent) -> usize {
-    match event {
-        BatchEvent::Row(event) => event.value.len(),
-        BatchEvent::Truncate { .. } | BatchEvent::Schema(_) => 0,
-    }
-}
 
 impl PostgresSink {
     /// Stores rows that wait for another.
@@ -89,40 +91,64 @@ impl PostgresSink {
         Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
     }
 
-    /// Tries a bounded number of waiting rows of this partition again, in rounds, each a transaction of its own, as
-    /// long as rows come in.
+    /// Tries waiting rows of this partition again, in bounded rounds, each a transaction of its own, as long as rows
+    /// come in; and then, if none did and it is time, with those of all partitions.
     pub(super) async fn try_waiting(&mut self) -> Result<Applied, ApplyError> {
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        let mut all = Applied::default();
+        let mut all = Round::default();
         for _ in 0..WAITING_ROUNDS_MAX {
-            let (applied, written, bytes) = match self.waiting_round(part).await {
-                Ok(round) => round,
-                Err(Failure::Stop(error)) => return Err(error),
-                Err(Failure::Rows(refusal)) => return Err(stop(PgError::Refused(refusal))),
-                Err(Failure::Clash | Failure::Reload) => return Err(clash()),
-                Err(Failure::Unsendable) => return Err(unsendable()),
-            };
-            self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
-            applied.tables.into_iter().for_each(|(table, counts)| add(&mut all.tables, table, counts));
-            all.dead_letters += applied.dead_letters;
-            self.waiting_round_rows = next_round(self.waiting_round_rows, bytes);
-            if written == 0 {
+            let round = self.try_parts(&[part], "BEGIN").await?;
+            self.waiting_round_rows = (2 * self.waiting_round_rows).min(WAITING_ROUND_MAX);
+            let came_in = round.written > 0;
+            all.add(round);
+            if !came_in {
                 break;
             }
         }
+        if all.written == 0 && self.together.is_due() {
+            let parts = self.waiting_parts().await.map_err(stop)?;
+            if parts.len() > 1 {
+                match self.try_parts(&parts, BEGIN_TOGETHER).await {
+                    Ok(round) => all.add(round),
+                    Err(ApplyError::Transient { .. }) => self.roll_back().await?,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.together.note(all.written > 0);
         self.refresh_parked().await.map_err(stop)?;
-        all.waiting = self.parked.waiting.len() as u64;
-        Ok(all)
+        all.applied.waiting = self.parked.waiting.len() as u64;
+        Ok(all.applied)
     }
 
-    /// One round; what it did, how many rows came in, and how many bytes they all had.
-    async fn waiting_round(&mut self, part: i32) -> Result<(Applied, usize, usize), Failure> {
-        let locks = self.locks(0..self.plans.len());
+    async fn waiting_parts(&mut self) -> Result<Vec<i32>, PgError> {
+        let statement = self.statement(WAITING_PARTS).await?;
+        let rows = self.session.client.query(&statement, &[&self.options.pipeline]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// One round over the waiting rows of these partitions, to its commit.
+    async fn try_parts(&mut self, parts: &[i32], begin: &str) -> Result<Round, ApplyError> {
+        match self.waiting_round(parts, begin).await {
+            Ok(round) => {
+                self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
+                Ok(round)
+            }
+            Err(Failure::Stop(error)) => Err(error),
+            Err(Failure::Rows(refusal)) => Err(stop(PgError::Refused(refusal))),
+            Err(Failure::Clash | Failure::Reload) => Err(clash()),
+            Err(Failure::Unsendable) => Err(unsendable()),
+        }
+    }
+
+    async fn waiting_round(&mut self, parts: &[i32], begin: &str) -> Result<Round, Failure> {
+        let locks = self.locks_in(0..self.plans.len(), parts.iter().map(|part| part.cast_unsigned()));
         let lock = self.statement(lane::LOCK).await?;
         let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
-        self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
+        let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
+        self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
         let mut steps = Steps::default();
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
         steps.query(
@@ -134,7 +160,8 @@ impl PostgresSink {
         // All rows of the round wait, so that the others need not be read. They are once the rounds are over.
         self.parked.stale = true;
         self.parked.load_dead(&self.session.client, &pipeline).await?;
-        let rows = self.session.client.query(&waiting, &[&pipeline, &part, &self.waiting_round_rows]).await;
+        let params: &[&(dyn ToSql + Sync)] = &[&pipeline, &parts, &self.waiting_round_rows, &WAITING_ROUND_BYTES_MAX];
+        let rows = self.session.client.query(&waiting, params).await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
             let (table, key): (String, String) =
@@ -146,7 +173,6 @@ impl PostgresSink {
         let mut items = items::by_row(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        let bytes = events.iter().map(weight).sum();
         self.parked.fence(&mut items);
         let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
@@ -160,7 +186,47 @@ impl PostgresSink {
         let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
-        Ok((self.park(outcome).await?, written, bytes))
+        Ok(Round { applied: self.park(outcome).await?, written })
+    }
+}
+
+/// What rounds did, and how many rows came in.
+#[derive(Default)]
+struct Round {
+    applied: Applied,
+    written: usize,
+}
+
+impl Round {
+    fn add(&mut self, Round { applied, written }: Round) {
+        applied.tables.into_iter().for_each(|(table, counts)| add(&mut self.applied.tables, table, counts));
+        self.applied.dead_letters += applied.dead_letters;
+        self.written += written;
+    }
+}
+
+/// When the rows of all partitions are tried together: after a round that brought nothing in, and then after twice as
+/// many such rounds each time.
+#[derive(Debug, Default)]
+pub(super) struct Together {
+    every: u32,
+    fruitless: u32,
+}
+
+impl Together {
+    /// Whether it is time, after another round that brought nothing in.
+    fn is_due(&mut self) -> bool {
+        self.fruitless += 1;
+        self.fruitless >= self.every
+    }
+
+    /// How a round went: one over all partitions if it was due, else one that brought rows in.
+    fn note(&mut self, brought_in: bool) {
+        if brought_in {
+            *self = Together::default();
+        } else if self.fruitless >= self.every {
+            *self = Together { every: (2 * self.every).clamp(1, TOGETHER_EVERY_MAX), fruitless: 0 };
+        }
     }
 }
 
@@ -169,10 +235,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_grow_to_a_bound_and_shrink_if_their_rows_are_large() {
-        let after =
-            |bytes: usize, rounds: usize| (0..rounds).fold(WAITING_ROUND_FIRST, |rows, _| next_round(rows, bytes));
-        assert_eq!((after(1000, 1), after(1000, 9)), (1000, WAITING_ROUND_MAX));
-        assert_eq!((after(1 << 30, 1), after(1 << 30, 9)), (250, WAITING_ROUND_MIN));
+    fn all_partitions_are_tried_together_at_once_and_then_ever_more_seldom() {
+        let mut together = Together::default();
+        let mut due = |rounds: u32| {
+            (0..rounds)
+                .map(|_| {
+                    let due = together.is_due();
+                    together.note(false);
+                    due
+                })
+                .filter(|due| *due)
+                .count()
+        };
+        assert_eq!([due(1), due(1), due(2), due(4), due(8), due(16), due(16), due(160)], [1, 1, 1, 1, 1, 1, 1, 10]);
+        together.note(true);
+        assert!(together.is_due());
     }
 }

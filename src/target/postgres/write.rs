@@ -87,12 +87,8 @@ impl PostgresSink {
     ) -> Vec<Param<'b>> {
         let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
         let Some(binding) = self.bindings.all.get(place) else { return params };
-        let Some(plan) = self.plans.get(binding.plan) else { return params };
-        if is_marked(plan.coverage, part) {
+        if self.plans.get(binding.plan).is_some_and(|plan| is_marked(plan.coverage, part)) {
             params.push(Box::new(&images.dead));
-        }
-        if plan.is_owned() {
-            params.push(Box::new(input.owners(images)));
         }
         for column in &binding.columns {
             params.push(Box::new(input.column(images, *column)));
@@ -102,7 +98,7 @@ impl PostgresSink {
 
     /// What a binding's statement of dead facts looks at: of a set also the images that are live, which have fewer rows
     /// than before, or none.
-    pub(super) fn for_dead<'b>(&self, place: usize, group: &'b BindingImages) -> Option<&'b ImageRows> {
+    fn for_dead<'b>(&self, place: usize, group: &'b BindingImages) -> Option<&'b ImageRows> {
         let plan = self.bindings.all.get(place).and_then(|binding| self.plans.get(binding.plan))?;
         match plan.role {
             PlanRole::Whole | PlanRole::Share(_) => group.for_dead(),

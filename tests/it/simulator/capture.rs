@@ -14,13 +14,10 @@ use cutover::{
         TableSchema, Value, Version,
     },
     observe::{self, Environment},
-    snapshot::{Block, KeyRange, Scan, SnapshotError},
+    snapshot::{Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
     source::{CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Source, SourceError},
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     chance::{Chance, Fault},
@@ -158,12 +155,34 @@ impl Source for ModelServer {
         Ok(Position::Mysql(self.server.end()))
     }
 
+    async fn children(
+        &self,
+        table: &Arc<TableSchema>,
+        columns: &[usize],
+        values: &[Value],
+        captured: &observe::Captured,
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
+        let Position::Mysql(position) = &captured.position else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        let scan = self.scanner();
+        scan.make_visible(position).await?;
+        let mut rows: Vec<Vec<Value>> = scan.rows(&table.table.table).await?.into_iter().map(|(_, row)| row).collect();
+        rows.retain(|row| columns.iter().zip(values).all(|(place, value)| row[*place] == *value));
+        let block = Block { version: captured.watermark(), rows };
+        // Who no longer listens has an error of its own.
+        let _ = blocks.send(block).await;
+        Ok(())
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
         keys: &[Vec<Value>],
         captured: &observe::Captured,
-    ) -> Result<Block, SnapshotError> {
+        blocks: Blocks,
+    ) -> Result<(), SnapshotError> {
         let Position::Mysql(position) = &captured.position else {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
         };
@@ -173,7 +192,9 @@ impl Source for ModelServer {
         let wanted: Vec<Key> = keys.iter().map(|key| key.iter().map(source::integer).collect()).collect();
         let rows = scan.rows(&table.table.table).await?;
         let rows = rows.into_iter().filter(|(key, _)| wanted.contains(key)).map(|(_, row)| row).collect();
-        Ok(Block { version: captured.watermark(), rows })
+        // A closed channel means that the writer has failed: its error is the one that counts.
+        let _ = blocks.send(Block { version: captured.watermark(), rows }).await;
+        Ok(())
     }
 }
 
@@ -343,8 +364,8 @@ impl Scan for ModelScan {
         Ok(last.map(|(key, _)| serde_json::to_string(key).unwrap()))
     }
 
-    async fn estimate_rows(&mut self, table: &TableSchema) -> Result<u64, SnapshotError> {
-        Ok(self.rows(&table.table.table).await?.len() as u64)
+    async fn estimate(&mut self, table: &TableSchema) -> Result<Estimate, SnapshotError> {
+        Ok(Estimate { rows: self.rows(&table.table.table).await?.len() as u64, row_bytes: 0 })
     }
 
     async fn read(
@@ -353,7 +374,7 @@ impl Scan for ModelScan {
         range: &KeyRange,
         _floor: Version,
         captured: &mut watch::Receiver<Option<observe::Captured>>,
-        blocks: mpsc::Sender<Block>,
+        blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
         let point = captured.borrow_and_update().clone();
         let Some(observe::Captured { position: Position::Mysql(position), clock, .. }) = point else {

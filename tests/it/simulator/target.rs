@@ -13,7 +13,10 @@ use cutover::{
     },
     snapshot::SnapshotError,
     state::Store,
-    target::{ApplyError, Checked, Lane, Resume, Settings, Sink, Target, TargetError, postgres::PostgresTarget},
+    target::{
+        ApplyError, Checked, ChildCursor, Children, ChildrenOf, Comparer, Lane, Looks, Resume, Settings, Sink, Target,
+        TargetError, postgres::PostgresTarget,
+    },
 };
 
 use super::{
@@ -52,10 +55,12 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
     let names: Vec<String> = source.columns.iter().map(|column| column.name.clone()).collect();
     Plan {
         select: format!("SELECT {} FROM {}{filter}", names.join(", "), target.name.table),
-        columns: names.iter().map(|name| PlanColumn { name: name.clone(), cast: None }).collect(),
+        columns: names
+            .iter()
+            .map(|name| PlanColumn { name: name.clone(), cast: None, source: Some(name.clone()) })
+            .collect(),
         role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
-        one_to_one: true,
         reads: names,
         file: None,
         coverage,
@@ -193,6 +198,10 @@ impl Target for Twisted {
         if self.mutation == Some(Mutation::NoSweep) { Ok(true) } else { self.inner.sweep(table, before).await }
     }
 
+    async fn children(&self, of: &ChildrenOf<'_>, from: Option<ChildCursor>) -> Result<Children, TargetError> {
+        self.inner.children(of, from).await
+    }
+
     async fn highest_version(&self) -> Result<Version, TargetError> {
         self.inner.highest_version().await
     }
@@ -203,5 +212,9 @@ impl Target for Twisted {
 
     async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
         self.inner.run_script(file).await
+    }
+
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
+        self.inner.comparer(plans, looks).await
     }
 }

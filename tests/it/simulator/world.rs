@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use cutover::{
     config::Config,
     control::{notes::Notes, replay::Ask},
+    log::Log,
     model::{Beyond, Position, TableName, TableSchema, Value, Version},
     observe::Environment as _,
     pipeline::capture::Register,
@@ -60,7 +61,7 @@ pub struct Seen {
 
 fn base_config() -> Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
-    let text = "name = 'sim'\n[source]\nurl = 'mysql://a:b@127.0.0.1/shop'\n[target]\nurl = 'postgresql://a:b@127.0.0.1/shop'\n";
+    let text = "name = 'sim'\n[source]\nurl = 'mysql://a:b@127.0.0.1/shop'\n[target]\nurl = 'postgresql://a:b@127.0.0.1/shop'\n[verify]\nrows_per_second = 0\n";
     CONFIG.get_or_init(|| Config::parse(text, PathBuf::new(), &|_| None).unwrap()).clone()
 }
 
@@ -113,6 +114,10 @@ impl Register for Registered {
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
         if self.world.is(Mutation::NoCopyWithoutPosition) { Ok(()) } else { self.notes.begins_anew(has_rows).await }
+    }
+
+    async fn begins_at(&self, log: &dyn Log, position: &Position, clock: Version) -> Result<(), CaptureError> {
+        self.notes.begins_at(log, position, clock).await
     }
 
     async fn clock_moves(&self, to: Version) -> Result<(), CaptureError> {

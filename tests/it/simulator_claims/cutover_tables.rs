@@ -145,7 +145,8 @@ async fn claim_what_is_set_aside_is_there_once() {
         wait("a", key, 7),
         wait("a", key, 8),
         run("a", "records", vec![param(PIPELINE), texts(&[key, "other"])]),
-        run("a", "waiting rows", vec![param(PIPELINE), param(0i32), param(1i64)]),
+        run("a", "waiting rows", vec![param(PIPELINE), param(vec![0i32]), param(1i64), param(4i64 << 20)]),
+        run("a", "waiting parts", vec![param(PIPELINE)]),
         clear("a", "clear waiting rows", key, 7),
         run("a", "held waiting rows", vec![param(PIPELINE)]),
         run("a", "fence waiting rows", vec![param(PIPELINE), param("shop.users"), param(8i64)]),
@@ -158,6 +159,7 @@ async fn claim_what_is_set_aside_is_there_once() {
     said(&told, "b5: ok after 6");
     said(&told, "a8: (2)");
     said(&told, "a15: (shop.users {\"id\":1} 8 1 {})");
+    said(&told, "a16: (0)");
 }
 
 #[tokio::test]

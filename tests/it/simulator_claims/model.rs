@@ -52,7 +52,7 @@ fn parents_table() -> ModelTable {
         replaceable: true,
         partitioned: false,
     };
-    let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None });
+    let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None, source: Some(name.into()) });
     let plan = Plan {
         source: parents(),
         target: Arc::new(target),
@@ -64,7 +64,6 @@ fn parents_table() -> ModelTable {
         coverage: Coverage::Total,
         role: PlanRole::Whole,
         key_reads: Some(vec![0]),
-        one_to_one: true,
     };
     let refused = |row: &[Value]| {
         let bad = row[1] == Value::text("bad");

@@ -138,6 +138,13 @@ impl Worker {
         self.child.id()
     }
 
+    /// The most memory that it had, in MiB.
+    pub fn peak_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
     pub fn listen(&self) -> &str {
         &self.listen
     }

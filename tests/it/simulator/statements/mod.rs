@@ -202,6 +202,9 @@ async fn begin_logs(script: &mut Script) {
         script.run("chunks", &[&PIPELINE, &"users", &1i64]).await;
     }
     script.run("begin log", &[&PIPELINE, &"log 3", &1i32]).await;
+    let beginning = serde_json::to_string(&position(60)).unwrap();
+    script.run("lanes begin", &[&PIPELINE, &"log 3", &3i32, &beginning, &60i64]).await;
+    script.run("lanes begin", &[&PIPELINE, &"log 3", &3i32, &beginning, &70i64]).await;
     let mut lanes = script.session.client.query(Postgres::text_of("lanes"), &[&PIPELINE, &LOG]).await.unwrap();
     lanes.sort_by_key(|row| (row.get::<_, String>(0), row.get::<_, i32>(1)));
     script.lines.extend(lanes.iter().map(printed));

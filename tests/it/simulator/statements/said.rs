@@ -79,7 +79,11 @@ says! {
         "claim: (0 null 0)",
         "chunks: (1 null null true)",
         "begin log: 0",
+        "lanes begin: 2",
+        "lanes begin: 0",
         "(changes 0 true 5 40 450)",
+        "(changes 1 false 0 60 0)",
+        "(changes 2 false 0 60 0)",
         "(snapshot 0 false 9 0 0)",
     ];
     status_tells_of_lease_and_tables: status = [
@@ -143,6 +147,7 @@ says! {
         r#"[(1, "shop.users", "{\"id\": 1}", 2, 9, "open", (20, true)), (3, "shop.users", "{\"id\": 1}", 1, 7, "open", (20, false))]"#,
     ];
     replays_begin_and_end: replays = [
+        "false",
         "false",
         "note rows: 1",
         "begin replay: 1",

@@ -106,6 +106,7 @@ pub async fn replays(target: Address) -> Vec<String> {
     let topics = ["replay.deletes", "replay.snapshot", "replay.changes"].map(str::to_owned).to_vec();
     let (parts, nexts) = (vec![0i32, 0, 0], vec![0i64, 0, 2]);
     script.say(script.store.any_replay().await.unwrap());
+    script.say(script.store.is_verified().await.unwrap());
     script.note("{\"id\": 1}", &[(5, "a")]).await;
     script.run("begin replay", &[&PIPELINE, &7i64, &first, &LOG, &topics, &parts, &nexts]).await;
     script.run("begin replay", &[&PIPELINE, &8i64, &second, &LOG, &topics, &parts, &nexts]).await;

@@ -1,5 +1,7 @@
 //! What the statements mean that read what is set aside, and write rows that wait.
 
+use std::collections::BTreeSet;
+
 use super::{Params, given, has, letters::mark, picked};
 use crate::simulator::postgres::{
     exec::{Exec, OnConflict, Stop},
@@ -17,6 +19,7 @@ pub enum Aside {
     Records,
     Waiting,
     Waits,
+    WaitingParts,
     Wait,
     Needed,
     Free,
@@ -37,7 +40,10 @@ pub async fn run(aside: Aside, exec: &mut Exec<'_>, params: Params<'_>) -> Resul
         }
         Aside::Records => Ok(records(exec, params)),
         Aside::Waiting => {
-            let mut rows = exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0), (waiting::part, 1)])));
+            let (pipeline, parts) = (given(params, &[(waiting::pipeline, 0)]), params[1].ints());
+            let ours = has(&pipeline);
+            let wanted = |row: &[Value]| ours(row) && parts.contains(&row[waiting::part].int());
+            let mut rows = exec.rows(waiting::ID, wanted);
             rows.sort_by_key(|row| (row[waiting::attempts].int(), row[waiting::version].int()));
             rows.truncate(usize::try_from(params[2].int()).unwrap_or(usize::MAX));
             Ok(waiting_records(rows))
@@ -45,6 +51,11 @@ pub async fn run(aside: Aside, exec: &mut Exec<'_>, params: Params<'_>) -> Resul
         Aside::Waits => {
             let wanted = given(params, &[(waiting::pipeline, 0), (waiting::part, 1)]);
             Ok(Answer::row(vec![Value::Bool(!exec.rows(waiting::ID, has(&wanted)).is_empty())]))
+        }
+        Aside::WaitingParts => {
+            let rows = exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0)])));
+            let parts: BTreeSet<i64> = rows.iter().map(|row| row[waiting::part].int()).collect();
+            Ok(Answer::rows(parts.into_iter().map(|part| vec![Value::Int(part)]).collect()))
         }
         Aside::Wait => store_waiting(exec, params).await,
         Aside::Needed => {
@@ -164,6 +175,6 @@ async fn free(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
             && row[waiting::attempts].int() >= 0
             && keys.contains(&row[waiting::needs].int())
     };
-    let freed = exec.update_where(waiting::ID, freed, |row| row[waiting::attempts] = Value::Int(-1)).await?;
+    let freed = exec.update_unlocked(waiting::ID, freed, |row| row[waiting::attempts] = Value::Int(-1)).await?;
     Ok(Answer::row(vec![Value::Int(freed.len() as i64)]))
 }

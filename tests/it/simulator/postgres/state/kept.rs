@@ -29,6 +29,7 @@ pub enum Kept {
     LaneSeen,
     LanesAreFresh,
     BeginLog,
+    LanesBegin,
 }
 
 pub async fn run(kept: Kept, exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
@@ -121,6 +122,7 @@ pub async fn run(kept: Kept, exec: &mut Exec<'_>, params: Params<'_>) -> Result<
             Ok(Answer::affected(exec.update_where(offsets::ID, wanted, set).await?.len()))
         }
         Kept::BeginLog => begin_log(exec, params).await,
+        Kept::LanesBegin => lanes_begin(exec, params).await,
     }
 }
 
@@ -187,6 +189,31 @@ async fn begin_log(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, St
         exec.update_where(offsets::ID, ahead, set).await?;
     }
     Ok(Answer::affected(reset))
+}
+
+async fn lanes_begin(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
+    let mut begun = 0;
+    for part in 0..params[2].int() {
+        let mut row = vec![Value::Int(0); offsets::NAMES.len()];
+        row[offsets::pipeline] = params[0].value();
+        row[offsets::topic] = Value::text("changes");
+        row[offsets::part] = Value::Int(part);
+        row[offsets::log_epoch] = params[1].value();
+        row[offsets::position] = params[3].value();
+        row[offsets::clock] = params[4].value();
+        row[offsets::updated_at] = Value::Int(exec.pg.now_us());
+        let set = |old: &[Value]| {
+            old[offsets::position].is_null().then(|| {
+                let mut new = old.to_vec();
+                new[offsets::position] = row[offsets::position].clone();
+                new[offsets::clock] = row[offsets::clock].clone();
+                new
+            })
+        };
+        let conflict = OnConflict::Update { index: 0, lock: RowLock::NoKeyUpdate, set: &set };
+        begun += usize::from(exec.insert(offsets::ID, row.clone(), conflict).await? != Inserted::Skipped);
+    }
+    Ok(Answer::affected(begun))
 }
 
 /// The version before which the rows of a source table are gone.

@@ -82,6 +82,8 @@ fn counts(exec: &Exec<'_>, params: Params<'_>) -> Answer {
         since(&waits, waiting::since),
         since(&open, dead_letters::created_at),
         count(&letters("discarded")),
+        waits.iter().map(|row| row[waiting::since].int()).max().map_or(Value::Null, |newest| Value::Int(now - newest)),
+        waits.iter().map(|row| row[waiting::attempts].int()).min().map_or(Value::Null, Value::Int),
     ])
 }
 

@@ -156,6 +156,17 @@ pub const TEXTS: &[Statement] = &[
          UPDATE cutover.chunks SET parts_done = '{}' WHERE pipeline = $1 AND state <> 'done' AND parts_done <> '{}'
             AND EXISTS (SELECT FROM lanes WHERE log_epoch <> $2)",
     ),
+    of(
+        S::Kept(Kept::LanesBegin),
+        "lanes begin",
+        Insert,
+        &[Text, Text, Int4, Text, Int8],
+        None,
+        "INSERT INTO cutover.offsets AS o (pipeline, topic, part, log_epoch, position, clock)
+         SELECT $1, 'changes', part, $2, $4::text::jsonb, $5::bigint FROM generate_series(0, $3 - 1) part
+         ON CONFLICT (pipeline, topic, part) DO UPDATE SET position = excluded.position, clock = excluded.clock
+         WHERE o.position IS NULL",
+    ),
     // Lanes of a connector's topics.
     of(
         S::Kept(Kept::LaneSeen),

@@ -4,7 +4,7 @@ use super::{Statement, of};
 use crate::simulator::postgres::{
     recognise::Tag::{Delete, Insert, Select, Update},
     state::{State as S, aside::Aside, lane::Lane, letters::Letters},
-    value::Type::{Bool, Int4, Int8, Int8s, Text, Texts, Void},
+    value::Type::{Bool, Int4, Int4s, Int8, Int8s, Text, Texts, Void},
 };
 
 pub const TEXTS: &[Statement] = &[
@@ -105,10 +105,14 @@ pub const TEXTS: &[Statement] = &[
         S::Aside(Aside::Waiting),
         "waiting rows",
         Select,
-        &[Text, Int4, Int8],
+        &[Text, Int4s, Int8, Int8],
         Some(&[Text, Text, Int8, Int8, Text]),
-        "SELECT source_table, key_text, version, schema_id, pg_catalog.convert_from(value, 'UTF8') FROM cutover.waiting
-         WHERE pipeline = $1 AND part = $2 ORDER BY attempts, version LIMIT $3",
+        "SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+           SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY attempts, version, source_table, key_text)
+             - pg_catalog.octet_length(value) AS before FROM (
+               SELECT source_table, key_text, version, schema_id, value, attempts FROM cutover.waiting
+               WHERE pipeline = $1 AND part = ANY($2) ORDER BY attempts, version, source_table, key_text LIMIT $3) first) w
+         WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version",
     ),
     of(
         S::Letters(Letters::Fence),
@@ -224,7 +228,8 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text, Int8s],
         Some(&[Int8]),
-        "WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 RETURNING 1)
+        "WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE ctid = ANY(ARRAY(
+           SELECT ctid FROM cutover.waiting WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 FOR UPDATE SKIP LOCKED)) RETURNING 1)
          SELECT count(*) FROM f",
     ),
     of(
@@ -234,6 +239,14 @@ pub const TEXTS: &[Statement] = &[
         &[Text, Int4],
         Some(&[Bool]),
         "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)",
+    ),
+    of(
+        S::Aside(Aside::WaitingParts),
+        "waiting parts",
+        Select,
+        &[Text],
+        Some(&[Int4]),
+        "SELECT DISTINCT part FROM cutover.waiting WHERE pipeline = $1 ORDER BY part",
     ),
     // Rows of a replay that failed.
     of(

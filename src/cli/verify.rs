@@ -1,0 +1,153 @@
+//! `cutover verify`.
+
+use std::{
+    io::IsTerminal as _,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+use super::{Failure, asked};
+use crate::{
+    config::Config,
+    control::{
+        error::WorkerError,
+        parts,
+        verifying::{Unverified, Verification},
+    },
+    model::Version,
+    state::{Store, requests::Command},
+    verify::{Ask, Progress, Tolerance},
+};
+
+/// How often a line is written where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Only this source table; may be given several times.
+    #[arg(long = "table", value_name = "T")]
+    tables: Vec<String>,
+    /// Show the values of columns that differ.
+    #[arg(long)]
+    values: bool,
+    /// Compare this share of the rows alone, picked by a hash of the target's key: `1%`.
+    #[arg(long, value_name = "P%", value_parser = share, conflicts_with = "count_only")]
+    sample: Option<f64>,
+    /// Compare the numbers of rows alone; they may differ by [verify] count_difference_max.
+    #[arg(long, conflicts_with_all = ["repair", "repair_all"])]
+    count_only: bool,
+    /// Compare the rows alone of which the target has heard since this checkpoint.
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["sample", "count_only"])]
+    since: Option<String>,
+    /// Send drifted rows through the log again, up to [verify] repair_rows_max of them, and compare these once more.
+    #[arg(long)]
+    repair: bool,
+    /// As --repair, however many they are.
+    #[arg(long, conflicts_with = "repair")]
+    repair_all: bool,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `1%` or `0.5` of a hundred.
+fn share(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| "write a percentage, such as 1%".to_owned())?;
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent / 100.0)
+    } else {
+        Err("must be above 0% and at most 100%".into())
+    }
+}
+
+pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(), Failure> {
+    let store = parts::store(config)?;
+    asked::state_is_ours(&store).await?;
+    let repairs = arguments.repair || arguments.repair_all;
+    if repairs {
+        asked::worker_runs(&store, Command::Repair).await?;
+    }
+    let since = match &arguments.since {
+        Some(name) => Some(clock_of(&store, name).await?),
+        None => None,
+    };
+    let ask = Ask {
+        since,
+        tables: arguments.tables,
+        values: arguments.values,
+        sample: arguments.sample,
+        count_only: arguments.count_only.then_some(Tolerance::of(config.verify.count_difference_max)),
+    };
+    let verification = Verification::begin(config, &ask).await.map_err(failure)?;
+    let shown = Shown::new();
+    let verdict = verification.run(&ask, &|progress| shown.show(progress)).await;
+    shown.bar.finish_and_clear();
+    let mut verdict = verdict.map_err(failure)?;
+    if repairs && verdict.drifted() > 0 {
+        let bound = config.verify.repair_rows_max;
+        if verdict.drifted() > bound && !arguments.repair_all {
+            verdict = verdict.but(format!(
+                "nothing is repaired: more than {bound} rows drifted ([verify] repair_rows_max); find out why, and use --repair-all, or \
+                 `cutover resnapshot` the table"
+            ));
+        } else {
+            verdict = verification.repair(&ask, verdict).await.map_err(failure)?;
+        }
+    }
+    if arguments.json {
+        super::print(&serde_json::to_string(&verdict)?)?;
+    } else {
+        super::print(&verdict)?;
+    }
+    if verdict.clean { Ok(()) } else { Err(Failure::No) }
+}
+
+/// The clock that the target had at a checkpoint.
+async fn clock_of(store: &Store, name: &str) -> Result<Version, Failure> {
+    let known = store.checkpoints().await?;
+    known.iter().find(|checkpoint| checkpoint.name == name).map(|checkpoint| checkpoint.point.clock).ok_or_else(|| {
+        Failure::Usage(anyhow::anyhow!("there is no checkpoint `{name}`; `cutover checkpoint list` shows them"))
+    })
+}
+
+fn failure(error: Unverified) -> Failure {
+    match error {
+        Unverified::NoTable(_) | Unverified::Worker(WorkerError::Usage(_)) => Failure::Usage(error.into()),
+        Unverified::Busy | Unverified::NotRepaired(_) | Unverified::Worker(_) | Unverified::Verify(_) => {
+            Failure::Runtime(error.into())
+        }
+    }
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Shown {
+    bar: ProgressBar,
+    terminal: bool,
+    line: Mutex<Instant>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{msg:20} {wide_bar} {human_pos}/{human_len} rows  eta {eta}") {
+            bar.set_style(style);
+        }
+        Shown { bar, terminal, line: Mutex::new(Instant::now()) }
+    }
+
+    fn show(&self, Progress { table, rows, rows_total }: Progress<'_>) {
+        self.bar.set_length(rows_total);
+        self.bar.set_position(rows);
+        self.bar.set_message(table.to_owned());
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.terminal && line.elapsed() >= LINE_EVERY {
+            *line = Instant::now();
+            eprintln!("verify: {table}: {rows} of about {rows_total} rows");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! A comparison that a command asks for, put together from the configuration; a worker may run or not.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    error::WorkerError,
+    parts::{Configured, Parts},
+    proving,
+    repairing::Repairs,
+};
+use crate::{
+    config::Config,
+    model::{Disposition, Plan, TableSchema},
+    observe::Frontier,
+    source::SourceError,
+    state::{
+        StateError, Store,
+        requests::{Command, RequestState},
+    },
+    target::{Checked, Target, TargetError},
+    transform::{Severity, transforms_hash},
+    verify::{Ask, COUNT_DIFFERENCE_MAX, Progress, Verdict, Verifier, VerifyError},
+};
+
+/// Rows of one request to repair.
+const REQUEST_ROWS_MAX: usize = 2_000;
+/// How often the answer to a request is looked for.
+const ANSWER_EVERY: Duration = Duration::from_millis(200);
+
+/// Why a command has no verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum Unverified {
+    /// Somebody else compares.
+    #[error("another `cutover verify` of this pipeline runs; wait for its end, or stop it")]
+    Busy,
+    #[error("the pipeline has no source table `{0}`; `cutover status` lists them")]
+    NoTable(String),
+    /// The worker does not do it.
+    #[error("the repair was not done: {0}")]
+    NotRepaired(String),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+}
+
+impl Unverified {
+    /// What whoever asked does next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Unverified::Verify(error) => error.disposition(),
+            Unverified::Busy | Unverified::NoTable(_) | Unverified::NotRepaired(_) | Unverified::Worker(_) => {
+                Disposition::Halt
+            }
+        }
+    }
+}
+
+impl From<SourceError> for Unverified {
+    fn from(error: SourceError) -> Self {
+        Unverified::Worker(error.into())
+    }
+}
+
+impl From<StateError> for Unverified {
+    fn from(error: StateError) -> Self {
+        Unverified::Worker(error.into())
+    }
+}
+
+impl From<TargetError> for Unverified {
+    fn from(error: TargetError) -> Self {
+        Unverified::Worker(error.into())
+    }
+}
+
+/// A comparison that has the pipeline to itself.
+pub struct Verification {
+    verifier: Verifier,
+    schemas: Vec<Arc<TableSchema>>,
+    plans: Arc<[Plan]>,
+    match_min: f64,
+    count_difference_max: f64,
+    /// Its session holds the lock.
+    _lock: Arc<Store>,
+}
+
+impl std::fmt::Debug for Verification {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verification").field("verifier", &self.verifier).finish_non_exhaustive()
+    }
+}
+
+impl Verification {
+    /// Looks at both sides, and keeps others from comparing meanwhile.
+    ///
+    /// # Errors
+    /// When nothing can be said: a side that cannot be read, transforms that do not fit, another comparison.
+    pub async fn begin(config: &Config, ask: &Ask) -> Result<Self, Unverified> {
+        if config.log.debezium.is_some() {
+            let text = "with [log.debezium] there is no source to compare with; compare at the connector's database";
+            return Err(WorkerError::Usage(text.into()).into());
+        }
+        let parts = Configured(Arc::new(config.clone()));
+        let (store, lock) = (parts.store()?, parts.store()?);
+        if !lock.lock_verify().await? {
+            return Err(Unverified::Busy);
+        }
+        let source = parts.source(Arc::clone(&store), Frontier::new(config.log.partitions))?;
+        let examined = source.examine().await?;
+        let known: BTreeSet<&str> = examined.tables.iter().map(|schema| schema.table.table.as_str()).collect();
+        if let Some(unknown) = ask.tables.iter().find(|table| !known.contains(table.as_str())) {
+            return Err(Unverified::NoTable(unknown.clone()));
+        }
+        let schemas: Vec<Arc<TableSchema>> = examined.tables.into_iter().map(Arc::new).collect();
+        let target = parts.target(Arc::clone(&store), 0)?;
+        let plans = plans(&*target, &schemas).await?;
+        let verifier = Verifier {
+            source,
+            target,
+            store,
+            environment: parts.environment(),
+            pipeline: config.name.clone(),
+            connector: examined.connector,
+            partitions: config.log.partitions,
+            chunk_rows: config.snapshot.chunk_rows,
+            confirm_for: Duration::from_secs(config.verify.confirm_seconds),
+            rows_per_second: None,
+            barrier: None,
+        };
+        let match_min = config.verify.match_min;
+        let count_difference_max = config.verify.count_difference_max.unwrap_or(COUNT_DIFFERENCE_MAX);
+        Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, _lock: lock })
+    }
+
+    /// Compares as asked, and notes what a whole comparison of a table has found.
+    ///
+    /// # Errors
+    /// When a side cannot be read.
+    pub async fn run(&self, ask: &Ask, show: &(dyn Fn(Progress<'_>) + Sync)) -> Result<Verdict, Unverified> {
+        let began = Instant::now();
+        let verdict = self.verifier.run(&self.schemas, &self.plans, ask, show).await?;
+        let verdict = self.judge(verdict).await?;
+        let verdict = self.gated(verdict).await?;
+        if ask.is_whole() {
+            self.note(&verdict, began).await?;
+        }
+        Ok(verdict)
+    }
+
+    /// Sends the drifted rows through the log again, and compares these rows once more.
+    ///
+    /// # Errors
+    /// When the worker does not do it, or a side cannot be read.
+    pub async fn repair(&self, ask: &Ask, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let began = Instant::now();
+        for table in &verdict.tables {
+            let Repairs { table, rows } = proving::repairs(table);
+            for rows in rows.chunks(REQUEST_ROWS_MAX) {
+                self.send(&Repairs { table: table.clone(), rows: rows.to_vec() }).await?;
+            }
+        }
+        let verdict = self.verifier.look_again(&self.schemas, &self.plans, ask, verdict).await?;
+        let verdict = self.gated(verdict).await?;
+        if ask.is_whole() {
+            self.note(&verdict, began).await?;
+        }
+        Ok(verdict)
+    }
+
+    async fn send(&self, repairs: &Repairs) -> Result<(), Unverified> {
+        let store = &self.verifier.store;
+        let arguments = serde_json::to_value(repairs).map_err(StateError::from)?;
+        let request = store.ask_with(Command::Repair, &arguments).await?;
+        loop {
+            tokio::time::sleep(ANSWER_EVERY).await;
+            match store.request_state(request).await? {
+                (RequestState::Done, _) => return Ok(()),
+                (RequestState::Refused, why) => return Err(Unverified::NotRepaired(why)),
+                (RequestState::New, _) => {
+                    let status = store.status().await?;
+                    if !status.worker_running {
+                        let why = "the worker has gone; start one with `cutover run`, it will find the request";
+                        return Err(Unverified::NotRepaired(why.into()));
+                    }
+                    if let Some(halt) = status.halted {
+                        return Err(Unverified::NotRepaired(format!("halted: {halt}")));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn note(&self, verdict: &Verdict, began: Instant) -> Result<(), StateError> {
+        for table in verdict.tables.iter().filter(|table| table.skipped.is_none()) {
+            let mut verified = table.noted(self.verifier.environment.now_us());
+            verified.is_clean &= verdict.caveat.is_none();
+            self.verifier.store.note_verified(&verified).await?;
+        }
+        let event = verdict.event(began.elapsed().as_secs_f64());
+        self.verifier.store.tell_of(&event, self.verifier.environment.now_us() / 1000).await
+    }
+
+    async fn gated(&self, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let orphans = self.verifier.orphans(&self.plans).await?;
+        Ok(verdict.gated(self.match_min, self.count_difference_max, orphans))
+    }
+
+    /// A verdict by transforms that are not in force, or were changed meanwhile, is none.
+    async fn judge(&self, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let hash = transforms_hash(&self.plans);
+        if transforms_hash(&plans(&*self.verifier.target, &self.schemas).await?) != hash {
+            return Ok(verdict.but("the transforms were changed meanwhile; verify again".into()));
+        }
+        let in_force = self.verifier.store.transforms_in_force().await?;
+        if in_force.is_some_and(|in_force| in_force != hash) {
+            let caveat = "the transforms are not those that the worker last applied; restart it, `cutover replay` or `cutover \
+                          resnapshot` what they change, and verify again";
+            return Ok(verdict.but(caveat.into()));
+        }
+        Ok(verdict)
+    }
+}
+
+/// Today's transforms, if they fit.
+async fn plans(target: &dyn Target, schemas: &[Arc<TableSchema>]) -> Result<Arc<[Plan]>, TargetError> {
+    let Checked { plans, problems } = target.check(schemas).await?;
+    let errors: Vec<_> = problems.into_iter().filter(|problem| problem.severity == Severity::Error).collect();
+    if errors.is_empty() { Ok(plans.into()) } else { Err(TargetError::Transforms(errors)) }
+}
