@@ -86,6 +86,14 @@ pub fn refused(refusal: &Refusal) -> ApplyError {
     ))
 }
 
+/// Why a statement that compares rows failed: what no value is to blame for is no row's, and stops the comparison.
+pub fn of_comparison(error: PgError) -> Failure {
+    match Failure::from(error) {
+        Failure::Rows(refusal) if !blames_a_row(&refusal.sqlstate) => Failure::Stop(refused(&refusal)),
+        other @ (Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload | Failure::Stop(_)) => other,
+    }
+}
+
 /// A statement of a plan that cannot be prepared, which no row is to blame for.
 pub fn unprepared(error: PgError) -> Failure {
     match Failure::from(error) {
