@@ -188,6 +188,23 @@ async fn claim_a_parent_frees_the_rows_that_need_it_once() {
 }
 
 #[tokio::test]
+async fn claim_a_parent_passes_over_rows_that_another_lane_has_locked() {
+    let free = || run("b", "free waiting rows", vec![param(PIPELINE), param(vec![77i64])]);
+    let told = claim(vec![
+        wait("a", "{\"id\":1}", 7),
+        wait("a", "{\"id\":2}", 6),
+        simple("a", "BEGIN"),
+        wait("a", "{\"id\":1}", 7),
+        free(),
+        simple("a", "COMMIT"),
+        free(),
+    ])
+    .await;
+    said(&told, "b4: (1)");
+    said(&told, "b6: (1)");
+}
+
+#[tokio::test]
 async fn claim_a_sweep_removes_what_the_copy_has_not_met_but_what_is_referred_to_or_a_dead_letter() {
     let image = |id: &'static str, version| plan("a", "parents", Part::Live, &[(version, false, &[Some(id), None])]);
     let sweep = |lease_epoch: i64, sql: fn(&Plan, &[Plan]) -> Option<String>| -> Step {
