@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, progress};
+use super::{Failure, progress, status::human_seconds};
 use crate::{
     config::Config,
     control::{
@@ -10,6 +10,7 @@ use crate::{
         start,
         worker::{Ended, Role},
     },
+    state::waiting::WaitingFor,
 };
 
 pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Result<(), Failure> {
@@ -46,6 +47,20 @@ async fn work(config: Config, role: Role, until_synced: bool) -> Result<(), Fail
         Ok(Ended::Stopped | Ended::Synced) => Ok(()),
         Ok(Ended::SyncedWithDeadLetters(count)) => {
             eprintln!("cutover: synced, but {count} dead letter(s) are open; {}", super::DEAD_LETTERS);
+            Err(Failure::No)
+        }
+        Ok(Ended::SyncedWithWaiting(waiting, dead_letters)) => {
+            for WaitingFor { table, reason, rows, oldest_seconds } in &waiting {
+                let since = human_seconds(*oldest_seconds);
+                eprintln!("cutover: {rows} row(s) of {table} wait since {since} for what does not come: {reason}");
+            }
+            if dead_letters > 0 {
+                eprintln!("cutover: {dead_letters} dead letter(s) are open; {}", super::DEAD_LETTERS);
+            }
+            eprintln!(
+                "cutover: all else is synced; bring what the rows refer to, make foreign keys that form a ring DEFERRABLE, \
+                 or make them after the copy ([target] after_copy), and run again"
+            );
             Err(Failure::No)
         }
         Ok(Ended::Halted(halt)) => Err(Failure::Runtime(anyhow::anyhow!("halted: {halt}"))),

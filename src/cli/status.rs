@@ -42,6 +42,10 @@ fn set_aside(status: &Status, line: &mut impl FnMut(&str, String)) {
         None => count.to_string(),
     };
     line("waiting", aged(status.waiting, status.waiting_oldest_seconds));
+    for waits in &status.waiting_for {
+        let since = human_seconds(waits.oldest_seconds);
+        line("", format!("{} of {}, for {since}: {}", waits.rows, waits.table, waits.reason));
+    }
     if status.cascades > 0 {
         line("cascades", format!("{} parents whose children are read again", status.cascades));
     }

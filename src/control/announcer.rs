@@ -15,17 +15,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     model::Problem,
-    observe::{Event, EventSink, Halts, StartedTable},
+    observe::{Event, EventSink, Halts, StartedTable, WaitingReason},
     state::{
         StateError, Store,
         copies::CopyState,
         events::SeenTable,
         status::{Phase, Status},
+        waiting::WaitingFor,
     },
 };
 
 /// Progress of one table is told at most this often.
 const PROGRESS_EVERY_MS: i64 = 10_000;
+/// Rows that have waited for so long are told of.
+const WAITING_SECONDS_MIN: f64 = 30.0;
 const CARRY_EVERY: Duration = Duration::from_millis(500);
 /// Events handed to the sink at once.
 const CARRY_EVENTS_MAX: i64 = 100;
@@ -38,6 +41,8 @@ const LAST_CARRY_MAX: Duration = Duration::from_secs(3);
 pub struct Told {
     phase: Option<String>,
     halted: Option<Problem>,
+    /// That rows wait was told, and not yet that none does any more.
+    waiting: bool,
     tables: BTreeMap<String, ToldTable>,
 }
 
@@ -60,6 +65,8 @@ pub struct Seen {
     pub halted: Option<Problem>,
     pub rows_per_second: f64,
     pub tables: Vec<SeenTable>,
+    /// How many rows wait, for how long the oldest has, and what for.
+    pub waiting: (u64, f64, Vec<WaitingFor>),
 }
 
 /// What is new in `seen`, in the order in which it is to be told.
@@ -79,7 +86,26 @@ pub fn news(told: &mut Told, seen: &Seen, now_ms: i64) -> Vec<Event> {
         events.extend(table_news(told, table, seen.rows_per_second, now_ms));
     }
     events.extend(after);
+    events.extend(waiting_news(told, seen));
     events
+}
+
+fn waiting_news(told: &mut Told, seen: &Seen) -> Option<Event> {
+    let (rows, oldest_seconds, reasons) = &seen.waiting;
+    let waits = match told.waiting {
+        true => *rows > 0,
+        false => *rows > 0 && *oldest_seconds >= WAITING_SECONDS_MIN,
+    };
+    if waits == std::mem::replace(&mut told.waiting, waits) {
+        return None;
+    }
+    let reason = |waits: &WaitingFor| WaitingReason {
+        table: waits.table.clone(),
+        reason: waits.reason.clone(),
+        rows: waits.rows,
+    };
+    let reasons = reasons.iter().map(reason).collect();
+    Some(Event::RowsWaiting { rows: *rows, oldest_seconds: tenths(*oldest_seconds), reasons })
 }
 
 fn phase_change(told: &mut Told, seen: &Seen) -> Option<Event> {
@@ -176,6 +202,7 @@ impl Announcer {
             halted,
             rows_per_second: status.copied_rows_per_second,
             tables: self.store.seen_tables().await?,
+            waiting: (status.waiting, status.waiting_oldest_seconds.unwrap_or_default(), status.waiting_for.clone()),
         };
         let mut told = self.told.clone();
         let new = news(&mut told, &seen, now_ms);
@@ -234,7 +261,7 @@ mod tests {
     }
 
     fn seen(phase: Phase, tables: &[SeenTable]) -> Seen {
-        Seen { phase, halted: None, rows_per_second: 10.0, tables: tables.to_vec() }
+        Seen { phase, halted: None, rows_per_second: 10.0, tables: tables.to_vec(), waiting: (0, 0.0, Vec::new()) }
     }
 
     fn names(events: &[Event]) -> Vec<String> {
@@ -248,6 +275,7 @@ mod tests {
             Event::TableCompleted { table, copy, .. } => format!("{table} {copy} complete"),
             Event::PhaseChanged { to, halted, .. } if halted.is_some() => format!("{to}, halted"),
             Event::PhaseChanged { from, to, .. } => format!("{} to {to}", from.as_deref().unwrap_or("nothing")),
+            Event::RowsWaiting { rows, reasons, .. } => format!("{rows} wait for {} reasons", reasons.len()),
             Event::VerificationResult { .. } | Event::Conflict { .. } | Event::RollbackCompleted { .. } => {
                 "not from state".into()
             }
@@ -310,6 +338,21 @@ mod tests {
         assert_eq!(names(&news(&mut told, &halted, 1)), ["following, halted"]);
         assert_eq!(names(&news(&mut told, &halted, 2)), Vec::<String>::new());
         assert_eq!(names(&news(&mut told, &well, 3)), ["following to following"]);
+    }
+
+    #[test]
+    fn rows_that_wait_for_long_are_told_once_and_that_none_does_any_more() {
+        let mut told = Told::default();
+        let seen = |rows: u64, seconds: f64| {
+            let reason = WaitingFor { table: "s.t".into(), reason: "fk".into(), rows, oldest_seconds: seconds };
+            let reasons = if rows > 0 { vec![reason] } else { Vec::new() };
+            Seen { waiting: (rows, seconds, reasons), ..seen(Phase::Following, &[]) }
+        };
+        news(&mut told, &seen(0, 0.0), 0);
+        assert_eq!(names(&news(&mut told, &seen(2, 5.0), 1)), Vec::<String>::new(), "most come in soon");
+        assert_eq!(names(&news(&mut told, &seen(2, 31.0), 2)), ["2 wait for 1 reasons"]);
+        assert_eq!(names(&news(&mut told, &seen(1, 3.0), 3)), Vec::<String>::new());
+        assert_eq!(names(&news(&mut told, &seen(0, 0.0), 4)), ["0 wait for 0 reasons"]);
     }
 
     #[test]

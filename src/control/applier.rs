@@ -44,6 +44,8 @@ use crate::{
     target::Target,
 };
 
+/// Rows that have all waited for so long when all else is done wait for good: the leader has looked for them meanwhile.
+const WAITS_FOR_GOOD_SECONDS: f64 = 75.0;
 const TICK: Duration = Duration::from_millis(200);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How often the brokers are asked whether they are there.
@@ -345,6 +347,9 @@ impl Applier {
         let store = &self.worker.store;
         let covered = store.covers(end, self.log.epoch(), self.log.partitions()).await.ok()?;
         let status = store.status().await.ok()?;
-        leader::ended(&status, if covered { End::Reached } else { End::Ahead })
+        let tried = status.waiting_tried.is_some_and(|times| times > 0);
+        let waits_for_good =
+            tried && status.waiting_newest_seconds.is_some_and(|newest| newest > WAITS_FOR_GOOD_SECONDS);
+        leader::ended(&status, if covered { End::Reached } else { End::Ahead }, waits_for_good)
     }
 }

@@ -29,18 +29,26 @@ use crate::{
         dead_letters::{DeadLetterState, DeadRow, Retried, Selection},
         replays::ReplayState,
         requests::{Request, RequestState},
+        waiting::{LOOKED_FOR_AFTER_SECONDS, WaitingRow},
     },
 };
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// The number under which the replay that is under way is a task: no request has it.
 const REPLAYING: i64 = 0;
+/// The number of the task that looks for waiting rows at the source.
+const LOOKING: i64 = -1;
+/// Waiting rows that are looked for together, and their bytes; one row may have more.
+const WAITING_ROWS_MAX: i64 = 500;
+const WAITING_BYTES_MAX: i64 = 4 << 20;
 
 /// What is being done on request.
 pub(super) struct Background {
     tools: Tools,
     tasks: JoinSet<()>,
     begun: Arc<Mutex<HashSet<i64>>>,
+    /// When the last look at the source for waiting rows began that has come to its end.
+    looked: Arc<Mutex<Option<Instant>>>,
     stop: CancellationToken,
 }
 
@@ -56,7 +64,8 @@ struct Tools {
 impl Background {
     pub(super) fn new(worker: &Worker, replayer: Replayer) -> Self {
         let tools = Tools { halts: Arc::clone(&worker.halts), replayer, barrier: Arc::default() };
-        Background { tools, tasks: JoinSet::new(), begun: Arc::default(), stop: worker.stop.child_token() }
+        let (begun, looked) = (Arc::default(), Arc::default());
+        Background { tools, tasks: JoinSet::new(), begun, looked, stop: worker.stop.child_token() }
     }
 
     /// Held by who forgets tombstones.
@@ -95,6 +104,23 @@ impl Background {
         self.begin(REPLAYING, "replay", async move { tools.replay(&stop).await });
     }
 
+    /// Looks for rows at the source that have waited for a while: what is no longer there waits no more.
+    pub(super) fn look_for_waiting(&mut self) {
+        let (tools, looked) = (self.tools.clone(), Arc::clone(&self.looked));
+        self.begin(LOOKING, "waiting", async move {
+            let began = Instant::now();
+            tools.look_for_waiting().await?;
+            *looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+            Ok(())
+        });
+    }
+
+    /// Whether such a look has begun since rows wait that have for so many seconds, and has met them all.
+    pub(super) fn has_looked(&self, seconds: f64) -> bool {
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.is_some_and(|began| began.elapsed().as_secs_f64() + LOOKED_FOR_AFTER_SECONDS < seconds)
+    }
+
     /// Begins a task, unless it has begun. One that fails for now may begin again when its request is met again.
     fn begin(&mut self, id: i64, part: &'static str, task: impl Future<Output = Result<(), Stopped>> + Send + 'static) {
         while self.tasks.try_join_next().is_some() {}
@@ -122,6 +148,32 @@ impl Background {
 }
 
 impl Tools {
+    /// A parent that is gone for good may have taken its children along unseen: they wait for it for ever.
+    async fn look_for_waiting(&self) -> Result<(), Stopped> {
+        let (store, refetch) = (&self.replayer.store, &self.replayer.refetch);
+        let (mut after, mut gone) = ((String::new(), String::new(), 0), 0);
+        loop {
+            let rows = store.waiting_rows(&after, WAITING_ROWS_MAX, WAITING_BYTES_MAX).await?;
+            let Some(last) = rows.last() else { break };
+            after = (last.table.clone(), last.key.clone(), last.version);
+            let mut tables: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
+            for WaitingRow { table: _, schema, key, version, record } in rows {
+                let shown = Some(record.into());
+                let table = tables.entry(schema.table.table.clone()).or_default();
+                // Several events of a row are one row to look for; the newest is the last.
+                table.retain(|other| other.key != key.as_bytes());
+                table.push(Wanted { schema, key: key.into(), version, shown });
+            }
+            for (table, rows) in tables {
+                gone += refetch.send_gone(&table, rows).await.map_err(|error| Stopped::Later(error.to_string()))?;
+            }
+        }
+        if gone > 0 {
+            tracing::warn!(gone, "rows that waited for others are no longer at the source; they wait no more");
+        }
+        Ok(())
+    }
+
     async fn retry(&self, request: i64, ids: &[i64]) -> Result<(), Stopped> {
         let (store, refetch) = (&self.replayer.store, &self.replayer.refetch);
         let (state, answer) = loop {

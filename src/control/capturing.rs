@@ -11,7 +11,7 @@ use super::{
     background::{self, Background},
     cascades::Follower,
     error::WorkerError,
-    leader::{Charge, End},
+    leader::{Charge, End, Rounds},
     proving::Prover,
     replay::Replayer,
     worker::{Ended, Worker},
@@ -31,6 +31,11 @@ use crate::{
 };
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How often rows that wait are looked for at the source, once they have waited for so long; and how often by a worker
+/// that ends when nothing else is left to be done.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY_AT_THE_END: Duration = Duration::from_secs(10);
+const LOOK_AFTER_SECONDS: f64 = 4.0;
 /// A stream whose newest commit or heartbeat is older than this is not caught up.
 const CAUGHT_UP_SECONDS_MAX: f64 = 5.0;
 
@@ -45,6 +50,7 @@ pub(super) struct Capturing {
     captured_before: Vec<u64>,
     applying: Applying,
     background: Background,
+    looks: Rounds,
     /// Compares in the background.
     proving: JoinSet<()>,
     /// Follows cascades that the source does not log.
@@ -71,6 +77,7 @@ impl Capturing {
         let mut capturing = Capturing {
             applying: Applying::new(worker.role),
             background: Background::new(worker, replayer),
+            looks: Rounds::at_once(if end.is_some() { LOOK_EVERY_AT_THE_END } else { LOOK_EVERY }),
             proving: JoinSet::new(),
             worker: worker.clone(),
             flow,
@@ -226,6 +233,10 @@ impl Charge for Capturing {
     }
 
     async fn settle(&mut self, status: &Status, stop: &CancellationToken) -> Result<(), WorkerError> {
+        let waits_long = status.waiting_oldest_seconds.is_some_and(|seconds| seconds > LOOK_AFTER_SECONDS);
+        if status.phase == Phase::Following && waits_long && status.halted.is_none() && self.looks.due(false) {
+            self.background.look_for_waiting();
+        }
         let copied = status.tables.iter().all(|table| table.state == CopyState::Copied);
         let Some(file) = self.worker.config.target.after_copy.clone() else { return Ok(()) };
         if copied && status.phase == Phase::Copying && self.worker.halts.first().is_none() {
@@ -264,6 +275,10 @@ impl Charge for Capturing {
 
     fn target(&self) -> Arc<dyn Target> {
         Arc::clone(&self.flow.apply.target)
+    }
+
+    fn has_looked(&self, seconds: f64) -> bool {
+        self.background.has_looked(seconds)
     }
 
     fn barrier(&self) -> Arc<tokio::sync::Mutex<()>> {

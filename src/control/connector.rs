@@ -381,6 +381,10 @@ impl Charge for Connector {
         Arc::clone(&self.planned.apply.target)
     }
 
+    fn has_looked(&self, _seconds: f64) -> bool {
+        true
+    }
+
     // There are no replays that it would keep out. Every later change of a lane has a version above the lane's clock;
     // only what waits may be older.
     fn barrier(&self) -> Arc<tokio::sync::Mutex<()>> {

@@ -32,6 +32,9 @@ use crate::{
 
 const TICK: Duration = Duration::from_millis(200);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Rows that wait, while nothing else is left to be done, wait for good after this long, if each was tried again
+/// meanwhile and all were looked for at the source.
+const WAITS_FOR_GOOD: Duration = Duration::from_secs(15);
 /// Rates are over this many reports.
 const RATE_REPORTS: usize = 10;
 
@@ -58,6 +61,9 @@ pub(super) trait Charge: Send {
     /// Answers a request, or begins what it asks for.
     async fn answer(&mut self, request: &Request) -> Result<(), StateError>;
     fn target(&self) -> Arc<dyn Target>;
+    /// Whether the source was asked for all rows that have waited for so many seconds, since they do; true where it
+    /// cannot be asked.
+    fn has_looked(&self, seconds: f64) -> bool;
     /// Held while a replay begins, and while tombstones are forgotten.
     fn barrier(&self) -> Arc<tokio::sync::Mutex<()>>;
 }
@@ -90,7 +96,7 @@ impl Rounds {
 }
 
 /// What a status means for a worker that was asked to run to an end.
-pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
+pub(super) fn ended(status: &Status, end: End, waits_for_good: bool) -> Option<Ended> {
     let reached = match end {
         End::Never => return None,
         End::Ahead => false,
@@ -99,11 +105,50 @@ pub(super) fn ended(status: &Status, end: End) -> Option<Ended> {
     if let Some(halt) = &status.halted {
         return Some(Ended::Halted(halt.clone()));
     }
-    let nothing_left = status.waiting == 0 && status.cascades == 0;
-    match (reached && status.phase == Phase::Following && nothing_left, status.dead_letters) {
-        (false, _) => None,
-        (true, 0) => Some(Ended::Synced),
-        (true, count) => Some(Ended::SyncedWithDeadLetters(count)),
+    let done = reached && status.phase == Phase::Following && status.cascades == 0;
+    match (done, status.waiting, status.dead_letters) {
+        (false, _, _) => None,
+        (true, 0, 0) => Some(Ended::Synced),
+        (true, 0, count) => Some(Ended::SyncedWithDeadLetters(count)),
+        (true, _, count) => waits_for_good.then(|| Ended::SyncedWithWaiting(status.waiting_for.clone(), count)),
+    }
+}
+
+/// For how long the same rows wait while nothing else is left to be done.
+#[derive(Debug, Default)]
+struct Standstill {
+    since: Option<Still>,
+}
+
+/// Rows that wait, as they were when that began.
+#[derive(Debug)]
+struct Still {
+    began: Instant,
+    rows: u64,
+    /// How often each had been tried at least, and has been by now.
+    tried: (i64, i64),
+}
+
+impl Standstill {
+    /// Whether rows wait for good by now: none has come or gone for a while, none was freed, each was tried again, and
+    /// the source was `looked` at for all of them.
+    fn lasts(&mut self, status: &Status, looked: impl Fn(f64) -> bool) -> bool {
+        let waits = status.phase == Phase::Following && status.waiting > 0;
+        let (true, Some(newest), Some(tried)) = (waits, status.waiting_newest_seconds, status.waiting_tried) else {
+            self.since = None;
+            return false;
+        };
+        let still = match self.since.take() {
+            Some(still) if still.rows == status.waiting && tried >= still.tried.1 => {
+                Still { tried: (still.tried.0, tried), ..still }
+            }
+            Some(_) | None => Still { began: Instant::now(), rows: status.waiting, tried: (tried, tried) },
+        };
+        // As many may wait as did, and be others.
+        let long = still.began.elapsed() >= WAITS_FOR_GOOD && newest >= WAITS_FOR_GOOD.as_secs_f64();
+        let again = still.tried.1 > still.tried.0;
+        self.since = Some(still);
+        long && again && looked(newest)
     }
 }
 
@@ -115,6 +160,7 @@ pub(super) struct Leader<'a> {
     show: fn(&Status),
     samples: VecDeque<(Instant, u64, u64)>,
     announcer: Announcer,
+    standstill: Standstill,
     /// What carries on what was told: events, and dead letters.
     carriers: JoinSet<()>,
 }
@@ -136,7 +182,15 @@ impl<'a> Leader<'a> {
             Ok(Announcer::resume(Arc::clone(&worker.store), number).await?)
         });
         let Some(announcer) = announcer.await? else { return Ok(None) };
-        let mut leader = Leader { worker, number, show, samples: VecDeque::new(), announcer, carriers: JoinSet::new() };
+        let mut leader = Leader {
+            worker,
+            number,
+            show,
+            samples: VecDeque::new(),
+            announcer,
+            standstill: Standstill::default(),
+            carriers: JoinSet::new(),
+        };
         leader.carry(stop)?;
         Ok(Some(leader))
     }
@@ -219,7 +273,8 @@ impl<'a> Leader<'a> {
         (self.show)(&status);
         self.announcer.tell(&status, status.halted.clone(), parts.environment().now_us() / 1000).await?;
         charge.settle(&status, stop).await?;
-        Ok(ended(&status, charge.end()))
+        let waits_for_good = self.standstill.lasts(&status, |seconds| charge.has_looked(seconds));
+        Ok(ended(&status, charge.end(), waits_for_good))
     }
 
     fn rates(&mut self, status: &Status) -> (f64, f64) {
@@ -263,5 +318,45 @@ impl<'a> Leader<'a> {
         {
             tracing::warn!(%error, "old tombstones were not removed; it will be tried again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(waiting: u64, newest: f64, tried: i64) -> Status {
+        serde_json::from_value(serde_json::json!({
+            "phase": "following", "synced": false, "tables": [], "waiting": waiting, "waiting_newest_seconds": newest,
+            "waiting_tried": tried, "dead_letters": 0, "dead_letters_discarded": 0, "drift_rows": 0,
+            "worker_running": true, "appliers": [], "retrying": {}, "copied_rows_per_second": 0.0,
+            "changes_per_second": 0.0, "conflicts": 0,
+        }))
+        .expect("a status")
+    }
+
+    /// Whether rows wait for good after 40 seconds of this; each was tried once in four.
+    async fn lasts(shown: impl Fn(u32) -> (u64, f64, i64), looked: bool) -> bool {
+        let (mut standstill, mut lasted) = (Standstill::default(), false);
+        for second in 0..40 {
+            let (waiting, newest, tried) = shown(second);
+            lasted |= standstill.lasts(&status(waiting, newest, tried), |_| looked);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        lasted
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_wait_for_good_once_all_were_tried_and_looked_for_and_none_came_or_went() {
+        let still = |second: u32| (3, f64::from(second), i64::from(second / 4));
+        assert!(lasts(still, true).await);
+        assert!(!lasts(still, false).await, "the source was not asked");
+        assert!(
+            !lasts(|second| (3, f64::from(second % 10), i64::from(second / 4)), true).await,
+            "others took the place"
+        );
+        assert!(!lasts(|second| (u64::from(99 - second), 90.0, i64::from(second / 4)), true).await, "they come in");
+        assert!(!lasts(|_| (3, 90.0, 7), true).await, "none was tried");
+        assert!(!lasts(|second| (3, 90.0, i64::from(second % 8) - 1), true).await, "parents come");
     }
 }

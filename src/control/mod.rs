@@ -11,6 +11,7 @@ mod background;
 mod capturing;
 mod cascades;
 mod connector;
+pub(crate) mod copy_order;
 mod dead_letter_topic;
 pub mod error;
 mod follower;

@@ -18,6 +18,7 @@ use super::{
     applier,
     capturing::Capturing,
     connector,
+    copy_order::parents_first,
     error::{Attempt, WorkerError},
     follower,
     http::{self, Endpoints, Vitals},
@@ -148,14 +149,12 @@ impl Worker {
         applier::run(self, end).await
     }
 
-    /// Registers the tables, and takes from the target what it has: how far it is behind, and its position in the
-    /// source.
-    async fn take_stock(&self, tables: &[String]) -> Result<Option<(Position, Version)>, Attempt> {
+    /// Takes from the target what it has: how far it is behind, and its position in the source.
+    async fn take_stock(&self) -> Result<Option<(Position, Version)>, Attempt> {
         // A stalled pipeline that is restarted has the lag that it had.
         for (partition, newest_us) in self.store.newest_commits().await? {
             self.frontier.applied_changes(partition, 0, None, Some(newest_us));
         }
-        self.store.register_tables(tables).await?;
         Ok(self.store.position().await?)
     }
 
@@ -192,12 +191,16 @@ impl Worker {
         let examined = if stale { self.examine(&*source).await? } else { Some(examined) };
         let Some(Examined { tables, now_us, connector, .. }) = examined else { return Ok(None) };
         let names: Vec<String> = tables.iter().map(|schema| schema.table.table.clone()).collect();
-        let Some(fallback) = self.patiently("target", || self.take_stock(&names)).await? else { return Ok(None) };
+        let Some(fallback) = self.patiently("target", || self.take_stock()).await? else { return Ok(None) };
         let Some(controls) = self.patiently("log", || last_controls(&log)).await? else { return Ok(None) };
         let planned_at = newest_version(&controls, now_us);
         let target = self.parts.target(Arc::clone(&self.store), lease.epoch)?;
         let prepared = self.patiently("target", || async { Ok(target.prepare(&tables, planned_at).await?) });
         let Some(()) = prepared.await? else { return Ok(None) };
+        // In the order in which they are copied.
+        let names = parents_first(&target.plans(), &names);
+        let registered = self.patiently("state", || async { Ok(self.store.register_tables(&names).await?) });
+        let Some(()) = registered.await? else { return Ok(None) };
         // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
         let has_clock = fallback.as_ref().is_some_and(|(position, _)| position.has_one_order());
         let clock_min =

@@ -18,7 +18,7 @@ use crate::{
     observe::{Frontier, Halts},
     pipeline::{batches::Bounds, flow::ApplyHalf},
     source::{Examined, Source},
-    state::Store,
+    state::{Store, waiting::WaitingFor},
     target::Target,
 };
 
@@ -33,12 +33,14 @@ pub enum Role {
 }
 
 /// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
     /// It was asked to stop.
     Stopped,
     Synced,
     SyncedWithDeadLetters(u64),
+    /// Everything else is done, and these rows wait for what does not come; with the open dead letters.
+    SyncedWithWaiting(Vec<WaitingFor>, u64),
     /// It was to run until synced, and something halted.
     Halted(Problem),
 }

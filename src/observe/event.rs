@@ -45,6 +45,14 @@ pub enum Event {
         to: String,
         halted: Option<Problem>,
     },
+    /// Rows wait for others for longer than that takes, or none does any more.
+    RowsWaiting {
+        /// 0: all are in, or gone.
+        rows: u64,
+        /// How long the oldest has waited.
+        oldest_seconds: f64,
+        reasons: Vec<WaitingReason>,
+    },
     /// Source and target were compared.
     VerificationResult {
         clean: bool,
@@ -73,6 +81,16 @@ pub struct StartedTable {
     pub table: String,
     /// 1 for the first copy of the table, 2 for the second.
     pub copy: i64,
+}
+
+/// Rows of one table that wait for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WaitingReason {
+    /// The source table, with its database.
+    pub table: String,
+    /// What the target says of them.
+    pub reason: String,
+    pub rows: u64,
 }
 
 /// What the comparison of one table found.
@@ -179,6 +197,11 @@ mod tests {
             },
             Event::TableCompleted { table: "t".into(), copy: 1, rows_copied: 10, duration_seconds: 4.5 },
             Event::PhaseChanged { from: None, to: "copying".into(), halted: Some(Problem::new("r", "d")) },
+            Event::RowsWaiting {
+                rows: 3,
+                oldest_seconds: 31.5,
+                reasons: vec![WaitingReason { table: "shop.t".into(), reason: "violates".into(), rows: 3 }],
+            },
             Event::VerificationResult {
                 clean: false,
                 match_rate: 0.75,

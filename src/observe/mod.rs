@@ -8,7 +8,9 @@ pub mod invariant;
 pub(crate) mod room;
 
 pub use environment::{Backoff, Environment, Machine, now_us, unique};
-pub use event::{Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable};
+pub use event::{
+    Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable, WaitingReason,
+};
 pub use frontier::{Captured, Frontier};
 pub use halt::Halts;
 pub use invariant::Invariant;

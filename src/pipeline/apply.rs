@@ -20,7 +20,7 @@ use crate::{
     log::{Log, LogError, Offset, Topic, record::ChunkEnd},
     model::{Disposition, Problem, TableSchema},
     observe::{Backoff, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
-    target::{Applied, ApplyError, Batch, BatchEvent, Lane, Resume, Sink, Target},
+    target::{Applied, ApplyError, Batch, BatchEvent, Counts, Lane, Resume, Sink, Target},
 };
 
 /// Batches prepared ahead of a sink.
@@ -29,8 +29,44 @@ const BATCHES_AHEAD_MAX: usize = 1;
 const READ_BYTES_MAX: usize = 2 << 20;
 /// How long a read waits for the first record.
 const READ_WAIT: Duration = Duration::from_millis(500);
-/// How often rows that wait for others are tried again.
+/// How often rows that wait for others are tried again, if nothing frees them, and how often where that brings nothing.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
+const WAITING_EVERY_MAX: Duration = Duration::from_secs(4);
+
+/// When waiting rows are tried again: at once where a parent has come and that brings rows in, else by the clock.
+struct Turns {
+    last: Instant,
+    pause: Duration,
+    /// A parent has come since.
+    freed: bool,
+    /// The last turn brought nothing in: what frees rows may come again and again and not be all that they need.
+    fruitless: bool,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Turns { last: Instant::now(), pause: WAITING_EVERY, freed: false, fruitless: false }
+    }
+
+    fn is_due(&self) -> bool {
+        let pause = match (self.freed, self.fruitless) {
+            (true, false) => Duration::ZERO,
+            (true, true) => WAITING_EVERY,
+            (false, _) => self.pause,
+        };
+        self.last.elapsed() >= pause
+    }
+
+    /// Rows were tried, with this result.
+    fn took(&mut self, tried: &Applied) {
+        self.fruitless = tried.tables.values().all(|counts| *counts == Counts::default());
+        self.pause = match self.fruitless && tried.waiting > 0 {
+            true => (2 * self.pause).min(WAITING_EVERY_MAX),
+            false => WAITING_EVERY,
+        };
+        (self.last, self.freed) = (Instant::now(), false);
+    }
+}
 
 /// Copied rows in a batch while there are changes: a batch of changes waits for the lane's lock until those at work are
 /// written.
@@ -268,12 +304,13 @@ impl ApplyLoop {
         done: mpsc::Sender<(u64, Offset, Vec<ChunkEnd>)>,
     ) -> Result<(), SessionError> {
         let retries = self.topic == Topic::Changes;
-        let (mut tried, mut reached) = (Instant::now(), None);
+        let (mut turns, mut reached) = (Turns::new(), None);
         loop {
             // Heartbeats keep batches coming on an idle source too: waiting rows have their turn between them.
-            if retries && tried.elapsed() >= WAITING_EVERY {
-                self.count(&sink.retry_waiting().await?);
-                tried = Instant::now();
+            if retries && turns.is_due() {
+                let tried = sink.retry_waiting().await?;
+                turns.took(&tried);
+                self.count(&tried);
             }
             let next = async { steps.lock().await.recv().await };
             let step = match tokio::time::timeout(WAITING_EVERY, next).await {
@@ -305,6 +342,7 @@ impl ApplyLoop {
             drop(taken);
             metrics::histogram!(metric::APPLY_BATCH_SECONDS).record(started.elapsed().as_secs_f64());
             self.count(&applied);
+            turns.freed |= applied.freed > 0;
             for (table, count) in changes {
                 self.frontier.count_changes(&table.table.table, count);
             }
@@ -388,5 +426,41 @@ fn halt_of(error: SessionError) -> Problem {
             Problem::new(error.to_string(), "make sure that one worker runs, then restart it")
         }
         SessionError::Log(error) => Problem::new(error.to_string(), "restart the worker when that is done"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tried(inserted: u64, waiting: u64) -> Applied {
+        let counts = Counts { inserted, ..Counts::default() };
+        Applied { tables: BTreeMap::from([("t".to_owned(), counts)]), waiting, ..Applied::default() }
+    }
+
+    /// How many turns there are in so many seconds, ten batches a second.
+    async fn turns_in(turns: &mut Turns, seconds: u32, freed: bool, result: &Applied) -> u32 {
+        let mut count = 0;
+        for _ in 0..seconds * 10 {
+            turns.freed |= freed;
+            if turns.is_due() {
+                turns.took(result);
+                count += 1;
+            }
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_rows_are_tried_at_once_while_that_helps_and_else_by_the_clock() {
+        let mut turns = Turns::new();
+        assert_eq!(turns_in(&mut turns, 2, true, &tried(1, 5)).await, 20, "parents bring rows in");
+        let fruitless = turns_in(&mut turns, 10, true, &tried(0, 5)).await;
+        assert!((9..=12).contains(&fruitless), "parents that bring nothing in cost a turn a second: {fruitless}");
+        let idle = turns_in(&mut turns, 40, false, &tried(0, 5)).await;
+        assert!((9..=13).contains(&idle), "rows that nothing frees are tried every few seconds: {idle}");
+        let helps = turns_in(&mut turns, 10, false, &tried(1, 5)).await;
+        assert!((7..=11).contains(&helps), "and every second where they come in: {helps}");
     }
 }

@@ -28,6 +28,13 @@ const KEYS_MAX: usize = 100;
 /// Bytes of one append.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
+/// What becomes of rows that the source has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Send,
+    Leave,
+}
+
 /// A row to read again.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -77,9 +84,20 @@ impl Refetch {
         let (rows, strange): (Vec<Wanted>, Vec<Wanted>) =
             rows.into_iter().partition(|row| same_key(&row.schema, &schema));
         for rows in rows.chunks(KEYS_MAX) {
-            self.send_some(&schema, rows).await?;
+            self.send_some(&schema, rows, Found::Send).await?;
         }
         Ok(strange)
+    }
+
+    /// As [`Self::send`], of rows that the source no longer has alone; how many they are.
+    pub async fn send_gone(&self, table: &str, rows: Vec<Wanted>) -> Result<u64, SnapshotError> {
+        let schema = self.source.schema(table).await?;
+        let rows: Vec<Wanted> = rows.into_iter().filter(|row| same_key(&row.schema, &schema)).collect();
+        let mut gone = 0;
+        for rows in rows.chunks(KEYS_MAX) {
+            gone += self.send_some(&schema, rows, Found::Leave).await?;
+        }
+        Ok(gone)
     }
 
     /// Where the snapshot topic ends now, in each partition.
@@ -194,30 +212,35 @@ impl Refetch {
         Ok((envelope::partition(change, self.log.partitions()), record))
     }
 
-    async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted]) -> Result<(), SnapshotError> {
+    /// Reads some rows again; how many of them the source no longer has.
+    async fn send_some(&self, schema: &Arc<TableSchema>, rows: &[Wanted], then: Found) -> Result<u64, SnapshotError> {
         let mut keys = Vec::new();
         for row in rows {
             keys.push(key_values(schema, &row.key).ok_or_else(|| unreadable(schema))?);
         }
         let captured = self.captured(rows.iter().map(|row| row.version).max().unwrap_or_default()).await;
-        self.log.append(Topic::Snapshot, announcement(schema, self.log.partitions())).await?;
+        match then {
+            Found::Send => self.log.append(Topic::Snapshot, announcement(schema, self.log.partitions())).await?,
+            Found::Leave => {}
+        }
         let missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
             rows.iter().zip(keys.clone()).map(|(row, key)| (&row.key, (row, key))).collect();
         let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
         let reading = self.source.fetch(schema, &keys, &captured, blocks);
-        let (read, missing) = tokio::join!(reading, self.found(schema, incoming, missing));
+        let (read, missing) = tokio::join!(reading, self.found(schema, incoming, missing, then));
         // What is not there is known when all has been read.
         let missing = missing?;
         read?;
         self.gone(missing, captured.watermark()).await
     }
 
-    /// Sends the rows that were found; those that were not.
+    /// Sends the rows that were found, if they are to be sent; those that were not.
     async fn found<'r>(
         &self,
         schema: &Arc<TableSchema>,
         mut blocks: mpsc::Receiver<(Block, Taken)>,
         mut missing: HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
+        then: Found,
     ) -> Result<HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
         let at_us = self.environment.now_us();
         let mut encoder = self.encoder(schema);
@@ -226,7 +249,7 @@ impl Refetch {
             for row in rows {
                 let (partition, record) = self.record(&mut encoder, &read_row(schema, row, version, at_us))?;
                 // A key that only compares equal ('a' and 'A') is another row's, which the stream brings.
-                if missing.remove(&record.key).is_some() {
+                if missing.remove(&record.key).is_some() && then == Found::Send {
                     records.push((partition, record));
                 }
             }
@@ -237,12 +260,13 @@ impl Refetch {
         Ok(missing)
     }
 
-    /// Sends the deletes of rows that the source no longer has.
+    /// Sends the deletes of rows that the source no longer has; how many they are.
     async fn gone(
         &self,
         missing: HashMap<&Bytes, (&Wanted, Vec<Value>)>,
         version: Version,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<u64, SnapshotError> {
+        let gone = missing.len() as u64;
         let (at_us, partitions) = (self.environment.now_us(), self.log.partitions());
         let (mut records, mut bytes) = (Vec::new(), 0);
         for (row, key) in missing.into_values() {
@@ -258,10 +282,10 @@ impl Refetch {
                 self.log.append(Topic::Snapshot, std::mem::take(&mut records)).await?;
             }
         }
-        if records.is_empty() {
-            return Ok(());
+        if !records.is_empty() {
+            self.log.append(Topic::Snapshot, records).await?;
         }
-        Ok(self.log.append(Topic::Snapshot, records).await?)
+        Ok(gone)
     }
 
     /// What capture has reached, once that is this version at least.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 3;
+pub const FORMAT: i32 = 4;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -72,7 +72,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
 /// What brings the layout of the format before up: the first to format 2, and so on.
-const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3];
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4];
 
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
@@ -112,6 +112,12 @@ CREATE TABLE cutover.cascades (
   held boolean NOT NULL DEFAULT false, hides boolean NOT NULL DEFAULT false, since timestamptz NOT NULL DEFAULT now());
 CREATE UNIQUE INDEX cascades_keys ON cutover.cascades (pipeline, child, kind, md5(key_text));
 CREATE INDEX cascades_order ON cutover.cascades (pipeline, held, version);
+";
+
+/// Format 4: what a waiting row needs, so that its parent frees it; 0 where that is not known.
+const TO_4: &str = "
+ALTER TABLE cutover.waiting ADD COLUMN needs bigint NOT NULL DEFAULT 0;
+CREATE INDEX waiting_needs ON cutover.waiting (pipeline, needs) WHERE needs <> 0;
 ";
 
 impl Store {

@@ -26,6 +26,7 @@ pub mod status;
 mod store;
 pub mod transforms;
 pub mod verifications;
+pub mod waiting;
 
 pub use error::StateError;
 pub use store::{OpenSession, Store, key};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     StateError, Store, copies::CopyState, notes::AfterCopy, replays::ReplayStatus, spelled::spelled,
-    verifications::VerifiedTable,
+    verifications::VerifiedTable, waiting::WaitingFor,
 };
 use crate::{database::postgres::PgError, model::Problem};
 
@@ -32,6 +32,15 @@ pub struct Status {
     pub waiting: u64,
     /// How long the oldest of them has waited; null when none waits.
     pub waiting_oldest_seconds: Option<f64>,
+    /// How long the newest of them has waited; null when none waits.
+    #[serde(default)]
+    pub waiting_newest_seconds: Option<f64>,
+    /// How often each of them was tried again at least, or -1 where one was freed since; null when none waits.
+    #[serde(default)]
+    pub waiting_tried: Option<i64>,
+    /// What they wait for, those first that wait longest; ten reasons at most.
+    #[serde(default)]
+    pub waiting_for: Vec<WaitingFor>,
     /// Open dead letters.
     pub dead_letters: u64,
     /// How long the oldest of them has been open; null when none is.
@@ -200,6 +209,9 @@ impl Store {
             tables,
             waiting: counts.waiting,
             waiting_oldest_seconds: counts.waiting_oldest_seconds,
+            waiting_newest_seconds: counts.waiting_newest_seconds,
+            waiting_tried: counts.waiting_tried,
+            waiting_for: if counts.waiting > 0 { self.waiting_for().await? } else { Vec::new() },
             dead_letters: counts.dead_letters,
             dead_letters_oldest_seconds: counts.dead_letters_oldest_seconds,
             dead_letters_discarded: counts.dead_letters_discarded,
@@ -261,7 +273,10 @@ impl Store {
                            FROM cutover.waiting WHERE pipeline = $1), \
                         (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8 \
                            FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'), \
-                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
+                        (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded'), \
+                        (SELECT extract(epoch FROM clock_timestamp() - max(since))::float8 \
+                           FROM cutover.waiting WHERE pipeline = $1), \
+                        (SELECT min(attempts)::bigint FROM cutover.waiting WHERE pipeline = $1)",
                 &[&self.pipeline],
             )
             .await?;
@@ -272,6 +287,8 @@ impl Store {
             waiting_oldest_seconds: row.get(3),
             dead_letters_oldest_seconds: row.get(4),
             dead_letters_discarded: row.get::<_, i64>(5).cast_unsigned(),
+            waiting_newest_seconds: row.get(6),
+            waiting_tried: row.get(7),
         })
     }
 
@@ -297,6 +314,8 @@ impl Store {
 struct Counts {
     waiting: u64,
     waiting_oldest_seconds: Option<f64>,
+    waiting_newest_seconds: Option<f64>,
+    waiting_tried: Option<i64>,
     dead_letters: u64,
     dead_letters_oldest_seconds: Option<f64>,
     dead_letters_discarded: u64,

@@ -107,6 +107,8 @@ pub struct Applied {
     pub dead_letters: u64,
     /// Rows that wait for a parent or a unique value.
     pub waiting: u64,
+    /// Of those, rows whose parent has come: to be tried again at once.
+    pub freed: u64,
 }
 
 /// Rows by what happened to them.

@@ -231,3 +231,28 @@ async fn rule_9_a_child_may_have_a_key_of_its_own_and_move_between_parents() {
     lane.apply(vec![update(&source, 6, &order(2, "{9,7}"), &order(2, "{7}"))]).await;
     assert_eq!(rig.rows("ROW(id, order_id)", "tickets").await, ["(7,2)", "(8,1)", "(9,1)"]);
 }
+
+#[tokio::test]
+async fn rule_9_what_a_set_was_before_it_claims_anothers_child_is_written() {
+    let ddl = "CREATE TABLE tickets (id bigint PRIMARY KEY, order_id bigint NOT NULL)";
+    let source =
+        table("legacy_orders", &[("id", ColumnType::BigInt), ("tickets", ColumnType::Named("bigint[]".into()))]);
+    let sql = "-- cutover: parent_key = order_id\nSELECT id AS order_id, unnest(tickets) AS id FROM legacy_orders";
+    let rig = Rig::new(ddl, std::slice::from_ref(&source), &[("tickets.sql", sql)]).await;
+    let mut lane = rig.lane(Topic::Changes).await;
+    let order = |id: i64, tickets: &str| json!({ "id": id, "tickets": tickets });
+    lane.apply(vec![insert(&source, 1, &order(1, "{7}"))]).await;
+    let applied = lane
+        .apply(vec![
+            update(&source, 2, &order(1, "{7}"), &order(1, "{8}")),
+            update(&source, 3, &order(1, "{8}"), &order(1, "{9}")),
+            insert(&source, 4, &order(2, "{9}")),
+        ])
+        .await;
+    assert_eq!(applied.dead_letters, 1);
+    assert_eq!(rig.rows("ROW(id, order_id)", "tickets").await, ["(8,1)", "(9,2)"], "7 is nobody's any more");
+    // The next set clears the letter, and takes what there was.
+    lane.apply(vec![update(&source, 5, &order(1, "{9}"), &order(1, "{6}"))]).await;
+    assert_eq!(rig.rows("ROW(id, order_id)", "tickets").await, ["(6,1)", "(9,2)"]);
+    assert_eq!(rig.count("cutover.dead_letters").await, 0);
+}

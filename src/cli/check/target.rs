@@ -7,7 +7,8 @@ use tokio_postgres::Client;
 use super::{Part, Report, Weight};
 use crate::{
     config::Config,
-    database::postgres::{self, PgError, Session, catalog, privileges},
+    control::copy_order,
+    database::postgres::{self, PgError, Session, catalog, privileges, sql},
     model::{Plan, Problem, TableName, TableSchema},
     state::format::{self, FORMAT},
     transform::{self, Severity},
@@ -143,6 +144,7 @@ async fn examine_tables(
     }
     if !session.replica {
         judge_foreign_keys(&checked.plans, report);
+        judge_rings(client, &checked.plans, report).await?;
     }
     let rules = acting_rules(client).await?;
     Ok(Some(ExaminedTarget { plans: checked.plans, rules, replica: session.replica }))
@@ -241,9 +243,39 @@ fn judge_foreign_keys(plans: &[Plan], report: &mut Report) {
             "{} have foreign keys, which cutover's user has to obey: a child that comes before its parent waits",
             names.join(", ")
         ),
-        "make foreign keys after the copy ([target] after_copy), or let the user rest them: \
+        "make foreign keys after the copy ([target] after_copy), DEFERRABLE INITIALLY DEFERRED, or let the user rest them: \
          GRANT SET ON PARAMETER session_replication_role TO it (PostgreSQL 15)",
     );
+}
+
+const IMMEDIATE: &str = "
+SELECT f.conname::text FROM pg_constraint f
+WHERE f.contype = 'f' AND f.conparentid = 0 AND NOT f.condeferrable AND f.conrelid <> f.confrelid
+  AND f.conrelid::regclass = ANY($1::text[]::regclass[]) AND f.confrelid::regclass = ANY($1::text[]::regclass[]) ORDER BY 1";
+
+/// Rows that refer to each other can only come in together, and only if their keys are not asked for at once.
+async fn judge_rings(client: &Client, plans: &[Plan], report: &mut Report) -> Result<(), PgError> {
+    for ring in copy_order::rings(plans) {
+        let tables: Vec<String> = ring.iter().map(|table| sql::table(table)).collect();
+        let rows = client.query(IMMEDIATE, &[&tables]).await?;
+        let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+        if names.is_empty() {
+            continue;
+        }
+        let tables: Vec<String> = ring.iter().map(ToString::to_string).collect();
+        report.blocks_on(
+            Part::Target,
+            format!(
+                "the foreign keys of {} form a ring, and {} are asked for at each statement: rows that refer to each other \
+                 would wait for each other for ever",
+                tables.join(", "),
+                names.join(", ")
+            ),
+            "ALTER TABLE … ALTER CONSTRAINT … DEFERRABLE INITIALLY DEFERRED for each; or make them after the copy \
+             ([target] after_copy)",
+        );
+    }
+    Ok(())
 }
 
 async fn acting_rules(client: &Client) -> Result<Vec<(TableName, TableName, String, String)>, PgError> {

@@ -181,7 +181,7 @@ fn foreign_keys(table: &PlannedTable, tables: &[PlannedTable], names: &mut Names
     let lines = table.details.foreign_keys.iter().map(|key| match statement(key) {
         Err(skipped) => skipped,
         Ok((parent, columns, parents)) => format!(
-            "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){}{};",
+            "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){}{} DEFERRABLE INITIALLY DEFERRED;",
             identifier(&table.name),
             identifier(&names.give(&key.name)),
             identifiers(columns.iter().map(String::as_str)),

@@ -16,6 +16,8 @@ pub enum Mark {
     Lane,
     /// The newest dead letter.
     Parked,
+    /// How many waiting rows a batch frees.
+    Freed,
     /// A write of a binding: which part, and how many images it was given.
     Write(Part, usize, usize),
 }
@@ -26,7 +28,7 @@ impl PostgresSink {
         let mut tables = BTreeMap::new();
         for (mark, rows) in answers {
             match mark {
-                Mark::Done => {}
+                Mark::Done | Mark::Freed => {}
                 Mark::Lane if rows.is_empty() => return Err(Failure::Stop(self.fenced())),
                 Mark::Lane => {}
                 Mark::Parked => {
@@ -71,6 +73,18 @@ fn read<'r, T: tokio_postgres::types::FromSql<'r>>(rows: &'r [Row], column: usiz
 
 fn number(rows: &[Row], column: usize) -> Result<u64, PgError> {
     Ok(read::<i64>(rows, column)?.unsigned_abs())
+}
+
+/// How many waiting rows a batch frees.
+pub fn freed(answers: &[(Mark, Vec<Row>)]) -> Result<u64, PgError> {
+    let mut freed = 0;
+    for (mark, rows) in answers {
+        match mark {
+            Mark::Freed => freed += number(rows, 0)?,
+            Mark::Done | Mark::Lane | Mark::Parked | Mark::Write(..) => {}
+        }
+    }
+    Ok(freed)
 }
 
 /// Adds counts up by table.

@@ -8,7 +8,7 @@
 
 use super::{
     PostgresSink,
-    answers::Mark,
+    answers::{self, Mark},
     failure::{Failure, clash, stop, unsendable},
     input::WriteInput,
     items,
@@ -79,7 +79,8 @@ impl PostgresSink {
             }
             self.begin().await?;
             let answers = steps.run(&self.session.client).await?;
-            Applied { tables: self.read_answers(&answers)?, ..Applied::default() }
+            let freed = answers::freed(&answers)?;
+            Applied { tables: self.read_answers(&answers)?, freed, ..Applied::default() }
         };
         self.refresh_parked().await?;
         applied.waiting = self.parked.waiting.len() as u64;

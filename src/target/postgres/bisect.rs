@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
 
 use super::{
     PostgresSink,
-    answers::{Mark, add},
+    answers::{self, Mark, add},
     failure::{self, Failure, Verdict},
-    input::{BindingImages, WriteInput},
+    input::WriteInput,
     items::{Item, SourceKey},
     parked::ParkedRow,
-    statement::Part,
     steps::Steps,
 };
 use crate::{
@@ -33,14 +32,40 @@ struct Set<'a> {
     replace: bool,
 }
 
+/// A row that waits, and why.
+pub(super) struct Waiting<'a> {
+    pub(super) item: Item<'a>,
+    refusal: Refusal,
+    /// The parent's key that would free it, if that is known.
+    needs: Option<i64>,
+}
+
 /// What became of the rows.
 #[derive(Default)]
 pub(super) struct Outcome<'a> {
     tables: BTreeMap<String, Counts>,
     dead: Vec<ParkedRow<'a>>,
-    pub(super) waiting: Vec<(Item<'a>, Refusal)>,
+    pub(super) waiting: Vec<Waiting<'a>>,
     /// Rows written, with the newest version of each.
     pub(super) written: Vec<(SourceKey, Version)>,
+}
+
+impl Outcome<'_> {
+    /// An error that may be the plan's fault and came of several rows of a table, where no row of it was written.
+    fn fails_for_every_row(&self) -> Option<Refusal> {
+        let mut suspects = self.dead.iter().filter(|dead| !failure::blames_a_row(&dead.sqlstate));
+        suspects.find_map(|dead| {
+            let table = dead.event.schema.table.to_string();
+            let alike = |other: &&ParkedRow<'_>| {
+                !failure::blames_a_row(&other.sqlstate)
+                    && other.event.schema.table == dead.event.schema.table
+                    && other.event.key != dead.event.key
+            };
+            let every =
+                self.dead.iter().any(|other| alike(&other)) && self.written.iter().all(|(key, _)| key.table != table);
+            every.then(|| refusal(&dead.sqlstate, &dead.message))
+        })
+    }
 }
 
 impl PostgresSink {
@@ -60,10 +85,11 @@ impl PostgresSink {
         self.begin().await?;
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;
+        let freed = answers::freed(&answers)?;
         let outcome = self.settle(items).await?;
         let cleared: Vec<_> = outcome.written.iter().filter(|(key, _)| touched.contains(key)).cloned().collect();
         self.clear_parked(&cleared).await?;
-        self.park(outcome).await
+        Ok(Applied { freed, ..self.park(outcome).await? })
     }
 
     /// Stores what is parked, and counts.
@@ -71,7 +97,9 @@ impl PostgresSink {
         let waiting: Vec<ParkedRow<'_>> = outcome
             .waiting
             .iter()
-            .flat_map(|(item, refusal)| item.events.iter().map(move |event| parked(event, refusal)))
+            .flat_map(|Waiting { item, refusal, needs }| {
+                item.events.iter().map(|event| ParkedRow { needs: *needs, ..parked(event, refusal) })
+            })
             .collect();
         self.store_dead(&outcome.dead).await?;
         self.store_waiting(&waiting).await?;
@@ -90,9 +118,12 @@ impl PostgresSink {
                 break;
             }
             // Kept as waiting if they fail again: `halve` puts them back.
-            left = together(std::mem::take(&mut outcome.waiting).into_iter().map(|(item, _)| item));
+            left = together(std::mem::take(&mut outcome.waiting).into_iter().map(|waiting| waiting.item));
         }
-        Ok(outcome)
+        match outcome.fails_for_every_row() {
+            Some(refusal) => Err(Failure::Stop(failure::refused(&refusal))),
+            None => Ok(outcome),
+        }
     }
 
     async fn halve<'a>(&mut self, items: Vec<Item<'a>>, outcome: &mut Outcome<'a>) -> Result<(), Failure> {
@@ -166,25 +197,31 @@ impl PostgresSink {
         outcome: &mut Outcome<'a>,
     ) -> Result<(), Failure> {
         let Set { mut items, replace } = set;
+        if !failure::blames_a_row(&refusal.sqlstate) && self.fails_without_rows(&items).await? {
+            return Err(Failure::Stop(failure::refused(refusal)));
+        }
         if failure::is_taken(refusal) && !replace {
             stack.push(Set { items, replace: true });
             return Ok(());
         }
+        let mut orphans = match failure::is_orphan(refusal) {
+            true => self.orphans(&items, replace).await?,
+            false => BTreeMap::new(),
+        };
         if items.len() > 1 {
-            if failure::is_orphan(refusal) {
-                let orphans = self.preview(&items, replace, |keys| (0..keys).map(Part::Orphans).collect()).await?;
-                if !orphans.is_empty() {
-                    let taken = remove(&mut items, &orphans);
-                    outcome.waiting.extend(taken.into_iter().map(|item| (item, refusal.clone())));
-                    stack.push(Set { items, replace });
-                    return Ok(());
-                }
+            if !orphans.is_empty() {
+                let taken = remove(&mut items, &orphans.keys().copied().collect());
+                let waiting = |(item, needs)| Waiting { item, refusal: refusal.clone(), needs: Some(needs) };
+                outcome.waiting.extend(taken.into_iter().zip(orphans.into_values()).map(waiting));
+                stack.push(Set { items, replace });
+                return Ok(());
             }
             let second = items.split_off(items.len() / 2);
             stack.push(Set { items: second, replace });
             stack.push(Set { items, replace });
             return Ok(());
         }
+        let needs = orphans.remove(&0);
         let Some(item) = items.pop() else { return Ok(()) };
         if item.events.len() == 1
             && let (Verdict::DeadLetter, Some(newest)) = (failure::verdict(refusal), item.newest())
@@ -194,44 +231,15 @@ impl PostgresSink {
             outcome.written.push((SourceKey::of(newest), newest.version));
             return Ok(());
         }
-        self.single(item, refusal, replace, stack, outcome);
+        self.single(item, (refusal, needs), replace, stack, outcome);
         Ok(())
-    }
-
-    /// Whether the target has something newer for everything that a row's newest event would write: then it is no dead
-    /// letter, however bad it is, because no later change of the row would come to clear it.
-    async fn is_late(&mut self, item: &Item<'_>) -> Result<bool, Failure> {
-        let plans = self.plans.clone();
-        let item = Item { parked: Vec::new(), without_before: true, ..item.clone() };
-        let input = WriteInput::new(&plans, &mut self.bindings, std::slice::from_ref(&item)).map_err(Failure::Stop)?;
-        let client = &self.session.client;
-        client.batch_execute("SAVEPOINT cutover_look").await.map_err(PgError::from)?;
-        let mut late = !input.groups.is_empty();
-        for place in self.parents_first(&input) {
-            let Some(images) = input.groups.get(&place).and_then(BindingImages::for_live) else { continue };
-            let Some(statement) = self.write_statement(place, Part::Late).await? else { continue };
-            let mut steps = Steps::default();
-            steps.query(Mark::Done, statement, self.params(&input, place, Part::Late, images));
-            match steps.run(&self.session.client).await.map_err(Failure::from) {
-                Ok(answers) => late &= answers.iter().all(|(_, rows)| !rows.is_empty()),
-                Err(Failure::Stop(error)) => return Err(Failure::Stop(error)),
-                // Not even its key can be told.
-                Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => late = false,
-            }
-            if !late {
-                break;
-            }
-        }
-        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
-        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
-        Ok(late)
     }
 
     /// A single source row failed.
     fn single<'a>(
         &self,
         item: Item<'a>,
-        refusal: &Refusal,
+        (refusal, needs): (&Refusal, Option<i64>),
         replace: bool,
         stack: &mut Vec<Set<'a>>,
         outcome: &mut Outcome<'a>,
@@ -249,7 +257,7 @@ impl PostgresSink {
             Verdict::Wait => {
                 // What it would have removed, the next event of the row removes.
                 following(stack, newest).for_each(|item| item.parked.push(newest));
-                outcome.waiting.push((item, refusal.clone()));
+                outcome.waiting.push(Waiting { item, refusal: refusal.clone(), needs });
             }
             Verdict::DeadLetter if !item.parked.is_empty() && !item.without_before => {
                 // What it replaces never reached the target, so it may not be possible to transform that at all.
@@ -270,11 +278,11 @@ impl PostgresSink {
         outcome: &mut Outcome<'a>,
     ) -> Result<(), Failure> {
         let Set { mut items, replace } = set;
-        let culprits = self.preview(&items, replace, |_| vec![Part::Clashes]).await?;
+        let culprits = self.clashing(&items, replace).await?;
         let refusal = refusal(
             "21000",
-            "the transform gives this row a target key that another row has as well; make the key follow from the \
-             source's key, one to one",
+            "two source rows map to one target key: the transform gives this row a key that another row has as well; make \
+             the target's key follow from the source's key, one to one, or change one of the two rows at the source",
         );
         if culprits.is_empty() && items.len() > 1 {
             let second = items.split_off(items.len() / 2);
@@ -283,70 +291,18 @@ impl PostgresSink {
             return Ok(());
         }
         let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
-        outcome.dead.extend(taken.iter().filter_map(Item::newest).map(|event| parked(event, &refusal)));
+        for Item { mut events, parked: older, without_before } in taken {
+            let Some(newest) = events.pop() else { continue };
+            following(stack, newest).for_each(|item| item.parked.push(newest));
+            outcome.dead.push(parked(newest, &refusal));
+            // What came before it is written as if it had come alone; the oldest on top of the stack.
+            for event in events.into_iter().rev() {
+                let single = Item { events: vec![event], parked: older.clone(), without_before };
+                stack.push(Set { items: vec![single], replace });
+            }
+        }
         stack.push(Set { items, replace });
         Ok(())
-    }
-
-    /// The items that the statements of these parts, for each binding, point at.
-    async fn find(
-        &mut self,
-        items: &[Item<'_>],
-        replace: bool,
-        parts: impl Fn(usize) -> Vec<Part>,
-    ) -> Result<BTreeSet<usize>, Failure> {
-        let plans = self.plans.clone();
-        let input = WriteInput::new(&plans, &mut self.bindings, items).map_err(Failure::Stop)?;
-        let mut found = BTreeSet::new();
-        for place in self.parents_first(&input) {
-            let Some(images) = input.groups.get(&place).and_then(BindingImages::for_live) else { continue };
-            let foreign_keys = self
-                .bindings
-                .all
-                .get(place)
-                .and_then(|binding| plans.get(binding.plan))
-                .map_or(0, |plan| plan.target.foreign_keys.len());
-            for part in parts(foreign_keys) {
-                let Some(statement) = self.write_statement(place, part).await? else { continue };
-                let mut steps = Steps::default();
-                steps.query(Mark::Done, statement, self.params(&input, place, part, images));
-                for row in steps.run(&self.session.client).await?.into_iter().flat_map(|(_, rows)| rows) {
-                    let image: i64 = row.try_get(0).map_err(PgError::from)?;
-                    let image = usize::try_from(image - 1).ok();
-                    found.extend(image.and_then(|image| images.items.get(image)));
-                }
-            }
-            if !found.is_empty() {
-                break;
-            }
-            let written: &[Part] = if replace { &[Part::Replace, Part::Live] } else { &[Part::Live] };
-            for part in written {
-                // Later tables may refer to these rows.
-                let Some(statement) = self.write_statement(place, *part).await? else { continue };
-                let mut steps = Steps::default();
-                steps.query(Mark::Done, statement, self.params(&input, place, *part, images));
-                steps.run(&self.session.client).await?;
-            }
-        }
-        Ok(found)
-    }
-
-    /// As [`Self::find`], leaving no trace; nothing if another row fails while looking.
-    async fn preview(
-        &mut self,
-        items: &[Item<'_>],
-        replace: bool,
-        parts: impl Fn(usize) -> Vec<Part>,
-    ) -> Result<BTreeSet<usize>, Failure> {
-        let client = &self.session.client;
-        client.batch_execute("SAVEPOINT cutover_look; SET CONSTRAINTS ALL DEFERRED").await.map_err(PgError::from)?;
-        let found = self.find(items, replace, parts).await;
-        if let Err(Failure::Stop(error)) = found {
-            return Err(Failure::Stop(error));
-        }
-        let back = "ROLLBACK TO cutover_look; RELEASE cutover_look";
-        self.session.client.batch_execute(back).await.map_err(PgError::from)?;
-        Ok(found.unwrap_or_default())
     }
 }
 
@@ -393,7 +349,7 @@ fn remove<'a>(items: &mut Vec<Item<'a>>, places: &BTreeSet<usize>) -> Vec<Item<'
 }
 
 fn parked<'a>(event: &'a RowEvent, refusal: &Refusal) -> ParkedRow<'a> {
-    ParkedRow { event, sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone() }
+    ParkedRow { event, sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone(), needs: None }
 }
 
 fn refusal(sqlstate: &str, message: &str) -> Refusal {

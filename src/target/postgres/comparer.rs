@@ -11,7 +11,7 @@ use tokio_postgres::{Row, Statement, types::ToSql};
 
 use super::{
     comparison::{Comparison, orphans, seen_table},
-    failure::{Failure, stop},
+    failure::{Failure, of_comparison, stop},
     input::{Binding, Bindings, ImageRows, WriteInput},
     items::Item,
     origin::{has_numbers, source_key},
@@ -222,7 +222,7 @@ impl Comparer for PostgresComparer {
             }
             let keeps = plan.role.keeps();
             let text = self.text(&binding, |c| c.given())?;
-            match self.query(&text, &params).await.map_err(Failure::from) {
+            match self.query(&text, &params).await.map_err(of_comparison) {
                 Ok(found) => {
                     for row in &found {
                         let mut doubt = self.doubt(&binding, row)?;

@@ -1,4 +1,8 @@
 //! What an error of the target means for a batch (rule 24).
+//!
+//! What one row alone can cause is that row's dead letter: any refusal that is not of the world (an outage, a
+//! transaction that cannot write, another schema of the target) makes the sink look for the row. What fails without a
+//! row as well, or for every row, is the plan's fault, and halts.
 
 use crate::{
     database::postgres::{PgError, Refusal},
@@ -50,17 +54,51 @@ impl From<PgError> for Failure {
                 return Failure::Stop(ApplyError::Halt(Problem::new(problem.to_string(), remedy)));
             }
         };
-        let sqlstate = refusal.sqlstate.as_str();
-        match sqlstate.get(..2).unwrap_or_default() {
-            // 54: a value that is over a limit of the server, such as that of an index entry.
-            "22" | "23" | "54" => Failure::Rows(refusal),
-            _ if sqlstate == TWICE => Failure::Clash,
-            _ if refusal.passes() || sqlstate == ABORTED => Failure::Stop(transient(&refusal)),
-            _ => Failure::Stop(ApplyError::Halt(Problem::new(
-                format!("the target refused a statement: {refusal}"),
-                "run `cutover check`, which compares the transforms with the target's tables and privileges",
-            ))),
+        match refusal.sqlstate.as_str() {
+            TWICE => Failure::Clash,
+            ABORTED => Failure::Stop(transient(&refusal)),
+            _ if refusal.passes() => Failure::Stop(transient(&refusal)),
+            _ if is_of_the_world(&refusal) => Failure::Stop(refused(&refusal)),
+            _ => Failure::Rows(refusal),
         }
+    }
+}
+
+/// Whether no row can have caused this: states of the transaction (25), the session (26, 34), the login (28), the
+/// database (3D, 3F), objects (55), the machine (58), settings (F0), another server (HV), damaged data.
+fn is_of_the_world(refusal: &Refusal) -> bool {
+    let world = ["25", "26", "28", "34", "3B", "3D", "3F", "55", "58", "72", "F0", "HV"];
+    world.contains(&refusal.sqlstate.get(..2).unwrap_or_default())
+        || matches!(refusal.sqlstate.as_str(), "XX001" | "XX002")
+}
+
+/// Whether this is an error of a value (22), a constraint (23, 44), a limit (54: that of an index entry, of the depth
+/// of a JSON), or one that a trigger raises (P0). Anything else may be the plan's own fault.
+pub fn blames_a_row(sqlstate: &str) -> bool {
+    matches!(sqlstate.get(..2), Some("22" | "23" | "44" | "54" | "P0")) || sqlstate == TWICE
+}
+
+/// A statement that is refused whichever row it has.
+pub fn refused(refusal: &Refusal) -> ApplyError {
+    ApplyError::Halt(Problem::new(
+        format!("the target refused a statement: {refusal}"),
+        "run `cutover check`, which compares the transforms with the target's tables and privileges",
+    ))
+}
+
+/// Why a statement that compares rows failed: what no value is to blame for is no row's, and stops the comparison.
+pub fn of_comparison(error: PgError) -> Failure {
+    match Failure::from(error) {
+        Failure::Rows(refusal) if !blames_a_row(&refusal.sqlstate) => Failure::Stop(refused(&refusal)),
+        other @ (Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload | Failure::Stop(_)) => other,
+    }
+}
+
+/// A statement of a plan that cannot be prepared, which no row is to blame for.
+pub fn unprepared(error: PgError) -> Failure {
+    match Failure::from(error) {
+        Failure::Rows(refusal) => Failure::Stop(refused(&refusal)),
+        other @ (Failure::Clash | Failure::Unsendable | Failure::Reload | Failure::Stop(_)) => other,
     }
 }
 
@@ -90,6 +128,7 @@ pub fn is_taken(refusal: &Refusal) -> bool {
 pub fn stop(error: PgError) -> ApplyError {
     match Failure::from(error) {
         Failure::Stop(error) => error,
+        Failure::Rows(refusal) if !blames_a_row(&refusal.sqlstate) => refused(&refusal),
         Failure::Rows(refusal) => ApplyError::Halt(Problem::new(
             format!("the target refused cutover's own tables: {refusal}"),
             "let nothing else write to the schema `cutover`, and start again",

@@ -23,7 +23,9 @@ mod failure;
 mod input;
 mod items;
 mod lane;
+mod look;
 mod merged;
+mod needs;
 mod origin;
 mod parked;
 mod passes;
@@ -94,6 +96,8 @@ pub struct PostgresSink {
     plans: Arc<[Plan]>,
     /// Each plan's place in the order of parents before children.
     ranks: Vec<usize>,
+    /// Which plans' rows children may wait for.
+    parents: Vec<bool>,
     session: Session,
     /// By text, for this session.
     statements: HashMap<String, Statement>,
@@ -106,6 +110,8 @@ pub struct PostgresSink {
     replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
     since_retry: u32,
+    /// How many of them the next round tries.
+    waiting_round_rows: i64,
     /// When waiting rows of all partitions are tried.
     together: Together,
     /// The open transaction's rows so far.
@@ -123,12 +129,14 @@ impl PostgresSink {
         let order = catalog::order(plans.iter().map(|plan| plan.target.as_ref()));
         let rank = |plan: &Plan| order.parents_first.iter().position(|table| *table == plan.target.name);
         let ranks = plans.iter().map(|plan| rank(plan).unwrap_or_default()).collect();
+        let parents = plans.iter().map(|plan| needs::is_parent(plan, &plans)).collect();
         let schemas = plans.iter().map(|plan| (plan.source.id(), plan.source.clone())).collect();
         let parked = Parked::load(&session.client, &options.pipeline).await.map_err(stop)?;
         Ok(PostgresSink {
             options,
             plans,
             ranks,
+            parents,
             session,
             statements: HashMap::new(),
             writes: HashMap::new(),
@@ -137,6 +145,7 @@ impl PostgresSink {
             parked,
             replay: None,
             since_retry: 0,
+            waiting_round_rows: waiting::WAITING_ROUND_FIRST,
             together: Together::default(),
             open: None,
             begun: false,

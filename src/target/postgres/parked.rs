@@ -65,6 +65,8 @@ pub struct ParkedRow<'a> {
     pub event: &'a RowEvent,
     pub sqlstate: String,
     pub message: String,
+    /// The digest of the parent's key that a waiting row needs, if that is known.
+    pub needs: Option<i64>,
 }
 
 /// What is parked, by source row.
@@ -89,19 +91,26 @@ pub async fn highest_version(session: &Session, pipeline: &str) -> Result<Versio
 impl Parked {
     pub async fn load(client: &Client, pipeline: &str) -> Result<Self, PgError> {
         let mut parked = Parked::default();
-        for row in client.query(OPEN, &[&pipeline]).await? {
-            parked.mark = row.try_get(0)?;
-            parked.open += 1;
-            let version: Version = row.try_get(3)?;
-            let newest = parked.dead.entry(source_key(&row, 1)?).or_insert(version);
-            *newest = version.max(*newest);
-        }
+        parked.load_dead(client, pipeline).await?;
         for row in client.query(WAITING, &[&pipeline]).await? {
             let version: Version = row.try_get(2)?;
             let newest = parked.waiting.entry(source_key(&row, 0)?).or_insert(version);
             *newest = version.max(*newest);
         }
         Ok(parked)
+    }
+
+    /// Reads the dead letters again; of rows that wait there may be many.
+    pub async fn load_dead(&mut self, client: &Client, pipeline: &str) -> Result<(), PgError> {
+        (self.dead, self.open, self.mark) = (HashMap::new(), 0, 0);
+        for row in client.query(OPEN, &[&pipeline]).await? {
+            self.mark = row.try_get(0)?;
+            self.open += 1;
+            let version: Version = row.try_get(3)?;
+            let newest = self.dead.entry(source_key(&row, 1)?).or_insert(version);
+            *newest = version.max(*newest);
+        }
+        Ok(())
     }
 
     /// Leaves out what a newer dead letter keeps out; the rows among the rest that have something parked.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     comparer::{EXTRAS_MAX, NUL, PostgresComparer, counted, image_params, refused},
     comparison::seen_table,
-    failure::{Failure, stop},
+    failure::{Failure, of_comparison, stop},
     input::WriteInput,
     items::Item,
     origin::{numbers, span},
@@ -101,7 +101,7 @@ impl PostgresComparer {
                 self.text(&binding, |c| c.ranged(has_lower))?
             }
         };
-        match self.query(&text, &params).await.map_err(Failure::from) {
+        match self.query(&text, &params).await.map_err(of_comparison) {
             Ok(found) if found.len() > rows_max => return Ok(Ended::Unordered),
             Ok(found) => {
                 for row in &found {

@@ -4,6 +4,7 @@ use tokio_postgres::{Statement, types::ToSql};
 
 use super::{
     PostgresSink,
+    failure::{Failure, unprepared},
     statement::{Builder, Part},
     steps::Param,
 };
@@ -21,7 +22,7 @@ impl PostgresSink {
     }
 
     /// The prepared form of a part of a binding; none if the plan has no such part.
-    pub(super) async fn write_statement(&mut self, place: usize, part: Part) -> Result<Option<Statement>, PgError> {
+    pub(super) async fn write_statement(&mut self, place: usize, part: Part) -> Result<Option<Statement>, Failure> {
         if let Some(known) = self.writes.get(&(place, part)) {
             return Ok(Some(known.clone()));
         }
@@ -30,7 +31,7 @@ impl PostgresSink {
         let (types, replays) = (&binding.types, self.replay.is_some());
         let builder = Builder { plan, types, pipeline: &self.options.pipeline, replays };
         let Some(text) = builder.part(part) else { return Ok(None) };
-        let statement = self.session.client.prepare(&text).await?;
+        let statement = self.session.client.prepare(&text).await.map_err(|error| unprepared(error.into()))?;
         self.writes.insert((place, part), statement.clone());
         Ok(Some(statement))
     }

@@ -63,6 +63,7 @@ impl PostgresSink {
         if self.options.check_offset {
             self.queue_chunks(steps, batch).await?;
         }
+        self.queue_freed(steps, items).await?;
         self.queue_cleared(steps, items, touched).await
     }
 

@@ -1,9 +1,12 @@
 //! The SQL of bisection: statements that point at the rows which keep a batch out, or make way for them.
 
-use super::statement::{Builder, Part};
+use super::{
+    needs,
+    statement::{Builder, Part},
+};
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
-    model::{Coverage, ForeignKey},
+    model::{Coverage, ForeignKey, PlanRole},
 };
 
 impl Builder<'_> {
@@ -99,7 +102,22 @@ impl Builder<'_> {
         format!("SELECT i.n FROM {}{live}\nGROUP BY i.n HAVING bool_and({})", self.rows(Part::Late), newer.join(" OR "),)
     }
 
-    /// The places of live images whose row refers, by this foreign key, to a row that is not there.
+    /// That a fact `c` does not come too late: what is not written anyway waits for nobody.
+    fn not_late(&self) -> String {
+        match self.plan.role {
+            PlanRole::Whole => {}
+            PlanRole::Share(_) | PlanRole::Set { .. } => return String::new(),
+        }
+        let newer = |table: String| {
+            format!(
+                "\nAND NOT EXISTS (SELECT FROM {table} x WHERE {} AND x.{VERSION_COLUMN} > c.cutover_v)",
+                self.same_key("x", "c")
+            )
+        };
+        format!("{}{}", newer(self.target()), newer(self.tombstones()))
+    }
+
+    /// The places of live images whose row refers, by this foreign key, to a row that is not there, and what it needs.
     /// None when the `SELECT` does not fill the key's columns.
     pub fn orphans(&self, key: &ForeignKey) -> Option<String> {
         if !key.columns.iter().all(|column| self.names().any(|name| name == column)) {
@@ -122,13 +140,15 @@ impl Builder<'_> {
             key.parent == self.plan.target.name && key.parent_columns.iter().all(|c| self.names().any(|n| n == c));
         let own = if own { format!(" AND NOT EXISTS (SELECT FROM c s WHERE {})", joined("s")) } else { String::new() };
         Some(format!(
-            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n\nFROM {}{live})\n\
-             SELECT DISTINCT c.cutover_n FROM c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}){own}",
+            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n, i.v AS cutover_v\nFROM {}{live})\n\
+             SELECT DISTINCT c.cutover_n, {} FROM c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}){own}{}",
             self.named_values(),
             self.rows(Part::Orphans(0)),
+            needs::values(key, "c"),
             given.join(" AND "),
             sql::table(&key.parent),
             joined("p"),
+            self.not_late(),
         ))
     }
 }

@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use tokio_postgres::types::ToSql;
+
 use super::{
     PostgresSink,
     answers::{Mark, add},
@@ -21,10 +23,14 @@ use crate::{
     target::{Applied, ApplyError, BatchEvent},
 };
 
-/// Waiting rows that one call tries again.
-const WAITING_ROUND_MAX: i64 = 500;
-/// Bytes of them; one row may have more, and is tried alone then.
+/// Waiting rows that the first round tries again, and that a round tries at most. Rounds grow, so that many come in
+/// soon and rows which refer to each other meet.
+pub(super) const WAITING_ROUND_FIRST: i64 = 500;
+const WAITING_ROUND_MAX: i64 = 4000;
+/// Bytes of a round; one row may have more, and is tried alone then.
 const WAITING_ROUND_BYTES_MAX: i64 = 4 << 20;
+/// Rounds of one call.
+const WAITING_ROUNDS_MAX: u32 = 16;
 const WAITS: &str = "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND part = $2)";
 
 /// The partitions of which rows wait.
@@ -48,12 +54,12 @@ SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_fr
 WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $4 ORDER BY w.attempts, w.version";
 
 const WAIT: &str = "
-INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
-SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason
-FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
-  x(source, key, version, schema_id, value, reason)
+INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason, needs)
+SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason, x.needs
+FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
+  x(source, key, version, schema_id, value, reason, needs)
 ON CONFLICT (pipeline, source_table, md5(key_text), version)
-DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason";
+DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason, needs = excluded.needs";
 
 impl PostgresSink {
     /// Stores rows that wait for another.
@@ -73,6 +79,7 @@ impl PostgresSink {
             Box::new(waiting.iter().map(|row| row.event.schema.id().cast_signed()).collect::<Vec<_>>()),
             Box::new(texts(waiting, |row| json(&row.event.value))),
             Box::new(texts(waiting, |row| format!("{} (SQLSTATE {})", row.message, row.sqlstate))),
+            Box::new(waiting.iter().map(|row| row.needs.unwrap_or_default()).collect::<Vec<_>>()),
         ];
         self.execute(&statement, params).await
     }
@@ -84,29 +91,34 @@ impl PostgresSink {
         Ok(self.session.client.query_one(&statement, &[&self.options.pipeline, &part]).await?.try_get(0)?)
     }
 
-    /// Tries a bounded number of waiting rows of this partition again, in a transaction of its own, and then, if none
-    /// came in and it is time, with those of all partitions.
+    /// Tries waiting rows of this partition again, in bounded rounds, each a transaction of its own, as long as rows
+    /// come in; and then, if none did and it is time, with those of all partitions.
     pub(super) async fn try_waiting(&mut self) -> Result<Applied, ApplyError> {
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        let mut round = self.try_parts(&[part], "BEGIN").await?;
-        if round.written > 0 || !self.together.is_due() {
-            self.together.note(round.written > 0);
-            return Ok(round.applied);
-        }
-        let parts = self.waiting_parts().await.map_err(stop)?;
-        if parts.len() > 1 {
-            match self.try_parts(&parts, BEGIN_TOGETHER).await {
-                Ok(all) => {
-                    let (alone, tables) = (std::mem::replace(&mut round, all).applied, &mut round.applied.tables);
-                    alone.tables.into_iter().for_each(|(table, counts)| add(tables, table, counts));
-                    round.applied.dead_letters += alone.dead_letters;
-                }
-                Err(ApplyError::Transient { .. }) => self.roll_back().await?,
-                Err(error) => return Err(error),
+        let mut all = Round::default();
+        for _ in 0..WAITING_ROUNDS_MAX {
+            let round = self.try_parts(&[part], "BEGIN").await?;
+            self.waiting_round_rows = (2 * self.waiting_round_rows).min(WAITING_ROUND_MAX);
+            let came_in = round.written > 0;
+            all.add(round);
+            if !came_in {
+                break;
             }
         }
-        self.together.note(round.written > 0);
-        Ok(round.applied)
+        if all.written == 0 && self.together.is_due() {
+            let parts = self.waiting_parts().await.map_err(stop)?;
+            if parts.len() > 1 {
+                match self.try_parts(&parts, BEGIN_TOGETHER).await {
+                    Ok(round) => all.add(round),
+                    Err(ApplyError::Transient { .. }) => self.roll_back().await?,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.together.note(all.written > 0);
+        self.refresh_parked().await.map_err(stop)?;
+        all.applied.waiting = self.parked.waiting.len() as u64;
+        Ok(all.applied)
     }
 
     async fn waiting_parts(&mut self) -> Result<Vec<i32>, PgError> {
@@ -145,13 +157,11 @@ impl PostgresSink {
             vec![Box::new(pipeline.clone()), Box::new(topic), Box::new(part), Box::new(self.options.lease_epoch)],
         );
         self.read_answers(&steps.run(&self.session.client).await?)?;
+        // All rows of the round wait, so that the others need not be read. They are once the rounds are over.
         self.parked.stale = true;
-        self.refresh_parked().await?;
-        let rows = self
-            .session
-            .client
-            .query(&waiting, &[&pipeline, &parts, &WAITING_ROUND_MAX, &WAITING_ROUND_BYTES_MAX])
-            .await;
+        self.parked.load_dead(&self.session.client, &pipeline).await?;
+        let params: &[&(dyn ToSql + Sync)] = &[&pipeline, &parts, &self.waiting_round_rows, &WAITING_ROUND_BYTES_MAX];
+        let rows = self.session.client.query(&waiting, params).await;
         let mut events = Vec::new();
         for row in rows.map_err(PgError::from)? {
             let (table, key): (String, String) =
@@ -163,7 +173,8 @@ impl PostgresSink {
         let mut items = items::by_row(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        let touched = self.parked.fence(&mut items);
+        self.parked.fence(&mut items);
+        let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
         let outcome = self.settle(items).await?;
@@ -171,21 +182,27 @@ impl PostgresSink {
         self.clear_parked(&outcome.written).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
-            outcome.waiting.iter().filter_map(|(item, _)| item.newest()).map(SourceKey::of).collect();
+            outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();
         let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
-        let mut applied = self.park(outcome).await?;
-        self.refresh_parked().await?;
-        applied.waiting = self.parked.waiting.len() as u64;
-        Ok(Round { applied, written })
+        Ok(Round { applied: self.park(outcome).await?, written })
     }
 }
 
-/// What a round did, and how many rows came in.
+/// What rounds did, and how many rows came in.
+#[derive(Default)]
 struct Round {
     applied: Applied,
     written: usize,
+}
+
+impl Round {
+    fn add(&mut self, Round { applied, written }: Round) {
+        applied.tables.into_iter().for_each(|(table, counts)| add(&mut self.applied.tables, table, counts));
+        self.applied.dead_letters += applied.dead_letters;
+        self.written += written;
+    }
 }
 
 /// When the rows of all partitions are tried together: after a round that brought nothing in, and then after twice as

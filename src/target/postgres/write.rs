@@ -3,11 +3,12 @@
 use super::{
     PostgresSink,
     answers::Mark,
+    failure::Failure,
     input::{BindingImages, ImageRows, WriteInput},
     statement::{Part, is_marked},
     steps::{Param, Steps},
 };
-use crate::{database::postgres::PgError, log::Topic, model::PlanRole, target::Pass};
+use crate::{log::Topic, model::PlanRole, target::Pass};
 
 impl PostgresSink {
     /// Queues the writes of all bindings: dead facts, children first, then live facts, parents first, then, of a copy,
@@ -17,7 +18,7 @@ impl PostgresSink {
         steps: &mut Steps<'b, Mark>,
         input: &'b WriteInput<'_>,
         replace: bool,
-    ) -> Result<(), PgError> {
+    ) -> Result<(), Failure> {
         let replaced: &[Part] = if replace { &[Part::Replace] } else { &[] };
         let parts = [&[Part::Dead, Part::Live, Part::Show, Part::Unmatched], replaced].concat();
         self.prepare_writes(input, &parts).await?;
@@ -54,7 +55,7 @@ impl PostgresSink {
     }
 
     /// Prepares the statements of these parts for every binding that needs them.
-    async fn prepare_writes(&mut self, input: &WriteInput<'_>, parts: &[Part]) -> Result<(), PgError> {
+    async fn prepare_writes(&mut self, input: &WriteInput<'_>, parts: &[Part]) -> Result<(), Failure> {
         for (place, group) in &input.groups {
             for part in parts {
                 self.write_statement(*place, *part).await?;

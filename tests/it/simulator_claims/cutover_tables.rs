@@ -82,7 +82,7 @@ fn dead_letter_of(session: &'static str, source: &str, key: &str, version: i64) 
 
 fn wait(session: &'static str, key: &str, version: i64) -> Step {
     let mut params = vec![param(PIPELINE), param(0i32), texts(&["shop.users"]), texts(&[key])];
-    params.extend([param(vec![version]), param(vec![1i64]), texts(&["{}"]), texts(&["why"])]);
+    params.extend([param(vec![version]), param(vec![1i64]), texts(&["{}"]), texts(&["why"]), param(vec![77i64])]);
     run(session, "wait", params)
 }
 
@@ -160,6 +160,48 @@ async fn claim_what_is_set_aside_is_there_once() {
     said(&told, "a8: (2)");
     said(&told, "a15: (shop.users {\"id\":1} 8 1 {})");
     said(&told, "a16: (0)");
+}
+
+#[tokio::test]
+async fn claim_a_parent_frees_the_rows_that_need_it_once() {
+    let free = |keys: Vec<i64>| run("a", "free waiting rows", vec![param(PIPELINE), param(keys)]);
+    let needed = || run("a", "needed parents", vec![param(PIPELINE)]);
+    let told = claim(vec![
+        needed(),
+        wait("a", "{\"id\":1}", 7),
+        wait("a", "{\"id\":2}", 6),
+        needed(),
+        free(vec![5]),
+        free(vec![5, 77]),
+        free(vec![77]),
+        wait("a", "{\"id\":2}", 6),
+        free(vec![77]),
+        run("a", "what rows wait for", vec![param("another")]),
+    ])
+    .await;
+    said(&told, "a0: (false)");
+    said(&told, "a3: (true)");
+    said(&told, "a4: (0)");
+    said(&told, "a5: (2)");
+    said(&told, "a6: (0)");
+    said(&told, "a8: (1)");
+}
+
+#[tokio::test]
+async fn claim_a_parent_passes_over_rows_that_another_lane_has_locked() {
+    let free = || run("b", "free waiting rows", vec![param(PIPELINE), param(vec![77i64])]);
+    let told = claim(vec![
+        wait("a", "{\"id\":1}", 7),
+        wait("a", "{\"id\":2}", 6),
+        simple("a", "BEGIN"),
+        wait("a", "{\"id\":1}", 7),
+        free(),
+        simple("a", "COMMIT"),
+        free(),
+    ])
+    .await;
+    said(&told, "b4: (1)");
+    said(&told, "b6: (1)");
 }
 
 #[tokio::test]

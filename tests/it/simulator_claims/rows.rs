@@ -252,7 +252,7 @@ async fn claim_sets_and_filters_keep_the_newest_fact_of_each_key() {
     said(&told, "a2: (2 1 1 3)");
     said(&told, "a5: (1 1)");
     said(&told, "a7: (0)");
-    said(&told, "a9: (1)");
+    said(&told, "a9: (1 9)");
     said(&told, "a10: (0)");
     said(&told, "a11: (1)");
 }

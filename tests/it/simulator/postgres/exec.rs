@@ -185,6 +185,37 @@ impl<'a> Exec<'a> {
         Ok(updated)
     }
 
+    /// As [`Self::update_where`], passing over rows that others have locked.
+    pub async fn update_unlocked(
+        &mut self,
+        table: TableId,
+        wanted: impl Fn(&[Value]) -> bool + Sync,
+        set: impl Fn(&mut Vec<Value>),
+    ) -> Result<Vec<Row>, Stop> {
+        let mut updated = Vec::new();
+        for (tuple, _) in self.scan(table, &wanted) {
+            let mut newest = Some(tuple);
+            while let Some(tuple) = newest {
+                let claim = self.pg.store().claim(table, tuple, RowLock::Update, self.tx);
+                newest = match claim {
+                    Claim::Moved(next) => {
+                        let wants = self.pg.store().find_tuple(table, next).is_some_and(|found| wanted(&found.row));
+                        wants.then_some(next)
+                    }
+                    Claim::Free => {
+                        let row = self.pg.store().tuple(table, tuple).row.clone();
+                        let mut values = row.to_vec();
+                        set(&mut values);
+                        updated.push(self.update(table, tuple, &row, values, RowLock::NoKeyUpdate).await?);
+                        None
+                    }
+                    Claim::Gone | Claim::Busy(_) => None,
+                };
+            }
+        }
+        Ok(updated)
+    }
+
     /// Puts new values in the place of a row that has been claimed.
     async fn update(
         &mut self,

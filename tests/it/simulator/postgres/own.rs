@@ -24,7 +24,7 @@ own_table!(schemas = 2: pipeline, id, source_table, clock, seq, definition);
 own_table!(fences = 3: pipeline, source_table, version);
 own_table!(dead_letters = 4: id, pipeline, source_table, key_text, version, schema_id, topic, part, log_offset, sqlstate, error,
     record, created_at, state, attempts, renewed_at, mark, closed_at);
-own_table!(waiting = 5: pipeline, source_table, key_text, version, part, schema_id, value, reason, since, attempts);
+own_table!(waiting = 5: pipeline, source_table, key_text, version, part, schema_id, value, reason, since, attempts, needs);
 own_table!(chunks = 6: pipeline, source_table, generation, chunk, lower, upper, rows, state, parts_done, updated_at);
 own_table!(tables = 7: pipeline, source_table, generation, state, rows_estimate, rows_copied, bounds_done, not_before, position,
     requested_at, started_at, finished_at, updated_at);

@@ -388,8 +388,14 @@ impl PlanStatement {
         let plan = &self.model(exec).plan;
         let key: &ForeignKey = &plan.target.foreign_keys[place];
         let facts = self.facts(exec, images, true)?;
-        let live: Vec<(i64, Vec<Value>)> =
-            facts.into_iter().map(|(place, fact)| (place, self.target_row(exec, &fact))).collect();
+        let version = self.version_place(exec);
+        let is_late = |fact: &Fact| {
+            let there = exec.lookup(self.target, &fact.key);
+            self.buried(exec, &fact.key, fact.version)
+                || there.is_some_and(|(_, row)| row[version].int() > fact.version)
+        };
+        let live: Vec<(i64, Vec<Value>, bool)> =
+            facts.into_iter().map(|(place, fact)| (place, self.target_row(exec, &fact), is_late(&fact))).collect();
         let (parent, columns, parents) = {
             let store = exec.pg.store();
             let foreign = &store.tables[self.target].shape.foreign;
@@ -403,13 +409,21 @@ impl PlanStatement {
         let mut there: BTreeSet<Vec<Value>> =
             exec.rows(parent, |_| true).iter().map(|row| pick(row, &parents)).collect();
         if parent == self.target {
-            there.extend(live.iter().map(|(_, row)| pick(row, &parents)));
+            there.extend(live.iter().map(|(_, row, _)| pick(row, &parents)));
         }
         let orphan = |row: &[Value]| {
             let key = pick(row, &columns);
             !key.iter().any(Value::is_null) && !there.contains(&key)
         };
-        let found: BTreeSet<i64> = live.iter().filter(|(_, row)| orphan(row)).map(|(place, _)| *place).collect();
-        Ok(Answer::rows(found.into_iter().map(|place| vec![Value::Int(place)]).collect()))
+        let mut named: Vec<(&String, usize)> = key.parent_columns.iter().zip(columns.iter().copied()).collect();
+        named.sort();
+        let needs = |row: &[Value]| {
+            let values: Vec<String> =
+                named.iter().map(|(_, column)| row[*column].print().unwrap_or_default()).collect();
+            Value::text(values.join("\u{1f}"))
+        };
+        let orphans = live.iter().filter(|(_, row, late)| !late && orphan(row));
+        let found: BTreeMap<i64, Value> = orphans.map(|(place, row, _)| (*place, needs(row))).collect();
+        Ok(Answer::rows(found.into_iter().map(|(place, needs)| vec![Value::Int(place), needs]).collect()))
     }
 }

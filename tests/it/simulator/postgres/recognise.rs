@@ -160,7 +160,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
         Part::Unmatched => ("unmatched", Some(vec![Type::Int8]), Tag::Select),
         Part::Late => ("late", Some(vec![Type::Int8]), Tag::Select),
         Part::Clashes => ("clashes", Some(vec![Type::Int8]), Tag::Select),
-        Part::Orphans(_) => ("orphans", Some(vec![Type::Int8]), Tag::Select),
+        Part::Orphans(_) => ("orphans", Some(vec![Type::Int8, Type::Text]), Tag::Select),
     };
     let target = pg.table_id(&plan.target.name.to_string());
     let tombstones = pg.table_id(&tombstone_table(&plan.target.name).to_string());

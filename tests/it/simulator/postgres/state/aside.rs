@@ -21,6 +21,8 @@ pub enum Aside {
     Waits,
     WaitingParts,
     Wait,
+    Needed,
+    Free,
     FenceWaiting,
     ClearWaiting,
 }
@@ -56,6 +58,11 @@ pub async fn run(aside: Aside, exec: &mut Exec<'_>, params: Params<'_>) -> Resul
             Ok(Answer::rows(parts.into_iter().map(|part| vec![Value::Int(part)]).collect()))
         }
         Aside::Wait => store_waiting(exec, params).await,
+        Aside::Needed => {
+            let rows = exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0)])));
+            Ok(Answer::row(vec![Value::Bool(rows.iter().any(|row| row[waiting::needs].int() != 0))]))
+        }
+        Aside::Free => free(exec, params).await,
         Aside::FenceWaiting => {
             let wanted = given(params, &[(waiting::pipeline, 0), (waiting::source_table, 1)]);
             let (same, version) = (has(&wanted), params[2].int());
@@ -132,7 +139,7 @@ fn waiting_records(rows: Vec<Row>) -> Answer {
 
 async fn store_waiting(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
     let [sources, keys, values, reasons] = [2, 3, 6, 7].map(|at: usize| params[at].text_values());
-    let [versions, schemas] = [4, 5].map(|at: usize| params[at].ints());
+    let [versions, schemas, needs] = [4, 5, 8].map(|at: usize| params[at].ints());
     for at in 0..sources.len() {
         let row = vec![
             params[0].value(),
@@ -145,15 +152,29 @@ async fn store_waiting(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer
             reasons[at].clone(),
             Value::Int(exec.pg.started_us(exec.tx)),
             Value::Int(0),
+            Value::Int(needs[at]),
         ];
         let set = |old: &[Value]| {
             let mut new = old.to_vec();
             new[waiting::attempts] = Value::Int(old[waiting::attempts].int() + 1);
             new[waiting::reason] = reasons[at].clone();
+            new[waiting::needs] = Value::Int(needs[at]);
             Some(new)
         };
         let conflict = OnConflict::Update { index: 0, lock: RowLock::NoKeyUpdate, set: &set };
         exec.insert(waiting::ID, row, conflict).await?;
     }
     Ok(Answer::affected(sources.len()))
+}
+
+/// The rows that wait for one of these keys are tried first.
+async fn free(exec: &mut Exec<'_>, params: Params<'_>) -> Result<Answer, Stop> {
+    let (pipeline, keys) = (params[0].value(), params[1].ints());
+    let freed = |row: &[Value]| {
+        row[waiting::pipeline] == pipeline
+            && row[waiting::attempts].int() >= 0
+            && keys.contains(&row[waiting::needs].int())
+    };
+    let freed = exec.update_unlocked(waiting::ID, freed, |row| row[waiting::attempts] = Value::Int(-1)).await?;
+    Ok(Answer::row(vec![Value::Int(freed.len() as i64)]))
 }

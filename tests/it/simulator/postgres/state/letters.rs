@@ -24,6 +24,7 @@ pub enum Letters {
     Show,
     Discard,
     Wanted,
+    Waiting,
     Retried,
 }
 
@@ -78,6 +79,7 @@ pub async fn run(letters: Letters, exec: &mut Exec<'_>, params: Params<'_>) -> R
             Ok(Answer::affected(exec.update_where(dead_letters::ID, chosen, set).await?.len()))
         }
         Letters::Wanted => Ok(wanted(exec, params)),
+        Letters::Waiting => Ok(waited(exec, params)),
         Letters::Retried => Ok(retried(exec, params)),
     }
 }
@@ -280,4 +282,36 @@ fn retried(exec: &Exec<'_>, params: Params<'_>) -> Answer {
     };
     let told = |row: &Row| vec![row[dead_letters::id].clone(), row[dead_letters::attempts].clone(), waits(row)];
     Answer::rows(rows.iter().map(told).collect())
+}
+
+/// Rows that have waited for three seconds, with their schemas, behind a table, key and version, bounded in number and
+/// weight. The order of keys is another one than that of their digests, and as good.
+fn waited(exec: &Exec<'_>, params: Params<'_>) -> Answer {
+    let until = exec.pg.now_us() - 3_000_000;
+    let after = (params[1].value(), params[2].value(), params[3].int());
+    let mut rows = exec.rows(waiting::ID, has(&[(waiting::pipeline, params[0].value())]));
+    let place =
+        |row: &Row| (row[waiting::source_table].clone(), row[waiting::key_text].clone(), row[waiting::version].int());
+    rows.retain(|row| row[waiting::since].int() < until && place(row) > after);
+    rows.sort_by_key(place);
+    rows.truncate(usize::try_from(params[4].int()).unwrap_or(usize::MAX));
+    let mut before = 0;
+    rows.retain(|row| {
+        let bytes = row[waiting::value].str().len() as i64;
+        let first = before == 0;
+        before += bytes;
+        first || before <= params[5].int()
+    });
+    let joined = rows.iter().filter_map(|row| {
+        let (_, schema) =
+            exec.lookup(schemas::ID, &[row[waiting::pipeline].clone(), row[waiting::schema_id].clone()])?;
+        Some(vec![
+            row[waiting::source_table].clone(),
+            schema[schemas::definition].clone(),
+            row[waiting::key_text].clone(),
+            row[waiting::version].clone(),
+            row[waiting::value].clone(),
+        ])
+    });
+    Answer::rows(joined.collect())
 }

@@ -1,5 +1,7 @@
 //! What the statements mean that `status` asks.
 
+use std::collections::BTreeMap;
+
 use super::{Params, copies, given, has, kept};
 use crate::simulator::postgres::{
     exec::Exec,
@@ -13,6 +15,7 @@ pub enum Status {
     LastReport,
     Tables,
     Counts,
+    WaitingFor,
     AppliedByMembers,
 }
 
@@ -42,6 +45,7 @@ pub fn run(status: Status, exec: &Exec<'_>, params: Params<'_>) -> Answer {
             Answer::rows(copies::ordered(exec, params).iter().map(shown).collect())
         }
         Status::Counts => counts(exec, params),
+        Status::WaitingFor => waiting_for(exec, params),
         Status::AppliedByMembers => {
             let mut rows = exec.rows(notes::ID, has(&given(params, &[(notes::pipeline, 0)])));
             rows.retain(|row| row[notes::key].str().starts_with(APPLIED));
@@ -78,5 +82,26 @@ fn counts(exec: &Exec<'_>, params: Params<'_>) -> Answer {
         since(&waits, waiting::since),
         since(&open, dead_letters::created_at),
         count(&letters("discarded")),
+        waits.iter().map(|row| row[waiting::since].int()).max().map_or(Value::Null, |newest| Value::Int(now - newest)),
+        waits.iter().map(|row| row[waiting::attempts].int()).min().map_or(Value::Null, Value::Int),
     ])
+}
+
+/// Table, reason, count and age of rows that wait, the oldest first.
+fn waiting_for(exec: &Exec<'_>, params: Params<'_>) -> Answer {
+    let now = exec.pg.now_us();
+    let mut groups: BTreeMap<(Value, Value), (i64, i64)> = BTreeMap::new();
+    for row in exec.rows(waiting::ID, has(&given(params, &[(waiting::pipeline, 0)]))) {
+        let reason = (row[waiting::source_table].clone(), row[waiting::reason].clone());
+        let (count, since) = groups.entry(reason).or_insert((0, i64::MAX));
+        *count += 1;
+        *since = row[waiting::since].int().min(*since);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, (_, since))| *since);
+    groups.truncate(10);
+    let shown = |((table, reason), (count, since)): ((Value, Value), (i64, i64))| {
+        vec![table, reason, Value::Int(count), Value::Int(now - since)]
+    };
+    Answer::rows(groups.into_iter().map(shown).collect())
 }

@@ -63,6 +63,23 @@ pub const TEXTS: &[Statement] = &[
          WHERE d.pipeline = $1 AND d.state = $2 AND ($3::bigint[] IS NULL OR d.id = ANY($3)) ORDER BY d.version",
     ),
     of(
+        S::Letters(Letters::Waiting),
+        "rows that have waited",
+        Select,
+        &[Text, Text, Text, Int8, Int8, Int8],
+        Some(&[Text, Text, Text, Int8, Text]),
+        "SELECT w.source_table, s.definition::text, w.key_text, w.version, pg_catalog.convert_from(w.value, 'UTF8') FROM (
+           SELECT *, pg_catalog.sum(pg_catalog.octet_length(value)) OVER (ORDER BY source_table, pg_catalog.md5(key_text), version)
+             - pg_catalog.octet_length(value) AS before FROM (
+               SELECT source_table, key_text, version, schema_id, value FROM cutover.waiting
+               WHERE pipeline = $1 AND (source_table, pg_catalog.md5(key_text), version) > ($2, pg_catalog.md5($3), $4)
+                 AND since < pg_catalog.clock_timestamp() - interval '3 seconds'
+               ORDER BY source_table, pg_catalog.md5(key_text), version LIMIT $5) first) w
+         JOIN cutover.schemas s ON s.pipeline = $1 AND s.id = w.schema_id
+         WHERE w.before = 0 OR w.before + pg_catalog.octet_length(w.value) <= $6
+         ORDER BY w.source_table, pg_catalog.md5(w.key_text), w.version",
+    ),
+    of(
         S::Letters(Letters::Retried),
         "retried dead letters",
         Select,

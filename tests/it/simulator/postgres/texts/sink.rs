@@ -205,14 +205,32 @@ pub const TEXTS: &[Statement] = &[
         S::Aside(Aside::Wait),
         "wait",
         Insert,
-        &[Text, Int4, Texts, Texts, Int8s, Int8s, Texts, Texts],
+        &[Text, Int4, Texts, Texts, Int8s, Int8s, Texts, Texts, Int8s],
         None,
-        "INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason)
-         SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason
-         FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
-           x(source, key, version, schema_id, value, reason)
+        "INSERT INTO cutover.waiting AS w (pipeline, source_table, key_text, version, part, schema_id, value, reason, needs)
+         SELECT $1, x.source, x.key, x.version, $2, x.schema_id, pg_catalog.convert_to(x.value, 'UTF8'), x.reason, x.needs
+         FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[])
+           x(source, key, version, schema_id, value, reason, needs)
          ON CONFLICT (pipeline, source_table, md5(key_text), version)
-         DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason",
+         DO UPDATE SET attempts = w.attempts + 1, reason = excluded.reason, needs = excluded.needs",
+    ),
+    of(
+        S::Aside(Aside::Needed),
+        "needed parents",
+        Select,
+        &[Text],
+        Some(&[Bool]),
+        "SELECT EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND needs <> 0)",
+    ),
+    of(
+        S::Aside(Aside::Free),
+        "free waiting rows",
+        Select,
+        &[Text, Int8s],
+        Some(&[Int8]),
+        "WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE ctid = ANY(ARRAY(
+           SELECT ctid FROM cutover.waiting WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 FOR UPDATE SKIP LOCKED)) RETURNING 1)
+         SELECT count(*) FROM f",
     ),
     of(
         S::Aside(Aside::Waits),

@@ -31,7 +31,7 @@ pub const TEXTS: &[Statement] = &[
         "status in numbers",
         Select,
         &[Text],
-        Some(&[Int8, Int8, Int8, Seconds, Seconds, Int8]),
+        Some(&[Int8, Int8, Int8, Seconds, Seconds, Int8, Seconds, Int8]),
         "SELECT (SELECT count(*) FROM cutover.waiting WHERE pipeline = $1),
                 (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'),
                 (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - min(newest_commit_us)
@@ -40,7 +40,20 @@ pub const TEXTS: &[Statement] = &[
                    FROM cutover.waiting WHERE pipeline = $1),
                 (SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8
                    FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'open'),
-                (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded')",
+                (SELECT count(*) FROM cutover.dead_letters WHERE pipeline = $1 AND state = 'discarded'),
+                (SELECT extract(epoch FROM clock_timestamp() - max(since))::float8
+                   FROM cutover.waiting WHERE pipeline = $1),
+                (SELECT min(attempts)::bigint FROM cutover.waiting WHERE pipeline = $1)",
+    ),
+    of(
+        S::Status(Status::WaitingFor),
+        "what rows wait for",
+        Select,
+        &[Text],
+        Some(&[Text, Text, Int8, Seconds]),
+        "SELECT source_table, reason, count(*), extract(epoch FROM clock_timestamp() - min(since))::float8
+         FROM cutover.waiting WHERE pipeline = $1 GROUP BY source_table, reason
+         ORDER BY min(since), source_table, reason LIMIT 10",
     ),
     of(
         S::Status(Status::AppliedByMembers),
