@@ -28,6 +28,17 @@ pub(super) fn parents_first(plans: &[Plan], tables: &[String]) -> Vec<String> {
     order
 }
 
+/// By source table, those whose rows its rows refer to at the target.
+pub(super) fn parents(plans: &[Plan]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut parents: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for child in plans {
+        let refers = |parent: &&Plan| child.target.foreign_keys.iter().any(|key| key.parent == parent.target.name);
+        let found = plans.iter().filter(refers).map(|parent| parent.source.table.table.clone());
+        parents.entry(child.source.table.table.clone()).or_default().extend(found);
+    }
+    parents
+}
+
 /// The target tables that refer to each other, ring by ring: between any two of one, keys lead both ways.
 pub(crate) fn rings(plans: &[Plan]) -> Vec<BTreeSet<&TableName>> {
     let mut parents: BTreeMap<&TableName, BTreeSet<&TableName>> = BTreeMap::new();
@@ -114,6 +125,13 @@ mod tests {
         ];
         assert_eq!(ordered(&plans, &["lines", "goods", "orders", "users", "other"]), "goods users other orders lines");
         assert_eq!(ordered(&[], &["b", "a"]), "b a");
+    }
+
+    #[test]
+    fn the_parents_of_a_table_are_known_by_the_names_that_they_have_at_the_source() {
+        let plans = [plan("lines", &["orders", "goods", "elsewhere"]), plan("orders", &[]), plan("goods", &["goods"])];
+        let of = |table: &str| parents(&plans)[table].iter().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!([of("lines"), of("orders"), of("goods")], ["goods orders", "", "goods"]);
     }
 
     #[test]

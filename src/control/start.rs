@@ -18,7 +18,7 @@ use super::{
     applier,
     capturing::Capturing,
     connector,
-    copy_order::parents_first,
+    copy_order,
     error::{Attempt, WorkerError},
     follower,
     http::{self, Endpoints, Vitals},
@@ -198,7 +198,7 @@ impl Worker {
         let prepared = self.patiently("target", || async { Ok(target.prepare(&tables, planned_at).await?) });
         let Some(()) = prepared.await? else { return Ok(None) };
         // In the order in which they are copied.
-        let names = parents_first(&target.plans(), &names);
+        let names = copy_order::parents_first(&target.plans(), &names);
         let registered = self.patiently("state", || async { Ok(self.store.register_tables(&names).await?) });
         let Some(()) = registered.await? else { return Ok(None) };
         // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
@@ -225,6 +225,7 @@ impl Worker {
                 chunk_rows: snapshot.chunk_rows,
                 parallel: snapshot.parallel,
                 lag_max_seconds: snapshot.lag_max_seconds,
+                parents: copy_order::parents(&target.plans()),
             },
             apply: self.apply_half(target, log),
         };

@@ -5,23 +5,23 @@
 //! ```
 //!
 //! It holds back while too many copied rows wait in the log, and slows down to a minimum share while
-//! the stream's lag is above its limit, so that neither starves the other (rule 26).
+//! the stream's lag is above its limit, so that neither starves the other (rule 26). Several tables are copied beside
+//! each other, because small ones wait for round trips more than for rows; they share the connections that read.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Mutex, mpsc};
 
-use super::appender::{Appender, Written};
+use super::{appender::Written, connections::Lent, copies::Shared};
 use crate::{
     log::{Control, Log, Record, Topic, envelope::Encoder, record::ChunkEnd},
-    model::{DebeziumConnector, Disposition, Position, Problem, TableSchema, Version},
-    observe::{Backoff, Captured, Environment, Frontier, Halts, Invariant, Room, Taken, metric},
-    snapshot::{Block, Blocks, Chunk, Estimate, KeyRange, Progress, READ_BYTES_MAX, Scan, SnapshotError, TableCopy},
+    model::{DebeziumConnector, Position, Problem, TableSchema, Version},
+    observe::{Environment, Frontier, Halts, Invariant, Taken},
+    snapshot::{Block, Blocks, Chunk, Estimate, KeyRange, Progress, Scan, SnapshotError, TableCopy},
     source::Source,
     target::Target,
 };
@@ -31,8 +31,6 @@ const CHUNK_BYTES_MAX: u64 = 64 << 20;
 /// How often a chunk is read even while the stream lags.
 const MINIMUM_SHARE_EVERY: Duration = Duration::from_secs(2);
 const POLL_EVERY: Duration = Duration::from_millis(20);
-/// How often the list of unfinished copies is read when there are none.
-const IDLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Copies tables until it is stopped.
 pub struct Copier {
@@ -48,6 +46,8 @@ pub struct Copier {
     pub chunk_rows: u64,
     pub parallel: usize,
     pub lag_max_seconds: f64,
+    /// By table, those that its rows refer to at the target.
+    pub parents: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl std::fmt::Debug for Copier {
@@ -71,6 +71,11 @@ struct Queue {
 }
 
 impl Queue {
+    /// Whether there is nothing to be handed out.
+    fn is_empty(&self) -> bool {
+        self.bounds_done && self.known.is_empty()
+    }
+
     /// Rows of the next chunk: no more than this, and fewer where they are wide.
     fn rows(&self, rows_max: u64) -> u64 {
         let (rows, bytes) = self.read;
@@ -91,58 +96,9 @@ struct Work<'a> {
     shared: &'a Shared,
 }
 
-/// What all readers share.
-struct Shared {
-    /// For rows that have been read and are not in the log.
-    room: Room,
-    appender: Appender,
-}
-
 impl Copier {
-    /// Copies what is unfinished, and whatever is asked for later, until `stop` or a halt.
-    pub async fn run(self, stop: CancellationToken) {
-        let shared =
-            Shared { room: Room::new(READ_BYTES_MAX), appender: Appender::new(&self.log, &self.frontier, &self.halts) };
-        let mut backoff = Backoff::default();
-        while !stop.is_cancelled() {
-            let copied =
-                tokio::select! { biased; () = stop.cancelled() => return, copied = self.next_copy(&shared) => copied };
-            let wait = match copied {
-                Ok(true) => {
-                    backoff = Backoff::default();
-                    continue;
-                }
-                Ok(false) => {
-                    self.halts.well("snapshot");
-                    IDLE_EVERY
-                }
-                Err(error) => {
-                    metrics::counter!(metric::SYNC_ERRORS, "stage" => "snapshot").increment(1);
-                    match error.disposition() {
-                        Disposition::Retry => self.halts.trouble("snapshot", &error.to_string()),
-                        Disposition::Halt | Disposition::DeadLetter => {
-                            return self.halts.halt("snapshot", halt_of(error));
-                        }
-                    }
-                    backoff.next(&*self.environment, Duration::ZERO)
-                }
-            };
-            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(wait) => {} }
-        }
-    }
-
-    /// Makes the first copy that can be finished; false if there is none.
-    async fn next_copy(&self, shared: &Shared) -> Result<bool, SnapshotError> {
-        for copy in self.progress.unfinished().await? {
-            if self.copy(&copy, shared).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Makes a copy; false if it has to wait for others before it is finished.
-    async fn copy(&self, copy: &TableCopy, shared: &Shared) -> Result<bool, SnapshotError> {
+    pub(super) async fn copy(&self, copy: &TableCopy, shared: &Shared) -> Result<bool, SnapshotError> {
         let captured = self.captured(copy.not_before).await;
         // The rows of a further copy are newer than everything before it, and what is older after it the copy has not
         // met. On a source where nothing happens, the clock has to move for that all the same.
@@ -155,7 +111,7 @@ impl Copier {
             self.captured(floor).await;
             self.read(copy, floor, queue, &seen, shared).await?;
         }
-        if !self.barrier(&seen.into_inner()).await? {
+        if !self.barrier(&seen.into_inner(), shared).await? {
             tracing::warn!(
                 table = %copy.table,
                 "the source has failed over and lost transactions that the copy has seen; the table is copied again"
@@ -184,19 +140,17 @@ impl Copier {
         shared: &Shared,
     ) -> Result<(), SnapshotError> {
         let schema = self.source.schema(&copy.table).await?;
-        let mut first = self.source.scan().await?;
-        queue.estimate = first.estimate(&schema).await?;
+        let mut first = shared.scans.lend().await?;
+        queue.estimate = first.scan.estimate(&schema).await?;
         self.progress.schema(copy, &schema, queue.estimate.rows).await?;
         self.announce(&schema).await?;
         tracing::info!(table = %copy.table, rows = queue.estimate.rows, chunks_left = queue.known.len(), "copying");
         let queue = Mutex::new(queue);
         let work = Work { copy, floor, schema: &schema, schema_id: schema.id(), queue: &queue, seen, shared };
-        let mut others = Vec::new();
-        for _ in 1..self.parallel {
-            others.push(self.source.scan().await?);
-        }
-        self.halts.well("snapshot");
-        let readers = std::iter::once(first).chain(others).map(|scan| self.reader(scan, work));
+        self.well(shared, &copy.table).await;
+        // A table of one chunk is read by the first; there may be more than that.
+        let others = std::iter::repeat_with(|| None).take(self.parallel.saturating_sub(1));
+        let readers = std::iter::once(Some(first)).chain(others).map(|lent| self.reader(lent, work));
         futures::future::try_join_all(readers).await?;
         Ok(())
     }
@@ -230,31 +184,52 @@ impl Copier {
         })
     }
 
-    /// Reads chunks of one table over one connection until none are left.
-    async fn reader(&self, mut scan: Box<dyn Scan>, work: Work<'_>) -> Result<(), SnapshotError> {
-        let Work { copy, floor, schema, queue, shared, .. } = work;
+    /// Reads chunks of one table until none are left, over connections that other tables have as well.
+    async fn reader<'s>(&self, mut lent: Option<Lent<'s>>, work: Work<'s>) -> Result<(), SnapshotError> {
+        let Work { queue, shared, .. } = work;
         let mut encoder = Encoder::new(&self.pipeline, self.connector);
-        let mut captured = self.frontier.watch_captured();
         loop {
-            self.hold_back(shared).await?;
-            let chunk = self.next_chunk(&mut *scan, copy, schema, &mut *queue.lock().await).await?;
-            let Some(chunk) = chunk else { return Ok(()) };
-            let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
-            let (blocks, incoming) = Blocks::new(&shared.room);
-            let reading = scan.read(schema, &chunk.range, floor, &mut captured, blocks);
-            let writing = self.write(&mut encoder, work, chunk.number, incoming, labelled.as_ref());
-            let (read, written) = tokio::join!(reading, writing);
-            let (written, rest) = (written?, read?);
-            {
-                let mut queue = queue.lock().await;
-                queue.read.0 += written.rows;
-                queue.read.1 += written.bytes as u64;
-                if let Some(rest) = rest {
-                    self.add_rest(copy, rest, &mut queue).await?;
-                }
+            let mut reads_with = match lent.take() {
+                Some(lent) => lent,
+                None if queue.lock().await.is_empty() => return Ok(()),
+                None => shared.scans.lend().await?,
+            };
+            let read = self.read_chunk(&mut *reads_with.scan, &mut encoder, work).await?;
+            shared.scans.give_back(reads_with).await;
+            if !read {
+                return Ok(());
             }
-            self.end_chunk(work, chunk.number, written).await?;
         }
+    }
+
+    /// Reads the next chunk; false if none is left.
+    async fn read_chunk(
+        &self,
+        scan: &mut dyn Scan,
+        encoder: &mut Encoder,
+        work: Work<'_>,
+    ) -> Result<bool, SnapshotError> {
+        let Work { copy, floor, schema, queue, shared, .. } = work;
+        let mut captured = self.frontier.watch_captured();
+        self.hold_back(shared).await?;
+        let chunk = self.next_chunk(scan, copy, schema, &mut *queue.lock().await).await?;
+        let Some(chunk) = chunk else { return Ok(false) };
+        let labelled = captured.borrow().as_ref().map(|captured| captured.position.clone());
+        let (blocks, incoming) = Blocks::new(&shared.room);
+        let reading = scan.read(schema, &chunk.range, floor, &mut captured, blocks);
+        let writing = self.write(encoder, work, chunk.number, incoming, labelled.as_ref());
+        let (read, written) = tokio::join!(reading, writing);
+        let (written, rest) = (written?, read?);
+        {
+            let mut queue = queue.lock().await;
+            queue.read.0 += written.rows;
+            queue.read.1 += written.bytes as u64;
+            if let Some(rest) = rest {
+                self.add_rest(copy, rest, &mut queue).await?;
+            }
+        }
+        self.end_chunk(work, chunk.number, written).await?;
+        Ok(true)
     }
 
     /// The next chunk to read; found and stored first, if no known one is left.
@@ -308,9 +283,9 @@ impl Copier {
         &self,
         copy: &TableCopy,
         labelled: Option<&Position>,
-        seen: &Mutex<Vec<Position>>,
+        (seen, shared): (&Mutex<Vec<Position>>, &Shared),
     ) -> Result<(), SnapshotError> {
-        let end = self.source.end().await?;
+        let end = shared.ends.end().await?;
         if labelled.is_some_and(|labelled| !labelled.same_server(&end)) {
             return Err(SnapshotError::Source("it has failed over while a chunk was read".into()));
         }
@@ -345,7 +320,7 @@ impl Copier {
         let mut written = Written::default();
         let mut next = blocks.recv().await;
         // A chunk that has no rows has seen that, too.
-        self.saw(copy, labelled, seen).await?;
+        self.saw(copy, labelled, (seen, shared)).await?;
         while let Some((block, taken)) = next {
             self.judge_watermark(copy, block.version);
             let at_us = self.environment.now_us();
@@ -404,46 +379,5 @@ impl Copier {
             backlog += end.saturating_sub(self.frontier.snapshot_offset(partition));
         }
         Ok(backlog)
-    }
-
-    /// Waits until everything copied is in the target, and the stream has passed what the last chunk may have seen.
-    ///
-    /// A read may see changes that capture, when it lags, gets to much later: from the barrier on the target is as
-    /// consistent as the source was, at each end of a transaction. False if a chunk saw what the source has lost since:
-    /// capture, which came to it after a failover, will never meet that (rule 16).
-    async fn barrier(&self, seen: &[Position]) -> Result<bool, SnapshotError> {
-        while self.backlog().await? > 0 {
-            tokio::time::sleep(POLL_EVERY).await;
-        }
-        let captured = self.captured_up_to_now().await?;
-        while !self.frontier.reached(&captured.ends) {
-            tokio::time::sleep(POLL_EVERY).await;
-        }
-        Ok(seen.iter().all(|seen| captured.position.covers(seen)))
-    }
-
-    /// What capture has made durable, once that is everything that the source's log holds now.
-    async fn captured_up_to_now(&self) -> Result<Captured, SnapshotError> {
-        let mut end = self.source.end().await?;
-        let watched: watch::Receiver<Option<Captured>> = self.frontier.watch_captured();
-        loop {
-            let captured = watched.borrow().clone();
-            match captured {
-                Some(captured) if captured.position.covers(&end) => return Ok(captured),
-                // The end of a server that has been replaced may never come.
-                Some(captured) if !captured.position.same_server(&end) => end = self.source.end().await?,
-                Some(_) | None => {}
-            }
-            tokio::time::sleep(POLL_EVERY).await;
-        }
-    }
-}
-
-fn halt_of(error: SnapshotError) -> Problem {
-    match error {
-        SnapshotError::Halt(problem) => problem,
-        SnapshotError::Source(_) | SnapshotError::Target(_) | SnapshotError::Log(_) => {
-            Problem::new(error.to_string(), "restart the worker when that is done")
-        }
     }
 }

@@ -9,7 +9,10 @@
 //! log, [`ApplyHalf::start`] the half that empties it: a process of one role has one of them, a connector's pipeline
 //! has no other than the second. Deliberately absent: who decides when they run (`control`).
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +50,8 @@ pub struct CopyBounds {
     pub parallel: usize,
     /// A copy, and a replay, slow down to their minimum share while the stream's lag is above this.
     pub lag_max_seconds: f64,
+    /// By table, those that its rows refer to at the target.
+    pub parents: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The half that makes the log durable in a target.
@@ -197,6 +202,7 @@ impl Flow {
             chunk_rows: self.copy.chunk_rows,
             parallel: self.copy.parallel,
             lag_max_seconds: self.copy.lag_max_seconds,
+            parents: self.copy.parents.clone(),
         }
     }
 

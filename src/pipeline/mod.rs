@@ -10,9 +10,12 @@
 
 mod appender;
 pub mod apply;
+mod barrier;
 pub mod batches;
 pub mod capture;
+mod connections;
 pub(crate) mod copier;
+mod copies;
 pub mod flow;
 pub(crate) mod refetch;
 pub(crate) mod replay;

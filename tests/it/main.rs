@@ -63,6 +63,7 @@ mod scan_mysql;
 mod servers;
 mod simulator;
 mod simulator_claims;
+mod small_tables;
 mod support;
 mod tidy;
 mod types;

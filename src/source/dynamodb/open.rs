@@ -1,6 +1,6 @@
 //! DynamoDB as the source.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell, watch};
@@ -36,7 +36,7 @@ pub struct DynamoSource {
     connector: Connector,
     /// The service, once it has answered.
     service: OnceCell<Service>,
-    budget: Arc<Mutex<Budget>>,
+    budgets: Arc<Budgets>,
 }
 
 impl DynamoSource {
@@ -46,7 +46,7 @@ impl DynamoSource {
     /// When the URL cannot be used.
     pub fn new(settings: Settings) -> Result<Self, SourceError> {
         let connector = Connector::new(&settings.config.url).map_err(refused)?;
-        Ok(DynamoSource { settings, connector, service: OnceCell::new(), budget: Arc::default() })
+        Ok(DynamoSource { settings, connector, service: OnceCell::new(), budgets: Arc::default() })
     }
 
     async fn service(&self) -> Result<&Service, DynamoError> {
@@ -133,7 +133,7 @@ impl Source for DynamoSource {
             segments: u32::try_from(self.settings.readers * SEGMENTS_PER_READER).unwrap_or(1),
             page_rows: self.settings.chunk_rows,
             read_units_per_second: self.settings.read_units_per_second,
-            budget: Arc::clone(&self.budget),
+            budgets: Arc::clone(&self.budgets),
             environment: Arc::clone(&self.settings.environment),
         }))
     }
@@ -225,20 +225,25 @@ struct DynamoScan {
     segments: u32,
     page_rows: u64,
     read_units_per_second: Option<u32>,
-    budget: Arc<Mutex<Budget>>,
+    budgets: Arc<Budgets>,
     environment: Arc<dyn Environment>,
 }
 
 impl DynamoScan {
+    async fn budget(&self, table: &str) -> Arc<Mutex<Budget>> {
+        Arc::clone(self.budgets.lock().await.entry(table.to_owned()).or_default())
+    }
+
     /// Reads a page once the budget allows it. Being throttled is the table's own limit: it is waited out.
     async fn page(&self, table: &str, from: &ScanPosition) -> Result<Page, SnapshotError> {
         let mut backoff = Backoff::default();
         let mut attempts = 1;
         loop {
-            self.budget.lock().await.wait().await;
+            let budget = self.budget(table).await;
+            budget.lock().await.wait().await;
             let error = match scan::page(&self.service, table, from, self.page_rows).await {
                 Ok(page) => {
-                    self.budget.lock().await.spend(page.units);
+                    budget.lock().await.spend(page.units);
                     return Ok(page);
                 }
                 Err(error) => error,
@@ -271,7 +276,7 @@ impl Scan for DynamoScan {
         let facts = catalog::load_table(&self.service, &table.table.table).await?;
         // A copy leaves half of what the table may be read to those who use it.
         let half = facts.as_ref().and_then(|facts| facts.read_units).map(|units| (units / 2).max(1));
-        self.budget.lock().await.per_second = self.read_units_per_second.or(half);
+        self.budget(&table.table.table).await.lock().await.per_second = self.read_units_per_second.or(half);
         // A chunk is a page, which the service bounds by its bytes.
         Ok(Estimate { rows: facts.map(|facts| facts.items).unwrap_or_default(), row_bytes: 0 })
     }
@@ -313,6 +318,9 @@ fn position(lower: Option<&str>, upper: Option<&str>, segments: u32) -> Result<S
         (None, None) => Ok(ScanPosition::start_of(0, segments)),
     }
 }
+
+/// By table: several are copied beside each other.
+type Budgets = Mutex<HashMap<String, Arc<Mutex<Budget>>>>;
 
 /// Read units that all readers of a table together may use.
 #[derive(Debug, Default)]

@@ -62,7 +62,7 @@ async fn a_script_after_the_copy_that_fails_halts_and_the_stream_goes_on() {
     assert!(status == 503 && why.contains("halted") && why.contains("after.sql"), "{status} {why}");
     pipeline.command(&["status"]).await.expect(0, &["HALTED", "to do", "correct the script"]);
     pipeline.source.exec("INSERT INTO t VALUES (4, 'while it is halted')").await;
-    eventually("the stream goes on", Duration::from_secs(10), async || {
+    eventually("the stream goes on", Duration::from_secs(60), async || {
         pipeline.target.value("SELECT count(*) FROM t").await.as_deref() == Some("4")
     })
     .await;
