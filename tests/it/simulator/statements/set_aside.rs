@@ -73,6 +73,7 @@ pub async fn letters(target: Address) -> Vec<String> {
         &vec![1i64],
         &vec!["{}"],
         &vec!["why"],
+        &vec![0i64],
     ];
     script.run("wait", waits).await;
     script.run("retried dead letters", &[&PIPELINE, &vec![1i64, 2, 3]]).await;
