@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     applier,
     capturing::Capturing,
-    connector,
-    copy_order,
+    connector, copy_order,
     error::{Attempt, WorkerError},
     follower,
     http::{self, Endpoints, Vitals},

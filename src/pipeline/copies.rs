@@ -137,8 +137,8 @@ impl Copier {
         next
     }
 
-    /// Whether a table that this one refers to is to be copied before it. One that rests has been read, and may wait for
-    /// this one; in a ring somebody has to be first.
+    /// Whether a table that this one refers to is to be copied before it. One that rests has been read, and may wait
+    /// for this one; in a ring somebody has to be first.
     fn has_parents_ahead(
         &self,
         copy: &TableCopy,

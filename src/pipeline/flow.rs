@@ -43,7 +43,7 @@ const SNAPSHOT_BATCH_BYTES_MAX: usize = 2 << 20;
 const BATCHES_MAX: usize = 4;
 
 /// How tables are copied.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CopyBounds {
     pub chunk_rows: u64,
     /// Chunks read at the same time.

@@ -147,26 +147,26 @@ async fn a_ring_of_deferrable_keys_is_copied_by_a_role_that_obeys_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_is_copied_when_those_it_refers_to_are_in_and_beside_all_others() {
-    let at_source = "CREATE TABLE lines (id int PRIMARY KEY, other int NOT NULL);
+    let at_source = "CREATE TABLE items (id int PRIMARY KEY, other int NOT NULL);
         CREATE TABLE orders (id int PRIMARY KEY, other int NOT NULL);
         CREATE TABLE users (id int PRIMARY KEY, other int NOT NULL);
         CREATE TABLE alone (id int PRIMARY KEY, other int NOT NULL);
         INSERT INTO users SELECT 10 * a.n + b.n, 0 FROM (SELECT 0 n UNION SELECT 1 UNION SELECT 2) a,
             (SELECT 1 n UNION SELECT 2 UNION SELECT 3) b;
-        INSERT INTO orders SELECT id, id FROM users; INSERT INTO lines SELECT id, id FROM users;
+        INSERT INTO orders SELECT id, id FROM users; INSERT INTO items SELECT id, id FROM users;
         INSERT INTO alone SELECT id, id FROM users";
     let at_target = "CREATE TABLE users (id int PRIMARY KEY, other int NOT NULL);
         CREATE TABLE orders (id int PRIMARY KEY, other int NOT NULL REFERENCES users);
-        CREATE TABLE lines (id int PRIMARY KEY, other int NOT NULL REFERENCES orders);
+        CREATE TABLE items (id int PRIMARY KEY, other int NOT NULL REFERENCES orders);
         CREATE TABLE alone (id int PRIMARY KEY, other int NOT NULL)";
-    let tables = ["lines", "orders", "users", "alone"];
+    let tables = ["items", "orders", "users", "alone"];
     let run = Obedient::new(Mysql::v80().await, Postgres::v15().await, &tables, at_source, at_target).await;
     let (code, said) = run.until_synced().await;
     assert_eq!(code, Some(0), "{said}");
     let order = "SELECT string_agg(format('%s after %s', c.source_table, p.source_table), ', ' ORDER BY c.position)
         FROM cutover.tables p JOIN cutover.tables c ON c.started_at >= p.finished_at
-        WHERE (p.source_table, c.source_table) IN (('users', 'orders'), ('orders', 'lines'))";
-    assert_eq!(run.rig.target.value(order).await.as_deref(), Some("orders after users, lines after orders"));
+        WHERE (p.source_table, c.source_table) IN (('users', 'orders'), ('orders', 'items'))";
+    assert_eq!(run.rig.target.value(order).await.as_deref(), Some("orders after users, items after orders"));
     let beside = "SELECT a.started_at < u.finished_at FROM cutover.tables a, cutover.tables u
         WHERE a.source_table = 'alone' AND u.source_table = 'users'";
     assert_eq!(run.rig.target.value(beside).await.as_deref(), Some("t"));
