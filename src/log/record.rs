@@ -217,6 +217,14 @@ impl Kind {
         }
     }
 
+    /// Whether the record says what became of rows.
+    pub fn is_change(self) -> bool {
+        match self {
+            Kind::Row | Kind::Truncate | Kind::Cascade => true,
+            Kind::Schema | Kind::Control | Kind::Heartbeat | Kind::Start => false,
+        }
+    }
+
     /// Whether the record's value is a [`Control`]: a place where the writer can resume.
     pub fn is_resumable(self) -> bool {
         match self {

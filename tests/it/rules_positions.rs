@@ -142,10 +142,7 @@ async fn tear_the_log(pipe: &Follow, server: Option<&str>) {
     if let (Some(Position::Mysql(position)), Some(server)) = (&mut control.position, server) {
         position.server = server.to_owned();
     }
-    let parts = 0..log.partitions();
-    let mut records: Vec<_> = parts.map(|part| (part, Record::control(&control, commit_us))).collect();
-    records.push((0, torn));
-    log.append(Topic::Changes, records).await.unwrap();
+    log.append(Topic::Changes, vec![(0, Record::control(&control, commit_us)), (0, torn)]).await.unwrap();
 }
 
 /// A pipeline whose worker has captured a change of the row 25, and is stopped.

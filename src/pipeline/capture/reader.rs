@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     log::{
-        Control, Kind, Record, TransactionPart,
+        Control, Record, TransactionPart,
         envelope::{self, Encoder, EnvelopeError},
         record::CascadeRecord,
     },
@@ -27,6 +27,10 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 /// Bytes of groups with the writer. A group that has more, because a row has, is with it alone, and nothing is read
 /// meanwhile.
 const HANDED_BYTES_MAX: usize = 4 << 20;
+
+/// What takes back the rows that only a server had which is gone.
+const COPY_ALL_AGAIN: &str =
+    "copy every table again with `cutover resnapshot TABLE`, which also removes what the source does not have";
 
 /// Records gathered for one append.
 #[derive(Default)]
@@ -230,7 +234,7 @@ impl<'a> Reader<'a> {
         Err(CaptureError::Lost(Problem::new(
             "the log was lost while the target had rows from beyond its stored position, and the source is another \
              server now, which may never have had them",
-            "copy every table again with `cutover resnapshot TABLE`, which also removes what the source does not have",
+            COPY_ALL_AGAIN,
         )))
     }
 
@@ -244,8 +248,7 @@ impl<'a> Reader<'a> {
                 return Err(CaptureError::Lost(Problem::new(
                     "the log has rows of transactions that it does not have to their end, and the source is another \
                      server now, which never had them",
-                    "copy every table again with `cutover resnapshot TABLE`, which also removes what the source does \
-                     not have",
+                    COPY_ALL_AGAIN,
                 )));
             }
         }
@@ -324,7 +327,7 @@ impl AppendGroup {
 
 /// Whether these records leave a transaction open; none if there is no row among them.
 pub(super) fn ends_within(records: &[(u32, Record)]) -> Option<bool> {
-    let rows = |record: &&(u32, Record)| matches!(record.1.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade);
+    let rows = |record: &&(u32, Record)| record.1.headers.kind.is_change();
     let last = records.iter().rev().find(rows)?;
     Some(last.1.headers.transaction == TransactionPart::Open)
 }

@@ -3,13 +3,13 @@
 //!
 //! They are applied as any others are. The server that had them shows them again, with the same versions; after a
 //! failover the new one may never have had them, and then nothing takes them back (rule 16). So they are expected by
-//! the newest among them. **Invariant:** until they have come, no control record is written: it would be where
-//! the next capture resumes, which would not know of them.
+//! the newest among them. **Invariant:** until they have come, no control record is written: it would be where the
+//! next capture resumes, which would not know of them.
 
 use bytes::Bytes;
 
 use crate::{
-    log::{Control, Kind, Log, LogError, Record, Topic},
+    log::{Control, Headers, Log, LogError, Record, Topic},
     model::{Position, Version},
 };
 
@@ -68,19 +68,14 @@ pub(super) async fn newest(log: &dyn Log, clock: Version) -> Result<Option<Newes
     for partition in 0..log.partitions() {
         let mut reaches_back = false;
         let mut look = |_, record: &Record| {
-            match record.headers.kind {
-                Kind::Row | Kind::Truncate | Kind::Cascade if record.headers.version > clock => {
-                    let version = record.headers.version;
-                    if newest.as_ref().is_none_or(|newest| newest.version < version) {
-                        newest = Some(Newest { version, key: record.key.clone() });
-                    }
-                }
-                Kind::Row | Kind::Truncate | Kind::Cascade => reaches_back = true,
-                Kind::Control | Kind::Heartbeat => {
-                    let control: Option<Control> = serde_json::from_slice(&record.value).ok();
-                    reaches_back |= control.is_some_and(|control| control.clock <= clock);
-                }
-                Kind::Schema | Kind::Start => {}
+            let Headers { kind, version, .. } = record.headers;
+            if kind.is_resumable() {
+                let control: Option<Control> = serde_json::from_slice(&record.value).ok();
+                reaches_back |= control.is_some_and(|control| control.clock <= clock);
+            } else if kind.is_change() && version <= clock {
+                reaches_back = true;
+            } else if kind.is_change() && newest.as_ref().is_none_or(|newest| newest.version < version) {
+                newest = Some(Newest { version, key: record.key.clone() });
             }
             reaches_back
         };
@@ -93,9 +88,12 @@ pub(super) async fn newest(log: &dyn Log, clock: Version) -> Result<Option<Newes
 pub(super) async fn has_rows(log: &dyn Log) -> Result<bool, LogError> {
     for partition in 0..log.partitions() {
         // What is gone was applied once.
-        let mut has_rows = log.bounds(Topic::Changes, partition).await?.0 > 0;
+        if log.bounds(Topic::Changes, partition).await?.0 > 0 {
+            return Ok(true);
+        }
+        let mut has_rows = false;
         let mut look = |_, record: &Record| {
-            has_rows |= matches!(record.headers.kind, Kind::Row | Kind::Truncate | Kind::Cascade);
+            has_rows |= record.headers.kind.is_change();
             has_rows
         };
         log.look_back(Topic::Changes, partition, &mut look).await?;

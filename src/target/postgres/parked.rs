@@ -19,7 +19,7 @@ use super::{
     steps::Param,
 };
 use crate::{
-    database::postgres::{PgError, Session},
+    database::postgres::PgError,
     model::{TableSchema, Version},
     target::RowEvent,
 };
@@ -84,8 +84,8 @@ pub struct Parked {
 }
 
 /// The highest version of what the pipeline keeps beside the target's rows; 0 if it keeps nothing.
-pub async fn highest_version(session: &Session, pipeline: &str) -> Result<Version, PgError> {
-    Ok(session.client.query_one(HIGHEST, &[&pipeline]).await?.try_get(0)?)
+pub async fn highest_version(client: &Client, pipeline: &str) -> Result<Version, PgError> {
+    Ok(client.query_one(HIGHEST, &[&pipeline]).await?.try_get(0)?)
 }
 
 impl Parked {

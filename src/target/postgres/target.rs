@@ -342,7 +342,7 @@ impl Target for PostgresTarget {
 
     async fn highest_version(&self) -> Result<Version, TargetError> {
         let session = self.session("versions").await?;
-        let mut highest = parked::highest_version(&session, &self.settings.pipeline).await?;
+        let mut highest = parked::highest_version(&session.client, &self.settings.pipeline).await?;
         for plan in self.plans().iter() {
             highest = highest.max(highest_version(&session, plan).await?);
         }

@@ -265,9 +265,11 @@ impl Log for ModelLog {
         self.with(topic, partition, |stream| {
             for (block, records) in stream.records.chunks(BLOCK_RECORDS).enumerate().rev() {
                 let first = stream.start + (block * BLOCK_RECORDS) as Offset;
-                // Each of the block is shown.
-                let enough = records.iter().zip(first..).filter(|(record, offset)| look(*offset, record)).count();
-                if enough > 0 {
+                let mut enough = false;
+                for (record, offset) in records.iter().zip(first..) {
+                    enough |= look(offset, record);
+                }
+                if enough {
                     break;
                 }
             }
