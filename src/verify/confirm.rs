@@ -234,8 +234,9 @@ impl<'a> Confirmer<'a> {
         let mut stay = Vec::new();
         for doubt in found {
             let mut open = match known.remove(&place_of(&doubt, &rows)) {
-                Some(open) => open,
-                None => {
+                Some(open) if open.is_of(&doubt, &rows) => open,
+                // Two rows of the source may map to one key.
+                Some(_) | None => {
                     let source = self.source_of(&doubt, &rows)?;
                     Open::new(doubt.clone(), source)
                 }
@@ -372,6 +373,12 @@ impl Open {
                 (self.doubt.plan, self.doubt.key.clone())
             }
         }
+    }
+
+    /// Whether a doubt that came of these rows is about the same row of the source, or about none.
+    fn is_of(&self, doubt: &Doubt, rows: &[RowEvent]) -> bool {
+        let row = doubt.row.and_then(|row| rows.get(row));
+        row.is_none_or(|row| self.source.as_ref().is_some_and(|source| source.key == row.key))
     }
 
     fn key_text(&self) -> Option<String> {
