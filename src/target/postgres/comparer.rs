@@ -98,7 +98,7 @@ impl PostgresComparer {
             builder: Builder { plan, types: &binding.types, pipeline: &self.pipeline, replays: false },
             looks: self.looks,
             seen: &seen,
-            first: 2 + usize::from(marked) + binding.types.len(),
+            first: 2 + usize::from(marked) + usize::from(plan.is_owned()) + binding.types.len(),
         };
         Ok(make(&comparison))
     }
@@ -366,6 +366,9 @@ pub(super) fn image_params<'b>(
     let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
     if is_marked(plan.coverage, Part::Live) {
         params.push(Box::new(&images.dead));
+    }
+    if plan.is_owned() {
+        params.push(Box::new(input.owners(images)));
     }
     for column in &binding.columns {
         params.push(Box::new(input.column(images, *column)));

@@ -27,6 +27,7 @@ mod look;
 mod merged;
 mod needs;
 mod origin;
+mod owned;
 mod parked;
 mod passes;
 mod pending;

@@ -180,6 +180,7 @@ impl PostgresSink {
         let outcome = self.settle(items).await?;
         // A row that is in has no dead letter of an older state any more.
         self.clear_parked(&outcome.written).await?;
+        self.clear_parked(&outcome.superseded).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();

@@ -31,6 +31,7 @@ fn column(name: &str, type_sql: &str) -> TargetColumn {
         type_sql: type_sql.into(),
         cast_sql: type_sql.into(),
         collation: None,
+        folds: false,
         not_null: true,
         has_default: false,
         identity: None,
@@ -46,6 +47,7 @@ fn table(name: &str, columns: &[(&str, &str)], keys: usize) -> TargetTable {
         uniques: Vec::new(),
         foreign_keys: Vec::new(),
         replaceable: true,
+        has_owners: false,
         partitioned: false,
     }
 }
@@ -61,6 +63,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
             .collect(),
         role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
+        one_to_one: true,
         reads: names,
         file: None,
         coverage,
