@@ -356,6 +356,34 @@ async fn rule_37_rows_that_trade_their_keys_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn rule_37_a_row_that_time_to_live_removes_while_it_waits_is_kept_where_the_filter_keeps_it() {
+    let columns = [
+        ("code", ColumnType::Text),
+        ("note", ColumnType::Text),
+        ("cutover_ttl_delete", ColumnType::Named("boolean".into())),
+    ];
+    let codes = table("codes", &columns);
+    let row = |code: &str, expired: bool| {
+        let expired = if expired { "t" } else { "f" };
+        json!({ "code": code, "note": code, "cutover_ttl_delete": expired })
+    };
+    let keeping = format!("{SELECT} WHERE NOT cutover_ttl_delete");
+    for together in [true, false] {
+        let rig = Rig::new(DDL, std::slice::from_ref(&codes), &[("codes.sql", &keeping)]).await;
+        let mut lane = rig.lane(Topic::Changes).await;
+        lane.apply(vec![insert(&codes, 1, &row("A", false))]).await;
+        let events = [insert(&codes, 2, &row("a", false)), delete(&codes, 3, &row("a", true))];
+        for batch in events.chunks(if together { 2 } else { 1 }) {
+            assert_eq!(lane.apply(batch.to_vec()).await.waiting, 1, "{together}");
+        }
+        assert_eq!(lane.sink.retry_waiting().await.unwrap().waiting, 1, "{together}");
+        lane.apply(vec![delete(&codes, 4, &row("A", false))]).await;
+        assert_eq!(lane.sink.retry_waiting().await.unwrap().waiting, 0, "{together}");
+        assert_eq!((shown(&rig).await, rig.count(WAITING).await), (vec!["(a,a)".to_owned()], 0), "{together}");
+    }
+}
+
+#[tokio::test]
 async fn rule_37_a_replay_of_rows_that_claimed_one_key_changes_nothing() {
     for shape in SHAPES {
         let (rig, codes) = (rig(shape).await, codes());

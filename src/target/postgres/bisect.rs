@@ -2,8 +2,8 @@
 //!
 //! The server rarely says which row failed. Sets of source rows are tried inside savepoints and halved; a single row
 //! that still fails is parked with all that it would have written, in every target. Rows that refer to a missing
-//! parent, or whose unique value another row still has, wait; they are tried again when everything else of the batch is
-//! in.
+//! parent, or whose unique value or key another row still has, wait; they are tried again when everything else of the
+//! batch is in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
 
@@ -74,10 +74,12 @@ impl<'a> Outcome<'a> {
         self.waiting.retain(|waiting| !waiting.item.newest().is_some_and(older));
     }
 
-    /// A row whose key another has: all else of its events is done.
-    fn hold(&mut self, event: &'a RowEvent, needs: i64) {
-        self.superseded.push((SourceKey::of(event), event.version - 1));
-        self.waiting.push(Waiting { item: Item::new(event), refusal: owned::held_refusal(), needs: Some(needs) });
+    /// A row whose key another has: these events of it wait, and what is parked that is older is over.
+    fn hold(&mut self, events: Vec<&'a RowEvent>, needs: i64) {
+        let Some(oldest) = events.first() else { return };
+        self.superseded.push((SourceKey::of(oldest), oldest.version - 1));
+        let item = Item { events, parked: Vec::new(), without_before: false };
+        self.waiting.push(Waiting { item, refusal: owned::held_refusal(), needs: Some(needs) });
     }
 
     /// An error that may be the plan's fault and came of several rows of a table, where no row of it was written.
@@ -174,7 +176,7 @@ impl PostgresSink {
                         outcome.over(event);
                         match held.get(&place) {
                             None => outcome.written.push((SourceKey::of(event), event.version)),
-                            Some(needs) => outcome.hold(event, *needs),
+                            Some(hold) => outcome.hold(hold.waits(item), hold.needs),
                         }
                     }
                 }

@@ -10,7 +10,7 @@
 //! it. Which of several source rows has the row is decided by what came first. All of this is one writer's work at a
 //! time: the lane is the whole target's.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
@@ -32,7 +32,7 @@ use crate::{
         catalog::{OWNER_COLUMN, VERSION_COLUMN},
         sql,
     },
-    model::{Coverage, Plan, TableName},
+    model::{Coverage, Plan, TableName, Version},
     state::copies,
     target::RowEvent,
 };
@@ -40,8 +40,33 @@ use crate::{
 /// The digests of the keys that a statement has freed, from its removed rows `d`.
 pub(super) const ALL_FREED: &str = "pg_catalog.array_agg(DISTINCT d.cutover_freed)";
 
-/// What of a set is held: the items' places, each with the digest of the key that it needs.
-pub(super) type Held = std::collections::BTreeMap<usize, i64>;
+/// What of a set is held, by the items' places.
+pub(super) type Held = BTreeMap<usize, Hold>;
+
+/// That another has the key of a live fact.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hold {
+    /// The digest of the key.
+    pub needs: i64,
+    /// The fact's.
+    version: Version,
+}
+
+impl Hold {
+    /// What waits of an item: its newest event, for all else of it is done. Where that removes the row, and a filter
+    /// passes over such removals, the fact is an older one's, and tells nothing without the newest: then all do.
+    pub fn waits<'a>(&self, item: &Item<'a>) -> Vec<&'a RowEvent> {
+        match item.newest() {
+            Some(newest) if newest.version == self.version => vec![newest],
+            Some(_) | None => {
+                let mut events: Vec<&RowEvent> = item.parked.iter().chain(&item.events).copied().collect();
+                events.sort_by_key(|event| event.version);
+                events.dedup_by_key(|event| event.version);
+                events
+            }
+        }
+    }
+}
 
 /// The values of a record's key, in its order, without their names.
 struct KeyValues(Vec<Value>);
@@ -308,7 +333,7 @@ pub(super) async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgErro
         session.client.batch_execute(&create).await?;
         return tombstones::add_version(session, &target.name, OWNER_COLUMN).await;
     }
-    if exists(session, &owned).await? {
+    if target.has_owners && exists(session, &owned).await? {
         let keep = format!(
             "INSERT INTO {} AS t ({keys}, {VERSION_COLUMN}) SELECT {keys}, max({VERSION_COLUMN}) FROM {} GROUP BY {keys} \
              ON CONFLICT ({keys}) DO UPDATE SET {VERSION_COLUMN} = excluded.{VERSION_COLUMN} \
@@ -327,9 +352,9 @@ async fn exists(session: &Session, table: &TableName) -> Result<bool, PgError> {
 }
 
 /// Forgets the deletes older than `version` that are known by owner; how many they were.
-pub(super) async fn collect(session: &Session, target: &TableName, version: i64) -> Result<u64, PgError> {
-    let owned = table(target);
-    if !exists(session, &owned).await? {
+pub(super) async fn collect(session: &Session, plan: &Plan, version: Version) -> Result<u64, PgError> {
+    let owned = table(&plan.target.name);
+    if !(plan.is_owned() || plan.target.has_owners) || !exists(session, &owned).await? {
         return Ok(0);
     }
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&owned));
@@ -364,11 +389,11 @@ impl PostgresSink {
                 Part::Dead | Part::Gone => freed.extend(numbers(row, 2)?),
                 Part::Unmatched => freed.extend(numbers(row, 1)?),
                 Part::Live => {
-                    let images = input.groups.get(place).map(|group| &group.live);
+                    let Some(images) = input.groups.get(place).map(|group| &group.live) else { continue };
                     for (image, needs) in numbers(row, 4)?.into_iter().zip(numbers(row, 5)?) {
-                        let place = usize::try_from(image - 1).ok();
-                        let item = place.and_then(|place| images?.items.get(place));
-                        held.extend(item.map(|item| (*item, needs)));
+                        let image = usize::try_from(image - 1).unwrap_or(usize::MAX);
+                        let item = images.items.get(image).zip(images.versions.get(image));
+                        held.extend(item.map(|(item, version)| (*item, Hold { needs, version: *version })));
                     }
                 }
                 Part::Replace | Part::Show | Part::Clashes | Part::Late | Part::Orphans(_) => {}
@@ -377,18 +402,17 @@ impl PostgresSink {
         Ok((held, freed))
     }
 
-    /// Stores what is held of a batch: of each row its newest event, for all else of it is done.
+    /// Stores what is held of a batch.
     pub(super) async fn store_held(&mut self, items: &[Item<'_>], held: &Held) -> Result<(), PgError> {
-        let newest = |(place, needs): (&usize, &i64)| Some((items.get(*place)?.newest()?, *needs));
-        let waiting: Vec<ParkedRow<'_>> =
-            held.iter().filter_map(newest).map(|(event, needs)| held_row(event, needs)).collect();
+        let mut waiting: Vec<ParkedRow<'_>> = Vec::new();
+        for (item, hold) in held.iter().filter_map(|(place, hold)| Some((items.get(*place)?, hold))) {
+            waiting.extend(hold.waits(item).into_iter().map(|event| {
+                let Refusal { sqlstate, message, .. } = held_refusal();
+                ParkedRow { event, sqlstate, message, needs: Some(hold.needs) }
+            }));
+        }
         self.store_waiting(&waiting).await
     }
-}
-
-fn held_row(event: &RowEvent, needs: i64) -> ParkedRow<'_> {
-    let Refusal { sqlstate, message, .. } = held_refusal();
-    ParkedRow { event, sqlstate, message, needs: Some(needs) }
 }
 
 fn numbers(row: &Row, column: usize) -> Result<Vec<i64>, PgError> {

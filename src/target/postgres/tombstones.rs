@@ -107,7 +107,7 @@ pub async fn collect(session: &Session, plan: &Plan, version: Version) -> Result
     let beside = match &plan.role {
         PlanRole::Share(share) => pending::collect(session, target, share, version).await?,
         PlanRole::Set { parent } => sets::collect(session, target, parent, version).await?,
-        PlanRole::Whole => owned::collect(session, target, version).await?,
+        PlanRole::Whole => owned::collect(session, plan, version).await?,
     };
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&table(target)));
     Ok(beside + session.client.execute(&delete, &[&version]).await?)

@@ -1,4 +1,4 @@
-//! Rows that wait for another: for a missing parent, or for a unique value that another row still has.
+//! Rows that wait for another: for a missing parent, or for a unique value or a key that another row still has.
 //!
 //! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own. Each
 //! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
