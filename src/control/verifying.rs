@@ -199,6 +199,7 @@ impl Verification {
             verified.is_clean &= verdict.caveat.is_none();
             self.verifier.store.note_verified(&verified).await?;
         }
+        self.verifier.store.note_verdict(&verdict.noted(self.verifier.environment.now_us())).await?;
         let event = verdict.event(began.elapsed().as_secs_f64());
         self.verifier.store.tell_of(&event, self.verifier.environment.now_us() / 1000).await
     }

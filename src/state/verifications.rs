@@ -69,6 +69,30 @@ impl VerifiedTable {
     }
 }
 
+/// What the last comparison of whole tables said, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotedVerdict {
+    /// When it ended, µs since the Unix epoch.
+    pub at_us: i64,
+    /// The source tables that it compared.
+    pub tables: Vec<String>,
+    pub gates: Vec<Gate>,
+}
+
+/// One thing that a switch asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// `unproven` (rows and tables that could not be compared or called equal), `match_rate`, `count_difference`, or
+    /// `foreign_key NAME of TABLE`.
+    pub name: String,
+    pub passed: bool,
+    pub found: f64,
+    /// The least that the match rate may be; the most of the others.
+    pub wanted: f64,
+}
+
+/// The note with what the last comparison of whole tables said.
+const VERDICT: &str = "last verdict";
 /// What the notes about comparisons begin with.
 const VERIFIED: &str = "verified ";
 
@@ -87,6 +111,17 @@ impl Store {
         let rows = session.client()?.query(sql, &[&self.pipeline, &VERIFIED]).await?;
         // What another release noted is about a moment, and not worth an error.
         Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect())
+    }
+
+    /// Notes what a comparison of whole tables has said.
+    pub async fn note_verdict(&self, verdict: &NotedVerdict) -> Result<(), StateError> {
+        self.set_note(VERDICT, &serde_json::to_string(verdict)?).await
+    }
+
+    /// What the last comparison of whole tables said.
+    pub async fn last_verdict(&self) -> Result<Option<NotedVerdict>, StateError> {
+        let noted = self.note(VERDICT).await?;
+        Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
     }
 
     /// Takes the lock of who compares, for as long as this store's session lasts; false if somebody else has it.

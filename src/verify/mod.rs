@@ -16,7 +16,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use self::{confirm::Confirmer, walk::Walker};
 pub use self::{
     confirm::Repair,
-    verdict::{Drift, Gate, TableVerdict, Verdict},
+    verdict::{Drift, TableVerdict, Verdict},
 };
 use crate::{
     model::{DebeziumConnector, Disposition, Plan, Position, Problem, TableSchema, Version},

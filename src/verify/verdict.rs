@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::confirm::Repair;
 use crate::{
     observe::{Event, VerifiedTable as VerifiedEvent},
-    state::verifications::VerifiedTable,
+    state::verifications::{Gate, NotedVerdict, VerifiedTable},
     target::Difference,
 };
 
@@ -27,18 +27,6 @@ pub struct Verdict {
     pub gates: Vec<Gate>,
     /// What keeps it from being clean besides the tables; null otherwise.
     pub caveat: Option<String>,
-}
-
-/// One thing that a switch asks for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Gate {
-    /// `unproven` (rows and tables that could not be compared or called equal), `match_rate`, `count_difference`, or
-    /// `foreign_key NAME of TABLE`.
-    pub name: String,
-    pub passed: bool,
-    pub found: f64,
-    /// The least that the match rate may be; the most of the others.
-    pub wanted: f64,
 }
 
 /// What comparing one source table gave.
@@ -205,6 +193,12 @@ impl Verdict {
             duration_seconds: (duration_seconds * 1000.0).round() / 1000.0,
             tables: self.tables.iter().map(told).collect(),
         }
+    }
+
+    /// What is kept of it besides the tables: found at this time, µs since the Unix epoch.
+    pub fn noted(&self, at_us: i64) -> NotedVerdict {
+        let compared = self.tables.iter().filter(|table| table.skipped.is_none());
+        NotedVerdict { at_us, tables: compared.map(|table| table.table.clone()).collect(), gates: self.gates.clone() }
     }
 
     /// Rows that drifted, over all tables.

@@ -42,6 +42,7 @@ mod own_servers;
 mod pipeline;
 mod pipeline_postgres;
 mod replay;
+mod report;
 mod roles;
 mod rules_cascades;
 mod rules_catalog;
