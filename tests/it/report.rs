@@ -9,7 +9,8 @@ use crate::{
 
 async fn shop() -> Rig {
     let (source, target) = (Mysql::v80().await, Postgres::v15().await);
-    let at_source = "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL); INSERT INTO items VALUES (1, 1), (2, 2), (3, 3)";
+    let at_source =
+        "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL); INSERT INTO items VALUES (1, 1), (2, 2), (3, 3)";
     let at_target = "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL CHECK (n < 100))";
     Rig::new(source, target, &["items"], at_source, at_target).await
 }
@@ -41,7 +42,7 @@ async fn a_report_says_no_go_until_everything_is_proven_and_then_go() {
     assert!(text.starts_with("# Migration `") && text.contains(": no-go\n"), "{text}");
     let proven = row(&text, &["**no**", "tables that are proven equal"]);
     assert_eq!(proven[2], "0 of 1; not: items (never compared)");
-    assert!(proven[4].contains("cutover verify"), "{proven:?}");
+    assert!(text.contains("- tables that are proven equal: run `cutover verify`"), "{text}");
     let copied = row(&text, &["items", "copied"]);
     assert_eq!((copied[3].as_str(), copied[4].as_str()), ("1", "3"), "{text}");
     // Neither URL shows who signs in, and with what.
@@ -75,7 +76,8 @@ async fn a_report_is_a_page_of_its_own_and_tells_what_happened_across_workers() 
     rig.eventually("its silence is noticed", async |status| status["worker_running"] == false).await;
     let text = report(&rig).await;
     let stopped = row(&text, &["**no**", "worker"]);
-    assert_eq!((stopped[2].as_str(), stopped[4].as_str()), ("none runs", "start one with `cutover run`"));
+    assert_eq!(stopped[2], "none runs");
+    assert!(text.contains("- worker: start one with `cutover run`"), "{text}");
     assert!(text.contains("Rows repaired: 1.") && text.contains("verified: not clean"), "{text}");
     let before = text.lines().find(|line| line.contains("the highest block is")).expect("a lag").to_owned();
     // The next worker goes on with the history of the one before.

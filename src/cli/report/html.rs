@@ -26,6 +26,11 @@ pub(super) fn render(page: &Page) -> String {
         match block {
             Block::Heading(heading) => _ = writeln!(text, "<h2>{}</h2>", escaped(heading)),
             Block::Text(paragraph) => _ = writeln!(text, "<p>{}</p>", with_code(paragraph)),
+            Block::List(lines) => {
+                text.push_str("<ul>\n");
+                lines.iter().for_each(|line| _ = writeln!(text, "<li>{}</li>", with_code(line)));
+                text.push_str("</ul>\n");
+            }
             Block::Table(table) => render_table(&mut text, table),
             Block::Lag(history) => lag(&mut text, history),
             Block::Bars(bars) => render_bars(&mut text, bars),
@@ -148,7 +153,8 @@ mod tests {
         let text = page_of(&facts);
         assert!(text.contains("<span class=\"verdict no-go\">no-go</span>"), "{text}");
         let row = text.lines().find(|line| line.starts_with("<tr class=\"bad\">")).expect("one is missed");
-        assert!(row.contains("open dead letters") && row.contains("<code>cutover dlq list</code>"), "{row}");
+        assert!(row.contains("open dead letters"), "{row}");
+        assert!(text.contains("<li>open dead letters: <code>cutover dlq list</code> shows them"), "{text}");
     }
 
     #[test]

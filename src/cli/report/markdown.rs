@@ -16,6 +16,10 @@ pub(super) fn render(page: &Page) -> String {
         match block {
             Block::Heading(heading) => _ = write!(text, "\n## {heading}\n"),
             Block::Text(paragraph) => _ = write!(text, "\n{paragraph}\n"),
+            Block::List(lines) => {
+                text.push('\n');
+                lines.iter().for_each(|line| _ = writeln!(text, "- {line}"));
+            }
             Block::Table(table) => render_table(&mut text, table),
             Block::Lag(history) => _ = write!(text, "\n{}\n", line(history)),
             // Text has the same in the table before.

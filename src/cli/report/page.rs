@@ -30,6 +30,7 @@ pub(super) struct Page {
 pub(super) enum Block {
     Heading(&'static str),
     Text(String),
+    List(Vec<String>),
     Table(Table),
     /// The lag over time.
     Lag(LagHistory),
@@ -92,18 +93,15 @@ fn decision(facts: &Facts, blocks: &mut Vec<Block>) {
     }));
     let row = |requirement: &Requirement| Row {
         is_good: Some(requirement.passed),
-        cells: vec![
-            requirement.name.clone(),
-            requirement.found.clone(),
-            requirement.wanted.clone(),
-            if requirement.passed { String::new() } else { requirement.fix.clone() },
-        ],
+        cells: vec![requirement.name.clone(), requirement.found.clone(), requirement.wanted.clone()],
     };
-    blocks.push(Block::Table(Table {
-        head: vec!["gate", "found", "wanted", "what to do"],
-        numbers_from: 4,
-        rows: requirements.iter().map(row).collect(),
-    }));
+    let rows = requirements.iter().map(row).collect();
+    blocks.push(Block::Table(Table { head: vec!["gate", "found", "wanted"], numbers_from: 3, rows }));
+    if !missed.is_empty() {
+        let to_do = |requirement: &&Requirement| format!("{}: {}", requirement.name, requirement.fix);
+        blocks.push(Block::Text("To do:".into()));
+        blocks.push(Block::List(missed.iter().map(to_do).collect()));
+    }
 }
 
 fn copies(facts: &Facts, blocks: &mut Vec<Block>) {
