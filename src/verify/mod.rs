@@ -321,13 +321,24 @@ impl Verifier {
             if elapsed > WORKER_LOOK {
                 let status = self.store.status().await?;
                 if !status.worker_running {
-                    return Ok(false);
+                    return Ok(status.cascades == 0 && self.is_quiet_after(&reached.position).await);
                 }
                 if status.halted.is_some() && elapsed > HALTED_PATIENCE {
                     return Ok(false);
                 }
             }
             tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+
+    /// Whether the source knows that its log has nothing of its tables behind this. One that cannot be asked does not.
+    async fn is_quiet_after(&self, reached: &Position) -> bool {
+        match self.source.is_quiet_after(reached).await {
+            Ok(is_quiet) => is_quiet,
+            Err(error) => {
+                tracing::debug!(%error, "the source does not tell whether its log has more");
+                false
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     job::load,
     rules_rig::Rig,
-    support::{Mysql, Postgres, Workspace, eventually},
+    support::{Mysql, Postgres, Worker, Workspace, eventually},
     verify::{assert_clean, counts, following, moved, of, told, verify},
 };
 
@@ -31,6 +31,11 @@ fn reason(verdict: &Value, table: &str, key: &str) -> String {
 fn gate(verdict: &Value, name: &str) -> Option<bool> {
     let gates = verdict["gates"].as_array().expect("gates");
     gates.iter().find(|gate| gate["name"] == name).and_then(|gate| gate["passed"].as_bool())
+}
+
+async fn stopped(worker: &mut Worker) {
+    worker.terminate().await;
+    assert!(worker.wait_exit(SOON).await.success(), "{}", worker.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,6 +198,44 @@ async fn a_repair_while_the_worker_is_halted_says_so_and_ends() {
     assert_eq!((code, of(&verdict, "items")["unconfirmed"].as_u64()), (Some(1), Some(1)), "{verdict}");
     assert!(began.elapsed() < SOON, "what a halted worker has not applied is not waited for");
     worker.kill9().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_39_postgresql_is_asked_whether_anything_is_on_its_way_where_no_worker_runs() {
+    for source in [Postgres::v15().await, Postgres::v18().await] {
+        let target = Postgres::v15().await;
+        let table = "CREATE TABLE items (id bigint PRIMARY KEY, qty int)";
+        source.exec(table).await;
+        target.exec(table).await;
+        source.exec("INSERT INTO items SELECT i, i FROM generate_series(1, 1000) i; CREATE TABLE other (id int)").await;
+        let work = Workspace::new(source.database(), &source.url(), &target.url(), &["items"]);
+        let mut worker = following(&work).await;
+        source.exec("UPDATE items SET qty = 55 WHERE id = 5").await;
+        let end = source.value("SELECT pg_current_wal_flush_lsn()::text").await.unwrap();
+        eventually("every partition has passed it", SOON, async || {
+            let have = format!(
+                "SELECT bool_and((position->>'lsn')::pg_lsn >= '{end}') FROM cutover.offsets WHERE topic = 'changes'"
+            );
+            target.value(&have).await.as_deref() == Some("t")
+        })
+        .await;
+        assert_eq!(target.value("SELECT qty::text FROM items WHERE id = 5").await.as_deref(), Some("55"));
+        stopped(&mut worker).await;
+        target.exec("UPDATE items SET qty = 99 WHERE id = 7; DELETE FROM items WHERE id = 8").await;
+        // What else is written to the server's log is not about these rows.
+        source.exec("INSERT INTO other SELECT generate_series(1, 500); CHECKPOINT").await;
+        let (code, verdict) = verify(&work, &[]).await;
+        assert_eq!(
+            (code, told(&verdict, "items")),
+            (Some(1), vec!["different 7".into(), "missing 8".into()]),
+            "{verdict}"
+        );
+        source.exec("UPDATE items SET qty = 50 WHERE id = 9").await;
+        let (code, verdict) = verify(&work, &[]).await;
+        let all = ["unconfirmed 7", "unconfirmed 8", "unconfirmed 9"];
+        assert_eq!((code, told(&verdict, "items")), (Some(1), all.map(str::to_owned).to_vec()), "{verdict}");
+        assert_eq!(counts(&verdict, "items")[1..], [0, 0, 0], "{verdict}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
