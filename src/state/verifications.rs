@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, Store};
-use crate::model::{Position, TableName, Version};
+use crate::model::{Position, Version};
 
 /// Takes the advisory lock of a comparison. The first half of its number is any that nothing else uses.
 const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(1668641894, pg_catalog.hashtext($1))";
@@ -13,6 +13,19 @@ const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(1668641894, pg_catalo
 const IS_LOCKED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database \
                          WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 2 \
                          AND l.classid = 1668641894 AND l.objid::bigint = (pg_catalog.hashtext($1)::bigint & 4294967295))";
+
+/// Whether this session holds it.
+const HAS_LOCK: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() \
+                        AND l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = 1668641894 \
+                        AND l.objid::bigint = (pg_catalog.hashtext($1)::bigint & 4294967295))";
+/// Which rows are parked, of those of a pipeline's source table whose records have these keys. A target asks it in the
+/// snapshot in which it looks at its rows.
+pub const PARKED: &str = "SELECT key_text, state FROM cutover.dead_letters \
+                          WHERE pipeline = $1 AND source_table = $2 \
+                          AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k) AND state IN ('open', 'discarded') \
+                          UNION ALL SELECT key_text, 'waits' FROM cutover.waiting \
+                          WHERE pipeline = $1 AND source_table = $2 \
+                          AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k)";
 
 /// How far the target is, over all partitions.
 #[derive(Debug, Clone)]
@@ -43,8 +56,26 @@ pub enum Parked {
     Waits,
     /// It is an open dead letter.
     Dead,
-    /// It is a dead letter that somebody has closed: it stays as it is.
+    /// It is a dead letter that somebody has closed: nothing is to come of it.
     Discarded,
+}
+
+/// What the answer to [`PARKED`] says, by the records' keys.
+pub fn parked(rows: &[tokio_postgres::Row]) -> Result<HashMap<String, Parked>, tokio_postgres::Error> {
+    let mut parked = HashMap::new();
+    for row in rows {
+        let why = match row.try_get::<_, &str>(1)? {
+            "waits" => Parked::Waits,
+            "open" => Parked::Dead,
+            _ => Parked::Discarded,
+        };
+        // What is still to come says more than what was closed.
+        let known = parked.entry(row.try_get::<_, String>(0)?).or_insert(why);
+        if *known == Parked::Discarded {
+            *known = why;
+        }
+    }
+    Ok(parked)
 }
 
 /// What the last whole comparison of a source table found.
@@ -157,34 +188,10 @@ impl Store {
         Ok(Some(Reached { position, clock: first.get(1), all }))
     }
 
-    /// Which of these rows of a source table, by their records' keys, are parked.
-    pub async fn parked_of(&self, table: &TableName, keys: &[String]) -> Result<HashMap<String, Parked>, StateError> {
+    /// Whether the session that took the lock of who compares is still there, and has it.
+    pub async fn has_verify_lock(&self) -> Result<bool, StateError> {
         let session = self.session().await?;
-        let rows = session
-            .client()?
-            .query(
-                "SELECT key_text, state FROM cutover.dead_letters \
-                 WHERE pipeline = $1 AND source_table = $2 AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k) \
-                   AND state IN ('open', 'discarded') \
-                 UNION ALL SELECT key_text, 'waits' FROM cutover.waiting \
-                 WHERE pipeline = $1 AND source_table = $2 AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k)",
-                &[&self.pipeline, &table.to_string(), &keys],
-            )
-            .await?;
-        let mut parked = HashMap::new();
-        for row in &rows {
-            let why = match row.get::<_, &str>(1) {
-                "waits" => Parked::Waits,
-                "open" => Parked::Dead,
-                _ => Parked::Discarded,
-            };
-            // What is still to come says more than what was closed.
-            let known = parked.entry(row.get::<_, String>(0)).or_insert(why);
-            if *known == Parked::Discarded {
-                *known = why;
-            }
-        }
-        Ok(parked)
+        Ok(session.client()?.query_one(HAS_LOCK, &[&self.pipeline]).await?.get(0))
     }
 
     /// The hash of the transforms that were in force last; none before the first.

@@ -419,7 +419,7 @@ async fn rule_23_a_row_that_fails_again_renews_its_letter_and_fences_from_there(
 }
 
 /// A row of the copy that is refused, and then changes of the stream that are older or newer; the target's key moves.
-async fn late_changes(late: &[Vec<BatchEvent>], letters: i64) {
+async fn late_changes(late: &[Vec<BatchEvent>], letters: u64) {
     let ddl = "CREATE TABLE by_email (email text PRIMARY KEY, id bigint, age int)";
     let sql = "SELECT email, id, age::int AS age FROM users";
     let rig = Rig::new(ddl, &[users()], &[("by_email.sql", sql)]).await;
@@ -437,7 +437,7 @@ async fn late_changes(late: &[Vec<BatchEvent>], letters: i64) {
     assert_eq!(rig.count("cutover.dead_letters").await, 0);
 }
 
-fn bad_user(email: &str) -> serde_json::Value {
+fn bad_user(email: &str) -> Value {
     json!({ "id": 1, "email": email, "age": "x", "boss": null })
 }
 

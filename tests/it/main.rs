@@ -71,4 +71,5 @@ mod types;
 mod types_mysql;
 mod types_postgres;
 mod verify;
+mod verify_proof;
 mod wide_rows;
