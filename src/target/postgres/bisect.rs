@@ -316,8 +316,8 @@ impl PostgresSink {
 }
 
 impl PostgresSink {
-    /// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the target
-    /// shows of the row, and what the next change has to remove. A replay ends with reading such rows again.
+    /// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the
+    /// target shows of the row, and what the next change has to remove. A replay ends with reading such rows again.
     pub(super) fn late<'a>(&self, event: &'a RowEvent) -> Option<ParkedRow<'a>> {
         let refusal = refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later");
         self.replay.is_none().then(|| parked(event, &refusal))
