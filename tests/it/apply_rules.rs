@@ -418,8 +418,8 @@ async fn rule_23_a_row_that_fails_again_renews_its_letter_and_fences_from_there(
     assert_eq!(rig.count("cutover.dead_letters").await, 0);
 }
 
-/// A row of the copy that is refused, and then changes of the stream that are older or newer; a filter takes the row out
-/// in one of them.
+/// A row of the copy that is refused, and then changes of the stream that are older or newer; a filter takes the row
+/// out in one of them.
 async fn late_changes(late: &[Vec<BatchEvent>], letters: u64) {
     let ddl = "CREATE TABLE open_users (id bigint PRIMARY KEY, email text, age int)";
     let sql = "SELECT id, email, age::int AS age FROM users WHERE email <> 'closed'";
