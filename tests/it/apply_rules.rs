@@ -447,10 +447,11 @@ async fn rule_23_older_changes_are_kept_out_and_what_they_would_have_removed_is_
     let (first, second, closed) = (user(1, "a"), user(1, "b"), user(1, "closed"));
     let older = || vec![update(&users(), 4, &first, &second), update(&users(), 5, &second, &closed)];
     let refused = || update(&users(), 7, &closed, &bad_user("e"));
-    // The copy's letter, the older change that tells what is shown, and the newer one.
-    late_changes(&[older(), vec![refused()]], 3).await;
-    late_changes(&[older()[..1].to_vec(), [&older()[1..], &[refused()]].concat()], 3).await;
-    late_changes(&[[older(), vec![refused()]].concat()], 3).await;
+    let one_by_one = vec![older()[..1].to_vec(), [&older()[1..], &[refused()]].concat()];
+    for late in [vec![older(), vec![refused()]], one_by_one, vec![[older(), vec![refused()]].concat()]] {
+        // The copy's letter, the older change that tells what is shown, and the newer one.
+        Box::pin(late_changes(&late, 3)).await;
+    }
 }
 
 #[tokio::test]
