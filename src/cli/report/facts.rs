@@ -173,7 +173,7 @@ impl Facts {
         };
         Requirement {
             name: "tables are copied".into(),
-            passed: self.status.phase == Phase::Following && left.is_empty(),
+            passed: self.status.phase == Phase::Following && left.is_empty() && !self.copies.is_empty(),
             found,
             wanted: "all, and the script after the copy has run".into(),
             fix: "let `cutover run` copy them".into(),

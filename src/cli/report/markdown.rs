@@ -112,7 +112,7 @@ mod tests {
         assert!(text.contains("a\\|b \\<i>"), "{text}");
         assert!(text.contains("Highest 7.0 s, at 1970-01-01 01:01:00 UTC"), "{text}");
         assert!(text.contains("50 changes a second"), "{text}");
-        assert!(lines.iter().any(|line| line.trim_start().starts_with('▁') && line.contains('█')), "{text}");
+        assert!(lines.iter().any(|line| line.trim_start().starts_with(HEIGHTS) && line.contains('█')), "{text}");
         // Every row of a table has as many cells as its head.
         for table in text.split("\n\n").filter(|part| part.starts_with('|')) {
             let bars = |line: &str| line.replace("\\|", "").matches('|').count();

@@ -160,7 +160,8 @@ fn bars(copies: &[CopyTimes]) -> Vec<Bar> {
 fn lag(facts: &Facts, blocks: &mut Vec<Block>) {
     blocks.push(Block::Heading("Lag"));
     let points = facts.lag.points();
-    let Some(highest) = points.iter().max_by(|one, other| one.lag_seconds.total_cmp(&other.lag_seconds)) else {
+    // The first of those that are as high.
+    let Some(highest) = points.iter().rev().max_by(|one, other| one.lag_seconds.total_cmp(&other.lag_seconds)) else {
         blocks.push(Block::Text("No lag is known yet: nothing was applied.".into()));
         return;
     };
