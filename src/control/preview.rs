@@ -32,6 +32,8 @@ const TRIED_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Preview {
     pub tables: usize,
+    /// Whether foreign keys of the source may have changed rows that no topic tells of.
+    pub may_hide_cascades: bool,
     /// Topics, or what is in them: what is wrong and how to repair it.
     pub refused: Vec<Problem>,
     /// Tables that are wanted or have a topic, and show nothing yet.
@@ -71,6 +73,7 @@ pub async fn look(config: &Config, debezium: &DebeziumConfig) -> Result<Preview,
         }
     }
     preview.tables = samples.len();
+    preview.may_hide_cascades = samples.iter().any(|(_, _, sample)| sample.may_hide_cascades());
     if !samples.is_empty() {
         let judged = judge(config, &topics, debezium, samples, &mut preview).await;
         judged.map_err(|attempt| match attempt {

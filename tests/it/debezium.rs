@@ -176,6 +176,9 @@ async fn topics_of_a_mysql_connector_arrive_with_and_without_schemas() {
         })
         .await;
     }
+    let checked = works[0].run(&["check"]).await;
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(text.contains("in no topic before MySQL 9.6"), "foreign keys act unseen: {text}");
     let mut workers = works.each_ref().map(|work| work.start(&["--role", "apply"]));
     for round in 0..ROUNDS {
         for statement in load(round) {

@@ -27,6 +27,15 @@ pub(super) async fn examine(config: &Config, debezium: &DebeziumConfig, report: 
         let what = format!("there is no topic {}", debezium.topic("<table>"));
         report.blocks_on(Part::Source, what, "start the connector, or correct [log.debezium] topics");
     }
+    if found.may_hide_cascades {
+        report.warns_of(
+            Part::Source,
+            "what ON DELETE CASCADE, SET NULL and ON UPDATE CASCADE do to children is in no topic before MySQL 9.6, nor \
+             from MariaDB, and stays unseen",
+            "nothing needs to be done where no captured table has such a foreign key; else let cutover capture the \
+             source itself, or change children before their parents at the source",
+        );
+    }
     for problem in &found.transforms {
         add(problem, report);
     }

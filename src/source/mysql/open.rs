@@ -190,6 +190,11 @@ impl Source for MysqlSource {
         Ok(Position::Mysql(end))
     }
 
+    async fn is_quiet_after(&self, _reached: &Position) -> Result<bool, SnapshotError> {
+        // The end of the binlog is that of its last event, and moves with nothing else.
+        Ok(false)
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,

@@ -16,7 +16,7 @@ use super::{
     input::WriteInput,
     items::{Item, SourceKey},
     owned::{self, Held},
-    parked::ParkedRow,
+    parked::{Fenced, ParkedRow},
     steps::Steps,
 };
 use crate::{
@@ -27,6 +27,9 @@ use crate::{
 
 /// How often the rows of one batch that wait for each other are tried.
 const ROUNDS_MAX: u32 = 3;
+
+/// SQLSTATE of a change that comes later than a newer one that is a dead letter: a constraint of ours.
+const KEPT_OUT: &str = "23000";
 
 /// Rows to try together.
 struct Set<'a> {
@@ -47,7 +50,7 @@ pub(super) struct Waiting<'a> {
 #[derive(Default)]
 pub(super) struct Outcome<'a> {
     tables: BTreeMap<String, Counts>,
-    dead: Vec<ParkedRow<'a>>,
+    pub(super) dead: Vec<ParkedRow<'a>>,
     pub(super) waiting: Vec<Waiting<'a>>,
     /// Rows written, with the newest version of each.
     pub(super) written: Vec<(SourceKey, Version)>,
@@ -105,7 +108,7 @@ impl PostgresSink {
         &mut self,
         batch: &Batch,
         items: Vec<Item<'_>>,
-        touched: &HashSet<SourceKey>,
+        Fenced { touched, kept_out }: &Fenced<'_>,
     ) -> Result<Applied, Failure> {
         let plans = self.plans.clone();
         let mut steps = Steps::default();
@@ -117,7 +120,8 @@ impl PostgresSink {
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;
         let freed = answers::freed(&answers)?;
-        let outcome = self.settle(items).await?;
+        let mut outcome = self.settle(items).await?;
+        outcome.dead.extend(kept_out.iter().filter_map(|event| self.late(event)));
         let over = outcome.written.iter().chain(&outcome.superseded);
         let cleared: Vec<_> = over.filter(|(key, _)| touched.contains(key)).cloned().collect();
         self.clear_parked(&cleared).await?;
@@ -285,6 +289,8 @@ impl PostgresSink {
         let Some(newest) = item.newest() else { return };
         if item.events.len() > 1 {
             // Its events one after the other, as if they had come alone; the oldest on top of the stack.
+            let (item, kept_out) = self.parked.fence_events(item);
+            outcome.dead.extend(kept_out.and_then(|event| self.late(event)));
             for event in item.events.iter().rev() {
                 let single = Item { events: vec![event], parked: item.parked.clone(), without_before: false };
                 stack.push(Set { items: vec![single], replace });
@@ -329,7 +335,10 @@ impl PostgresSink {
             return Ok(());
         }
         let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
-        for Item { mut events, parked: older, without_before } in taken {
+        for item in taken {
+            let (item, kept_out) = self.parked.fence_events(item);
+            outcome.dead.extend(kept_out.and_then(|event| self.late(event)));
+            let Item { mut events, parked: older, without_before } = item;
             let Some(newest) = events.pop() else { continue };
             following(stack, newest).for_each(|item| item.parked.push(newest));
             outcome.dead.push(parked(newest, &refusal));
@@ -341,6 +350,15 @@ impl PostgresSink {
         }
         stack.push(Set { items, replace });
         Ok(())
+    }
+}
+
+impl PostgresSink {
+    /// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the
+    /// target shows of the row, and what the next change has to remove. A replay ends with reading such rows again.
+    pub(super) fn late<'a>(&self, event: &'a RowEvent) -> Option<ParkedRow<'a>> {
+        let refusal = refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later");
+        self.replay.is_none().then(|| parked(event, &refusal))
     }
 }
 

@@ -173,11 +173,12 @@ impl PostgresSink {
         let mut items = items::by_row(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        self.parked.fence(&mut items);
+        let kept_out = self.parked.fence(&mut items).kept_out;
         let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
-        let outcome = self.settle(items).await?;
+        let mut outcome = self.settle(items).await?;
+        outcome.dead.extend(kept_out.into_iter().filter_map(|event| self.late(event)));
         // A row that is in has no dead letter of an older state any more.
         self.clear_parked(&outcome.written).await?;
         self.clear_parked(&outcome.superseded).await?;
