@@ -84,6 +84,11 @@ impl LagHistory {
 }
 
 impl LagPoint {
+    /// When the step began, µs since the Unix epoch.
+    pub fn at_us(&self) -> i64 {
+        self.at_seconds.saturating_mul(1_000_000)
+    }
+
     fn take_in(&mut self, newer: &LagPoint) {
         self.lag_seconds = self.lag_seconds.max(newer.lag_seconds);
         self.changes = newer.changes;

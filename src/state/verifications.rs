@@ -105,8 +105,6 @@ impl VerifiedTable {
 pub struct NotedVerdict {
     /// When it ended, µs since the Unix epoch.
     pub at_us: i64,
-    /// The source tables that it compared.
-    pub tables: Vec<String>,
     pub gates: Vec<Gate>,
 }
 

@@ -211,8 +211,7 @@ impl Verdict {
 
     /// What is kept of it besides the tables: found at this time, µs since the Unix epoch.
     pub fn noted(&self, at_us: i64) -> NotedVerdict {
-        let compared = self.tables.iter().filter(|table| table.skipped.is_none());
-        NotedVerdict { at_us, tables: compared.map(|table| table.table.clone()).collect(), gates: self.gates.clone() }
+        NotedVerdict { at_us, gates: self.gates.clone() }
     }
 
     /// Rows that drifted, over all tables.
@@ -236,25 +235,17 @@ impl fmt::Display for Verdict {
             if let Some(why) = &table.skipped {
                 let _ = write!(text, "  not compared: {why}");
             }
-            if table.unconfirmed > 0 {
-                let _ = write!(
-                    text,
-                    "\n  {} rows differ whose changes may still be on their way; verify again when the worker has caught up",
-                    table.unconfirmed
-                );
-            }
-            if table.repaired > 0 {
-                let _ = write!(text, "\n  {} rows repaired", table.repaired);
-            }
-            if table.moving > 0 {
-                let _ = write!(
-                    text,
-                    "\n  {} rows changed each time that they were looked at: nothing is proven of them",
-                    table.moving
-                );
-            }
-            if table.shared > 0 {
-                let _ = write!(text, "\n  {} rows are made by several rows of the source each", table.shared);
+            let remarks = [
+                (
+                    table.unconfirmed,
+                    "differ whose changes may still be on their way; verify again when the worker has caught up",
+                ),
+                (table.repaired, "repaired"),
+                (table.moving, "changed each time that they were looked at: nothing is proven of them"),
+                (table.shared, "are made by several rows of the source each"),
+            ];
+            for (rows, remark) in remarks.iter().filter(|(rows, _)| *rows > 0) {
+                let _ = write!(text, "\n  {rows} rows {remark}");
             }
             for drift in &table.drift {
                 let _ = write!(text, "\n  {drift}");

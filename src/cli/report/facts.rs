@@ -325,7 +325,7 @@ pub(super) mod tests {
             copies: vec![copy("carts"), copy("a|b <i>")],
             lag,
             letters: Vec::new(),
-            verdict: Some(NotedVerdict { at_us: 5 * HOUR, tables: vec!["carts".into()], gates: vec![gate] }),
+            verdict: Some(NotedVerdict { at_us: 5 * HOUR, gates: vec![gate] }),
             told: vec![Told { at: "1970-01-01 01:00:00".into(), what: Milestone::Waiting(3) }],
         }
     }

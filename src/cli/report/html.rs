@@ -105,7 +105,7 @@ fn lag(text: &mut String, history: &LagHistory) {
             x(end)
         );
     }
-    let time = |point: &LagPoint| utc(point.at_seconds.saturating_mul(1_000_000));
+    let time = |point: &LagPoint| utc(point.at_us());
     let _ = write!(
         text,
         "</svg>\n<div class=\"axis\"><span>{}</span><span>{} UTC</span></div>\n</figure>\n",

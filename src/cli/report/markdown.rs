@@ -91,7 +91,7 @@ fn line(history: &LagHistory) -> String {
         height.and_then(|height| HEIGHTS.get(height)).copied().unwrap_or(' ')
     };
     let blocks: String = highest.iter().map(block).collect();
-    let ends = [first, last].map(|point| utc(point.at_seconds.saturating_mul(1_000_000)));
+    let ends = [first, last].map(|point| utc(point.at_us()));
     format!("    {blocks}\n    {} to {}, the highest block is {top:.1} s", ends[0], ends[1])
 }
 

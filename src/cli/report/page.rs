@@ -172,7 +172,7 @@ fn lag(facts: &Facts, blocks: &mut Vec<Block>) {
     let mut text = format!(
         "Highest {:.1} s, at {} UTC; in half of all steps of {step} at most {median:.1} s.",
         highest.lag_seconds,
-        utc(highest.at_seconds.saturating_mul(1_000_000)),
+        utc(highest.at_us()),
     );
     if let Some(rate) = busiest(&facts.lag) {
         text.push_str(&format!(" The busiest step had {rate:.0} changes a second."));

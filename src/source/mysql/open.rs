@@ -252,7 +252,9 @@ impl MysqlScan {
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
         let rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
         let version = rows.version;
-        hand_over(rows, version, blocks).await
+        hand_over(rows, version, blocks).await?;
+        // The connection may rest until another table has a chunk to be read.
+        Ok(self.scanner.end_snapshot().await?)
     }
 }
 

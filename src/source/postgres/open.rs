@@ -288,6 +288,8 @@ impl Scan for PostgresScan {
         let rows = self.0.read_chunk(table, lower, upper, watermark).await?;
         let version = rows.version;
         hand_over(rows, version, &blocks).await?;
+        // The connection may rest until another table has a chunk to be read.
+        self.0.end_snapshot().await?;
         Ok(None)
     }
 }

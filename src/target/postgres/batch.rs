@@ -58,6 +58,10 @@ impl PostgresSink {
             // A delete clears nothing before the rest of its event is applied.
             fenced.touched.clear();
         }
+        if self.replay.is_some() {
+            // It ends with reading such rows again.
+            fenced.kept_out.clear();
+        }
         let (client, pipeline) = (&self.session.client, &self.options.pipeline);
         let older = parked::events(client, pipeline, &fenced.touched, &mut self.schemas).await;
         let older = older.map_err(|error| Failure::Stop(stop(error)))?;

@@ -121,7 +121,7 @@ impl PostgresSink {
         self.read_answers(&answers)?;
         let freed = answers::freed(&answers)?;
         let mut outcome = self.settle(items).await?;
-        outcome.dead.extend(kept_out.iter().filter_map(|event| self.late(event)));
+        outcome.dead.extend(kept_out.iter().copied().map(late));
         let over = outcome.written.iter().chain(&outcome.superseded);
         let cleared: Vec<_> = over.filter(|(key, _)| touched.contains(key)).cloned().collect();
         self.clear_parked(&cleared).await?;
@@ -289,8 +289,7 @@ impl PostgresSink {
         let Some(newest) = item.newest() else { return };
         if item.events.len() > 1 {
             // Its events one after the other, as if they had come alone; the oldest on top of the stack.
-            let (item, kept_out) = self.parked.fence_events(item);
-            outcome.dead.extend(kept_out.and_then(|event| self.late(event)));
+            let item = self.fence_events(item, outcome);
             for event in item.events.iter().rev() {
                 let single = Item { events: vec![event], parked: item.parked.clone(), without_before: false };
                 stack.push(Set { items: vec![single], replace });
@@ -312,6 +311,14 @@ impl PostgresSink {
                 outcome.dead.push(parked(newest, refusal));
             }
         }
+    }
+
+    /// Leaves out what a newer dead letter keeps out of the events of a row, and parks what would be missed. A replay
+    /// ends with reading such rows again.
+    fn fence_events<'a>(&self, item: Item<'a>, outcome: &mut Outcome<'a>) -> Item<'a> {
+        let (item, kept_out) = self.parked.fence_events(item);
+        outcome.dead.extend(kept_out.filter(|_| self.replay.is_none()).map(late));
+        item
     }
 
     /// Several rows claim one key: all but the newest of each are parked.
@@ -336,8 +343,7 @@ impl PostgresSink {
         }
         let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
         for item in taken {
-            let (item, kept_out) = self.parked.fence_events(item);
-            outcome.dead.extend(kept_out.and_then(|event| self.late(event)));
+            let item = self.fence_events(item, outcome);
             let Item { mut events, parked: older, without_before } = item;
             let Some(newest) = events.pop() else { continue };
             following(stack, newest).for_each(|item| item.parked.push(newest));
@@ -353,13 +359,10 @@ impl PostgresSink {
     }
 }
 
-impl PostgresSink {
-    /// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the
-    /// target shows of the row, and what the next change has to remove. A replay ends with reading such rows again.
-    pub(super) fn late<'a>(&self, event: &'a RowEvent) -> Option<ParkedRow<'a>> {
-        let refusal = refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later");
-        self.replay.is_none().then(|| parked(event, &refusal))
-    }
+/// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the target
+/// shows of the row, and what the next change has to remove.
+pub(super) fn late(event: &RowEvent) -> ParkedRow<'_> {
+    parked(event, &refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later"))
 }
 
 /// Rows whose events were tried one after the other, and wait, as one item each again: apart they would claim each

@@ -234,13 +234,12 @@ impl Comparison<'_> {
 
     /// Compares rows of the source, and notes their keys.
     pub fn seen(&self) -> String {
-        let given: Vec<String> = self.keys().iter().map(|key| format!("{} IS NOT NULL", sql::ident(key))).collect();
         format!(
             "WITH {made},\ns AS (INSERT INTO {seen} ({keys}) SELECT {keys} FROM r WHERE {given})\n{told}{counts}",
             made = self.made(),
             seen = self.seen,
             keys = self.builder.keys(""),
-            given = given.join(" AND "),
+            given = self.key_given(),
             counts = counts("0"),
             told = self.told(&format!("r LEFT JOIN ({}) g ON {}", self.shown("true"), self.builder.same_key("r", "g"))),
         )
@@ -258,12 +257,16 @@ impl Comparison<'_> {
         format!("WITH {}\n({}\nLIMIT ${most}::bigint){}", self.made(), self.told(&joined), counts(&shared))
     }
 
+    /// The condition that a row of the source makes one with a key.
+    fn key_given(&self) -> String {
+        let given: Vec<String> = self.keys().iter().map(|key| format!("{} IS NOT NULL", sql::ident(key))).collect();
+        given.join(" AND ")
+    }
+
     /// The keys that more than one of the source's rows in `r` make. A set's row that one source row makes twice is
     /// none.
     fn shared_among(&self) -> String {
-        let keys = self.builder.keys("");
-        let given: Vec<String> = self.keys().iter().map(|key| format!("{} IS NOT NULL", sql::ident(key))).collect();
-        let given = given.join(" AND ");
+        let (keys, given) = (self.builder.keys(""), self.key_given());
         format!("SELECT {keys} FROM r WHERE {given} GROUP BY {keys} HAVING min(cutover_n) <> max(cutover_n)")
     }
 

@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     PostgresSink,
     answers::{Mark, add},
+    bisect,
     failure::{Failure, clash, stop, unsendable},
     items::{self, Item, SourceKey},
     lane,
@@ -178,7 +179,7 @@ impl PostgresSink {
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
         let mut outcome = self.settle(items).await?;
-        outcome.dead.extend(kept_out.into_iter().filter_map(|event| self.late(event)));
+        outcome.dead.extend(kept_out.into_iter().map(bisect::late));
         // A row that is in has no dead letter of an older state any more.
         self.clear_parked(&outcome.written).await?;
         self.clear_parked(&outcome.superseded).await?;
