@@ -67,7 +67,7 @@ impl Builder<'_> {
     fn whole(&self, part: Part) -> Option<String> {
         match part {
             Part::Dead => Some(self.dead()),
-            Part::Gone => self.gone_facts().map(|facts| self.remove(facts)),
+            Part::Gone => self.gone(),
             Part::Replace => Some(self.replace()),
             Part::Live => Some(self.live()),
             Part::Show => None,
@@ -312,6 +312,11 @@ impl Builder<'_> {
     /// Dead facts: tombstones, and the rows that they remove. Answers (facts, rows deleted).
     pub fn dead(&self) -> String {
         self.remove(self.dead_facts())
+    }
+
+    /// As [`Self::dead`], of rows that are known by their key alone.
+    pub fn gone(&self) -> Option<String> {
+        self.gone_facts().map(|facts| self.remove(facts))
     }
 
     fn remove(&self, (facts, from): (String, &str)) -> String {
