@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Duration, Instant},
 };
 
@@ -54,7 +54,9 @@ struct PartitionProgress {
 pub struct Frontier {
     captured: watch::Sender<Option<Captured>>,
     partitions: Vec<PartitionProgress>,
-    applied: watch::Sender<u64>,
+    /// Told of every move. A `watch` wakes those who wait in an order that is left to chance, and a simulated run is to
+    /// be the same every time.
+    moved: Notify,
     changes: Mutex<BTreeMap<String, u64>>,
     /// When there last were changes of rows to apply.
     changed_at: Mutex<Option<Instant>>,
@@ -66,7 +68,7 @@ impl Frontier {
         Arc::new(Frontier {
             captured: watch::channel(None).0,
             partitions: (0..partitions).map(|_| PartitionProgress::default()).collect(),
-            applied: watch::channel(0).0,
+            moved: Notify::new(),
             changes: Mutex::default(),
             changed_at: Mutex::default(),
             wanted_clock: AtomicI64::new(0),
@@ -91,11 +93,13 @@ impl Frontier {
             format!("clock {} after {before:?}", captured.clock)
         });
         self.captured.send_replace(Some(captured));
+        self.moved.notify_waiters();
     }
 
     /// What capture made durable leads nowhere: nothing may be labelled with it until capture has begun anew.
     pub fn lost(&self) {
         self.captured.send_replace(None);
+        self.moved.notify_waiters();
     }
 
     /// Follows what capture makes durable.
@@ -119,7 +123,7 @@ impl Frontier {
         progress.changes.fetch_max(offset, Ordering::AcqRel);
         progress.clock.fetch_max(clock.unwrap_or(0), Ordering::AcqRel);
         progress.newest_commit_us.fetch_max(newest_commit_us.unwrap_or(0), Ordering::AcqRel);
-        self.applied.send_modify(|count| *count += 1);
+        self.moved.notify_waiters();
     }
 
     /// There are changes of rows to apply.
@@ -134,22 +138,32 @@ impl Frontier {
         changed_at.is_some_and(|at| at.elapsed() < LIVE_FOR)
     }
 
-    /// Waits until capture has made something durable that is accepted: that. None cannot be while the frontier is
-    /// held.
-    pub async fn captured_when(&self, mut accepts: impl FnMut(&Captured) -> bool) -> Option<Captured> {
-        let mut captured = self.watch_captured();
-        captured
-            .wait_for(|captured| captured.as_ref().is_some_and(&mut accepts))
-            .await
-            .ok()
-            .and_then(|found| found.clone())
+    /// Waits until capture has made something durable that is accepted: that.
+    pub async fn captured_when(&self, mut accepts: impl FnMut(&Captured) -> bool) -> Captured {
+        self.when(|| self.captured.borrow().as_ref().filter(|captured| accepts(captured)).cloned()).await
+    }
+
+    /// Waits until this is so.
+    pub async fn is_so(&self, mut holds: impl FnMut() -> bool) {
+        self.when(|| holds().then_some(())).await;
+    }
+
+    /// What there is to be found, asked anew whenever something has moved.
+    async fn when<T>(&self, mut find: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let moved = self.moved.notified();
+            if let Some(found) = find() {
+                return found;
+            }
+            moved.await;
+        }
     }
 
     /// The target has every snapshot record before `offset` in this partition.
     pub fn applied_snapshot(&self, partition: u32, offset: u64) {
         let Some(progress) = self.partitions.get(partition as usize) else { return };
         progress.snapshot.fetch_max(offset, Ordering::AcqRel);
-        self.applied.send_modify(|count| *count += 1);
+        self.moved.notify_waiters();
     }
 
     /// Counts changes of a source table that are durable in the target.
@@ -166,11 +180,6 @@ impl Frontier {
     /// Changes that are durable in the target, by source table.
     pub fn changes(&self) -> BTreeMap<String, u64> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Wakes whenever any partition has moved.
-    pub fn watch_applied(&self) -> watch::Receiver<u64> {
-        self.applied.subscribe()
     }
 
     /// The offset up to which a partition's snapshot records are in the target.

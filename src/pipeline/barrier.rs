@@ -20,28 +20,26 @@ impl Copier {
         for partition in 0..self.log.partitions() {
             ends.push(self.log.bounds(Topic::Snapshot, partition).await?.1);
         }
-        let mut moved = self.frontier.watch_applied();
         let is_copied = || (0u32..).zip(&ends).all(|(part, end)| self.frontier.snapshot_offset(part) >= *end);
-        // The sender lives as long as the frontier that we hold, here and below.
-        let _ = moved.wait_for(|_| is_copied()).await;
+        self.frontier.is_so(is_copied).await;
         let captured = self.captured_up_to_now(shared).await?;
-        let _ = moved.wait_for(|_| self.frontier.reached(&captured.ends)).await;
+        self.frontier.is_so(|| self.frontier.reached(&captured.ends)).await;
         Ok(seen.iter().all(|seen| captured.position.covers(seen)))
     }
 
     /// What capture has made durable, once that is everything that the source's log holds now.
     async fn captured_up_to_now(&self, shared: &Shared) -> Result<Captured, SnapshotError> {
         let mut end = shared.ends.end().await?;
-        let mut watched = self.frontier.watch_captured();
         loop {
-            let captured = watched.borrow_and_update().clone();
-            match captured {
-                Some(captured) if captured.position.covers(&end) => return Ok(captured),
-                // The end of a server that has been replaced may never come.
-                Some(captured) if !captured.position.same_server(&end) => end = shared.ends.end().await?,
-                Some(_) | None => {}
+            let covers = self.frontier.captured_when(|captured| captured.position.covers(&end));
+            if let Ok(captured) = tokio::time::timeout(ASK_EVERY, covers).await {
+                return Ok(captured);
             }
-            let _ = tokio::time::timeout(ASK_EVERY, watched.changed()).await;
+            // The end of a server that has been replaced may never come.
+            let captured = self.frontier.watch_captured().borrow().clone();
+            if captured.is_some_and(|captured| !captured.position.same_server(&end)) {
+                end = shared.ends.end().await?;
+            }
         }
     }
 }

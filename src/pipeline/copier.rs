@@ -159,8 +159,7 @@ impl Copier {
     /// watermark there.
     async fn captured(&self, not_before: Version) -> Version {
         self.frontier.want_clock(not_before);
-        let found = self.frontier.captured_when(|captured| captured.watermark() >= not_before).await;
-        found.map_or(not_before, |captured| captured.watermark())
+        self.frontier.captured_when(|captured| captured.watermark() >= not_before).await.watermark()
     }
 
     /// Writes the schema that the rows will refer to into every partition of the snapshot topic.

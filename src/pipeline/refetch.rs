@@ -5,7 +5,7 @@
 //! version at which the row was set aside. Deliberately absent: what becomes of the rows; the sink says that.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
@@ -111,10 +111,8 @@ impl Refetch {
 
     /// Waits until the target has the snapshot topic up to these offsets.
     pub async fn applied(&self, ends: &[Offset]) {
-        let mut moved = self.frontier.watch_applied();
         let reached = || (0u32..).zip(ends).all(|(partition, end)| self.frontier.snapshot_offset(partition) >= *end);
-        // The sender lives as long as the frontier that we hold.
-        let _ = moved.wait_for(|_| reached()).await;
+        self.frontier.is_so(reached).await;
     }
 
     /// Reads the rows with these keys, at a watermark of this version at least. Those that are missing are deletes, for
@@ -223,7 +221,8 @@ impl Refetch {
             Found::Send => self.log.append(Topic::Snapshot, announcement(schema, self.log.partitions())).await?,
             Found::Leave => {}
         }
-        let missing: HashMap<&Bytes, (&Wanted, Vec<Value>)> =
+        // In the order of keys: a simulated run is to be the same every time.
+        let missing: BTreeMap<&Bytes, (&Wanted, Vec<Value>)> =
             rows.iter().zip(keys.clone()).map(|(row, key)| (&row.key, (row, key))).collect();
         let (blocks, incoming) = Blocks::new(&Room::new(READ_BYTES_MAX));
         let reading = self.source.fetch(schema, &keys, &captured, blocks);
@@ -239,9 +238,9 @@ impl Refetch {
         &self,
         schema: &Arc<TableSchema>,
         mut blocks: mpsc::Receiver<(Block, Taken)>,
-        mut missing: HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
+        mut missing: BTreeMap<&'r Bytes, (&'r Wanted, Vec<Value>)>,
         then: Found,
-    ) -> Result<HashMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
+    ) -> Result<BTreeMap<&'r Bytes, (&'r Wanted, Vec<Value>)>, SnapshotError> {
         let at_us = self.environment.now_us();
         let mut encoder = self.encoder(schema);
         while let Some((Block { version, rows }, _taken)) = blocks.recv().await {
@@ -263,7 +262,7 @@ impl Refetch {
     /// Sends the deletes of rows that the source no longer has; how many they are.
     async fn gone(
         &self,
-        missing: HashMap<&Bytes, (&Wanted, Vec<Value>)>,
+        missing: BTreeMap<&Bytes, (&Wanted, Vec<Value>)>,
         version: Version,
     ) -> Result<u64, SnapshotError> {
         let gone = missing.len() as u64;
@@ -290,16 +289,7 @@ impl Refetch {
 
     /// What capture has reached, once that is this version at least.
     async fn captured(&self, version: Version) -> Captured {
-        let mut captured = self.frontier.watch_captured();
-        loop {
-            if let Some(point) = captured.borrow_and_update().clone().filter(|point| point.watermark() >= version) {
-                return point;
-            }
-            // The sender lives as long as the frontier that we hold, so this only ends with news.
-            if captured.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.frontier.captured_when(|point| point.watermark() >= version).await
     }
 }
 
