@@ -235,6 +235,7 @@ notices! {
     notices_when_capture_resumes_where_one_partition_is: ResumeAtTheNewestPartition,
     notices_when_a_batch_is_written_from_any_offset: OffsetUnchecked,
     notices_when_a_dead_letter_does_not_fence_its_key: NoDeadLetterFence,
+    notices_when_a_cascade_is_not_followed_once_more: NoSecondLook,
     notices_when_a_cascade_is_followed_before_what_came_before_it: CascadesFollowedEarly,
     notices_when_children_of_children_are_not_followed: CascadesEndAtChildren,
 }
@@ -258,13 +259,6 @@ fn notices_when_rewritten_rows_are_copied_from_before_that() {
 #[ignore = "no run of the first 3,000 seeds notices any more"]
 fn notices_when_readers_are_not_told_of_a_new_writer() {
     assert!(caught(Mutation::NoStartRecord).is_some(), "{CAUGHT_WITHIN} seeds do not notice");
-}
-
-/// Only a row that a first copy has read before its parent went, and that comes after that was followed, shows it.
-#[test]
-#[ignore = "no run of the first 300 seeds notices; more were not played yet"]
-fn notices_when_a_cascade_is_not_followed_once_more() {
-    assert!(caught(Mutation::NoSecondLook).is_some(), "{CAUGHT_WITHIN} seeds do not notice");
 }
 
 /// `make simulate`: `CUTOVER_SIMULATE_SEEDS=from..to`, or one run as `CUTOVER_SIMULATE_RUN=seed=…`.
