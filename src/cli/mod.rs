@@ -14,6 +14,7 @@ pub mod init;
 mod memory;
 mod progress;
 mod replay;
+mod report;
 mod resnapshot;
 mod run;
 mod status;
@@ -88,6 +89,12 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Compare the source, through the transforms, with the target; exit 0 if every row is equal, 1 if not.
     Verify(verify::VerifyArgs),
+    /// The whole migration on one page: copies, lag, what is set aside, proof, go or no-go. Markdown to stdout.
+    Report {
+        /// Write it to this file as a page for a browser instead.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
     /// Rows that could not be stored: list, show, retry or discard them.
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -179,6 +186,7 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Checkpoint(command) => runtime.block_on(checkpoint::checkpoint(&config()?, command)),
         Command::Replay(arguments) => runtime.block_on(replay::replay(&config()?, arguments)),
         Command::Verify(arguments) => runtime.block_on(verify::verify(&config()?, arguments)),
+        Command::Report { html } => runtime.block_on(report::report(&config()?, html.as_deref())),
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }

@@ -70,6 +70,7 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
     let repairs = arguments.repair || arguments.repair_all;
     if repairs {
         asked::worker_runs(&store, Command::Repair).await?;
+        not_halted(&store).await?;
     }
     let since = match &arguments.since {
         Some(name) => Some(clock_of(&store, name).await?),
@@ -106,6 +107,16 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
     if verdict.clean { Ok(()) } else { Err(Failure::No) }
 }
 
+/// A halted worker repairs nothing, and what it has not applied makes doubts of rows that are as they should be.
+async fn not_halted(store: &Store) -> Result<(), Failure> {
+    let Some(halt) = store.status().await?.halted else { return Ok(()) };
+    Err(Failure::Runtime(anyhow::anyhow!(
+        "the worker is halted, and nothing was compared or repaired: {}; {}; then `cutover verify --repair` again",
+        halt.what,
+        halt.fix
+    )))
+}
+
 /// The clock that the target had at a checkpoint.
 async fn clock_of(store: &Store, name: &str) -> Result<Version, Failure> {
     let known = store.checkpoints().await?;
@@ -117,9 +128,11 @@ async fn clock_of(store: &Store, name: &str) -> Result<Version, Failure> {
 fn failure(error: Unverified) -> Failure {
     match error {
         Unverified::NoTable(_) | Unverified::Worker(WorkerError::Usage(_)) => Failure::Usage(error.into()),
-        Unverified::Busy | Unverified::NotRepaired(_) | Unverified::Worker(_) | Unverified::Verify(_) => {
-            Failure::Runtime(error.into())
-        }
+        Unverified::Busy
+        | Unverified::NotRepaired(_)
+        | Unverified::LockLost
+        | Unverified::Worker(_)
+        | Unverified::Verify(_) => Failure::Runtime(error.into()),
     }
 }
 

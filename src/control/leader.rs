@@ -24,6 +24,7 @@ use crate::{
     observe::metric,
     state::{
         StateError,
+        lag_history::LagHistory,
         requests::{POLL_EVERY, Request},
         status::{Phase, Report, Status},
     },
@@ -159,6 +160,7 @@ pub(super) struct Leader<'a> {
     number: i64,
     show: fn(&Status),
     samples: VecDeque<(Instant, u64, u64)>,
+    lag: LagHistory,
     announcer: Announcer,
     standstill: Standstill,
     /// What carries on what was told: events, and dead letters.
@@ -179,14 +181,16 @@ impl<'a> Leader<'a> {
                     worker.frontier.count_changes(&table, changes);
                 }
             }
-            Ok(Announcer::resume(Arc::clone(&worker.store), number).await?)
+            let lag = worker.store.lag_history().await?;
+            Ok((lag, Announcer::resume(Arc::clone(&worker.store), number).await?))
         });
-        let Some(announcer) = announcer.await? else { return Ok(None) };
+        let Some((lag, announcer)) = announcer.await? else { return Ok(None) };
         let mut leader = Leader {
             worker,
             number,
             show,
             samples: VecDeque::new(),
+            lag,
             announcer,
             standstill: Standstill::default(),
             carriers: JoinSet::new(),
@@ -271,10 +275,22 @@ impl<'a> Leader<'a> {
         let status = store.status().await?;
         metrics::gauge!(metric::SNAPSHOT_PROGRESS).set(status.progress());
         (self.show)(&status);
+        self.remember(&status).await?;
         self.announcer.tell(&status, status.halted.clone(), parts.environment().now_us() / 1000).await?;
         charge.settle(&status, stop).await?;
         let waits_for_good = self.standstill.lasts(&status, |seconds| charge.has_looked(seconds));
         Ok(ended(&status, charge.end(), waits_for_good))
+    }
+
+    /// Keeps the lag for the report of the migration.
+    async fn remember(&mut self, status: &Status) -> Result<(), StateError> {
+        let Some(lag) = status.lag_seconds else { return Ok(()) };
+        let changes = status.tables.iter().map(|table| table.applied).sum();
+        let Worker { store, parts, .. } = self.worker;
+        if self.lag.add(parts.environment().now_us(), lag, changes) {
+            store.set_lag_history(&self.lag).await?;
+        }
+        Ok(())
     }
 
     fn rates(&mut self, status: &Status) -> (f64, f64) {

@@ -4,7 +4,7 @@
 //! paced. What it finds is noted as the command's is, so that status and metrics know of both. Deliberately absent: any
 //! haste. A side that is away, a copy, a halt: the pass is left and begun anew later.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use crate::{
         status::{Phase, Status},
         verifications::VerifiedTable,
     },
-    verify::{Ask, Progress, TableVerdict, Verdict, Verifier, VerifyError},
+    verify::{Ask, Progress, Repair, TableVerdict, Verdict, Verifier, VerifyError},
 };
 
 /// A worker that has just begun has other things to do.
@@ -39,6 +39,8 @@ pub(super) struct Prover {
     verifier: Verifier,
     refetch: Refetch,
     config: VerifyConfig,
+    /// When each table was compared last, or could not be, in µs since the Unix epoch: the others come first.
+    tried: BTreeMap<String, i64>,
 }
 
 impl Prover {
@@ -69,14 +71,15 @@ impl Prover {
             rows_per_second: Some(config.rows_per_second),
             barrier: Some(barrier),
         };
-        let (prover, stop) = (Prover { verifier, refetch: flow.refetch(), config }, stop.clone());
+        let (prover, stop) =
+            (Prover { verifier, refetch: flow.refetch(), config, tried: BTreeMap::new() }, stop.clone());
         task.spawn(async move {
             tokio::select! { () = stop.cancelled() => {}, () = prover.run() => {} }
         });
         task
     }
 
-    async fn run(self) {
+    async fn run(mut self) {
         let begun = Instant::now();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -88,7 +91,7 @@ impl Prover {
     }
 
     /// Shows what is known, and compares the table that is due, if one is.
-    async fn look(&self, may_begin: bool) -> Result<(), VerifyError> {
+    async fn look(&mut self, may_begin: bool) -> Result<(), VerifyError> {
         let verified = self.verifier.store.verified().await?;
         let now_us = self.verifier.environment.now_us();
         metrics::gauge!(metric::DRIFT_ROWS).set(verified.iter().map(VerifiedTable::drifted).sum::<u64>() as f64);
@@ -97,8 +100,12 @@ impl Prover {
             metrics::gauge!(metric::VERIFY_LAST_PASS_AGE, "table" => table.table.clone()).set(age);
         }
         let status = self.verifier.store.status().await?;
-        match due(&status, &verified, now_us).filter(|_| may_begin) {
-            Some(table) => self.pass(&table).await,
+        match due(&status, &verified, &self.tried, now_us).filter(|_| may_begin) {
+            Some(table) => {
+                let passed = self.pass(&table).await;
+                self.tried.insert(table, self.verifier.environment.now_us());
+                passed
+            }
             None => Ok(()),
         }
     }
@@ -109,7 +116,8 @@ impl Prover {
         let ask = Ask { tables: vec![table.to_owned()], ..Ask::default() };
         let shown = std::sync::atomic::AtomicU64::new(0);
         let show = |Progress { table, rows, .. }: Progress<'_>| {
-            let new = rows.saturating_sub(shown.swap(rows, std::sync::atomic::Ordering::Relaxed));
+            // A table that is walked anew counts once.
+            let new = rows.saturating_sub(shown.fetch_max(rows, std::sync::atomic::Ordering::Relaxed));
             metrics::counter!(metric::VERIFY_ROWS, "table" => table.to_owned()).increment(new);
         };
         let began = Instant::now();
@@ -117,7 +125,8 @@ impl Prover {
         let drifted = verdict.drifted();
         if drifted > 0 && self.config.auto_repair && drifted <= self.config.repair_rows_max {
             for table in &verdict.tables {
-                repairing::send(&self.refetch, &repairs(table)).await?;
+                // What somebody has discarded stays so, unless it is asked for.
+                repairing::send(&self.refetch, &repairs(table, |repair| !repair.was_discarded)).await?;
             }
             verdict = self.verifier.look_again(&[schema], &plans, &ask, verdict).await?;
         }
@@ -145,22 +154,28 @@ impl Prover {
     }
 }
 
-/// What to ask for, of the rows that can be sent again.
-pub(super) fn repairs(table: &TableVerdict) -> Repairs {
-    let row = |repair: &crate::verify::Repair| RepairRow {
-        key: repair.key.clone(),
-        version: repair.version,
-        is_extra: repair.is_extra,
-    };
-    Repairs { table: table.table.clone(), rows: table.repairs.iter().map(row).collect() }
+/// What to ask for, of the rows that can be sent again and are wanted. A row of the source that makes several rows of
+/// the target is sent once.
+pub(super) fn repairs(table: &TableVerdict, wanted: impl Fn(&Repair) -> bool) -> Repairs {
+    let mut rows: BTreeMap<&str, RepairRow> = BTreeMap::new();
+    for Repair { key, version, is_extra, .. } in table.repairs.iter().filter(|repair| wanted(repair)) {
+        let row = RepairRow { key: key.clone(), version: *version, is_extra: *is_extra };
+        let row = rows.entry(key).or_insert(row);
+        row.version = row.version.max(*version);
+        row.is_extra |= is_extra;
+    }
+    Repairs { table: table.table.clone(), rows: rows.into_values().collect() }
 }
 
-/// The table that was compared longest ago, if that is long, while nothing else is to be done.
-fn due(status: &Status, verified: &[VerifiedTable], now_us: i64) -> Option<String> {
+/// The table that was compared, or tried, longest ago, if that is long, while nothing else is to be done.
+fn due(status: &Status, verified: &[VerifiedTable], tried: &BTreeMap<String, i64>, now_us: i64) -> Option<String> {
     if status.phase != Phase::Following || status.halted.is_some() || status.replay.is_some() {
         return None;
     }
-    let last = |table: &str| verified.iter().find(|known| known.table == table).map_or(i64::MIN, |known| known.at_us);
+    let last = |table: &str| {
+        let verified = verified.iter().find(|known| known.table == table).map(|known| known.at_us);
+        verified.max(tried.get(table).copied()).unwrap_or(i64::MIN)
+    };
     let copied = status.tables.iter().filter(|table| table.state == CopyState::Copied);
     let (at_us, table) = copied.map(|table| (last(&table.table), &table.table)).min()?;
     let is_due = now_us.saturating_sub(at_us) > i64::try_from(PASS_EVERY.as_micros()).unwrap_or(i64::MAX);
@@ -199,11 +214,25 @@ mod tests {
     fn the_table_that_was_compared_longest_ago_is_next_and_none_too_often() {
         let now = 10_000_000_000;
         let following = status(&[("a", CopyState::Copied), ("b", CopyState::Copied)]);
-        assert_eq!(due(&following, &[verified("a", now - 1)], now).as_deref(), Some("b"));
+        let due = |status: &Status, verified: &[VerifiedTable]| due(status, verified, &BTreeMap::new(), now);
+        assert_eq!(due(&following, &[verified("a", now - 1)]).as_deref(), Some("b"));
         let long_ago = now - 601_000_000;
-        assert_eq!(due(&following, &[verified("a", long_ago), verified("b", now)], now).as_deref(), Some("a"));
-        assert_eq!(due(&following, &[verified("a", now), verified("b", now)], now), None);
+        assert_eq!(due(&following, &[verified("a", long_ago), verified("b", now)]).as_deref(), Some("a"));
+        assert_eq!(due(&following, &[verified("a", now), verified("b", now)]), None);
         let copying = Status { phase: Phase::Copying, ..following };
-        assert_eq!(due(&copying, &[], now), None);
+        assert_eq!(due(&copying, &[]), None);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_compared_keeps_no_other_from_its_turn() {
+        let now = 10_000_000_000;
+        let following = status(&[("a", CopyState::Copied), ("b", CopyState::Copied)]);
+        let mut tried = BTreeMap::new();
+        assert_eq!(due(&following, &[], &tried, now).as_deref(), Some("a"));
+        tried.insert("a".to_owned(), now);
+        assert_eq!(due(&following, &[], &tried, now).as_deref(), Some("b"));
+        tried.insert("b".to_owned(), now + 1);
+        assert_eq!(due(&following, &[], &tried, now + 2), None, "none too often");
+        assert_eq!(due(&following, &[], &tried, now + 601_000_000).as_deref(), Some("a"));
     }
 }

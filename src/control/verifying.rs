@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    model::{Disposition, Plan, TableSchema},
+    model::{Disposition, Plan, TableName, TableSchema},
     observe::Frontier,
     source::SourceError,
     state::{
@@ -28,6 +28,8 @@ use crate::{
 const REQUEST_ROWS_MAX: usize = 2_000;
 /// How often the answer to a request is looked for.
 const ANSWER_EVERY: Duration = Duration::from_millis(200);
+/// How often the session is used that holds the lock, which keeps it from being idle.
+const LOCK_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a command has no verdict.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,9 @@ pub enum Unverified {
     /// The worker does not do it.
     #[error("the repair was not done: {0}")]
     NotRepaired(String),
+    /// Tombstones may have been forgotten meanwhile.
+    #[error("the session that kept tombstones from being forgotten was lost, so that nothing is proven; verify again")]
+    LockLost,
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error(transparent)]
@@ -51,6 +56,7 @@ impl Unverified {
     pub fn disposition(&self) -> Disposition {
         match self {
             Unverified::Verify(error) => error.disposition(),
+            Unverified::LockLost => Disposition::Retry,
             Unverified::Busy | Unverified::NoTable(_) | Unverified::NotRepaired(_) | Unverified::Worker(_) => {
                 Disposition::Halt
             }
@@ -84,7 +90,7 @@ pub struct Verification {
     match_min: f64,
     count_difference_max: f64,
     /// Its session holds the lock.
-    _lock: Arc<Store>,
+    lock: Arc<Store>,
 }
 
 impl std::fmt::Debug for Verification {
@@ -132,7 +138,7 @@ impl Verification {
         };
         let match_min = config.verify.match_min;
         let count_difference_max = config.verify.count_difference_max.unwrap_or(COUNT_DIFFERENCE_MAX);
-        Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, _lock: lock })
+        Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, lock })
     }
 
     /// Compares as asked, and notes what a whole comparison of a table has found.
@@ -141,9 +147,10 @@ impl Verification {
     /// When a side cannot be read.
     pub async fn run(&self, ask: &Ask, show: &(dyn Fn(Progress<'_>) + Sync)) -> Result<Verdict, Unverified> {
         let began = Instant::now();
-        let verdict = self.verifier.run(&self.schemas, &self.plans, ask, show).await?;
+        let verdict =
+            self.locked(async { Ok(self.verifier.run(&self.schemas, &self.plans, ask, show).await?) }).await?;
         let verdict = self.judge(verdict).await?;
-        let verdict = self.gated(verdict).await?;
+        let verdict = self.gated(ask, verdict).await?;
         if ask.is_whole() {
             self.note(&verdict, began).await?;
         }
@@ -156,18 +163,35 @@ impl Verification {
     /// When the worker does not do it, or a side cannot be read.
     pub async fn repair(&self, ask: &Ask, verdict: Verdict) -> Result<Verdict, Unverified> {
         let began = Instant::now();
-        for table in &verdict.tables {
-            let Repairs { table, rows } = proving::repairs(table);
-            for rows in rows.chunks(REQUEST_ROWS_MAX) {
-                self.send(&Repairs { table: table.clone(), rows: rows.to_vec() }).await?;
+        let again = async {
+            for table in &verdict.tables {
+                let Repairs { table, rows } = proving::repairs(table, |_| true);
+                for rows in rows.chunks(REQUEST_ROWS_MAX) {
+                    self.send(&Repairs { table: table.clone(), rows: rows.to_vec() }).await?;
+                }
             }
-        }
-        let verdict = self.verifier.look_again(&self.schemas, &self.plans, ask, verdict).await?;
-        let verdict = self.gated(verdict).await?;
+            Ok(self.verifier.look_again(&self.schemas, &self.plans, ask, verdict).await?)
+        };
+        let verdict = self.locked(Box::pin(again)).await?;
+        let verdict = self.gated(ask, verdict).await?;
         if ask.is_whole() {
             self.note(&verdict, began).await?;
         }
         Ok(verdict)
+    }
+
+    /// Does what needs the lock, for as long as the lock is there.
+    async fn locked<T>(&self, work: impl Future<Output = Result<T, Unverified>>) -> Result<T, Unverified> {
+        let lost = async {
+            loop {
+                tokio::time::sleep(LOCK_LOOK_EVERY).await;
+                if !matches!(self.lock.has_verify_lock().await, Ok(true)) {
+                    return;
+                }
+            }
+        };
+        let done = tokio::select! { done = work => done?, () = lost => return Err(Unverified::LockLost) };
+        if matches!(self.lock.has_verify_lock().await, Ok(true)) { Ok(done) } else { Err(Unverified::LockLost) }
     }
 
     async fn send(&self, repairs: &Repairs) -> Result<(), Unverified> {
@@ -186,7 +210,9 @@ impl Verification {
                         return Err(Unverified::NotRepaired(why.into()));
                     }
                     if let Some(halt) = status.halted {
-                        return Err(Unverified::NotRepaired(format!("halted: {halt}")));
+                        let text =
+                            format!("the worker is halted: {halt}; the request stays, and is done when it goes on");
+                        return Err(Unverified::NotRepaired(text));
                     }
                 }
             }
@@ -199,12 +225,19 @@ impl Verification {
             verified.is_clean &= verdict.caveat.is_none();
             self.verifier.store.note_verified(&verified).await?;
         }
+        self.verifier.store.note_verdict(&verdict.noted(self.verifier.environment.now_us())).await?;
         let event = verdict.event(began.elapsed().as_secs_f64());
         self.verifier.store.tell_of(&event, self.verifier.environment.now_us() / 1000).await
     }
 
-    async fn gated(&self, verdict: Verdict) -> Result<Verdict, Unverified> {
-        let orphans = self.verifier.orphans(&self.plans).await?;
+    /// The verdict with what a switch asks for. Foreign keys, each of which is a pass over its table, are looked at
+    /// where every row was.
+    async fn gated(&self, ask: &Ask, verdict: Verdict) -> Result<Verdict, Unverified> {
+        let compared = self.schemas.iter().map(|schema| &schema.table);
+        let compared = compared.filter(|table| verdict.tables.iter().any(|found| found.table == table.table));
+        let compared: Vec<TableName> = compared.filter(|_| ask.is_whole()).cloned().collect();
+        let orphans =
+            if compared.is_empty() { Vec::new() } else { self.verifier.orphans(&self.plans, &compared).await? };
         Ok(verdict.gated(self.match_min, self.count_difference_max, orphans))
     }
 

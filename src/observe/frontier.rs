@@ -197,6 +197,11 @@ impl Frontier {
         ends.iter().zip(&self.partitions).all(|(end, progress)| progress.changes.load(Ordering::Acquire) >= *end)
     }
 
+    /// Whether the target has every snapshot record before these offsets.
+    pub fn copied(&self, ends: &[u64]) -> bool {
+        (0u32..).zip(ends).all(|(partition, end)| self.snapshot_offset(partition) >= *end)
+    }
+
     /// The lowest clock over partitions: every change up to this version is in the target.
     pub fn applied_clock(&self) -> Version {
         self.in_use().map(|progress| progress.clock.load(Ordering::Acquire)).min().unwrap_or(0)

@@ -1,5 +1,6 @@
 //! What operators and other systems see: metric names, progress and lag, halts, events; and the room that stages share.
 
+pub(crate) mod calendar;
 pub(crate) mod environment;
 pub(crate) mod event;
 pub(crate) mod frontier;
@@ -7,6 +8,7 @@ pub(crate) mod halt;
 pub mod invariant;
 pub(crate) mod room;
 
+pub use calendar::{civil, utc};
 pub use environment::{Backoff, Environment, Machine, now_us, unique};
 pub use event::{
     Direction, Event, EventSink, EventSinkError, NumberedEvent, StartedTable, VerifiedTable, WaitingReason,

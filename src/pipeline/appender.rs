@@ -82,6 +82,15 @@ pub(super) struct Appender {
     backlog: Mutex<Backlog>,
 }
 
+/// Where the snapshot topic ends now, in each partition.
+pub(super) async fn snapshot_ends(log: &dyn Log) -> Result<Vec<Offset>, LogError> {
+    let mut ends = Vec::new();
+    for partition in 0..log.partitions() {
+        ends.push(log.bounds(Topic::Snapshot, partition).await?.1);
+    }
+    Ok(ends)
+}
+
 impl Appender {
     pub(super) fn new(log: &Arc<dyn Log>, frontier: &Arc<Frontier>, halts: &Arc<Halts>) -> Self {
         let (log, frontier, halts) = (Arc::clone(log), Arc::clone(frontier), Arc::clone(halts));
@@ -111,10 +120,7 @@ impl Appender {
         if was_full {
             self.halts.well("snapshot");
         }
-        let mut ends = Vec::new();
-        for partition in 0..self.log.partitions() {
-            ends.push(self.log.bounds(Topic::Snapshot, partition).await?.1);
-        }
+        let ends = snapshot_ends(&*self.log).await?;
         let mut backlog = self.backlog.lock().await;
         backlog.appended.push_back((ends, bytes));
         backlog.bytes += bytes;
@@ -129,9 +135,8 @@ impl Appender {
     }
 
     fn backlog_bytes(&self, backlog: &mut Backlog) -> usize {
-        let applied = |ends: &[Offset]| (0..).zip(ends).all(|(part, end)| self.frontier.snapshot_offset(part) >= *end);
         while let Some((ends, bytes)) = backlog.appended.front()
-            && applied(ends)
+            && self.frontier.copied(ends)
         {
             backlog.bytes -= bytes;
             backlog.appended.pop_front();

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{copier::Copier, copies::Shared};
-use crate::{log::Topic, model::Position, observe::Captured, snapshot::SnapshotError};
+use super::{appender::snapshot_ends, copier::Copier, copies::Shared};
+use crate::{model::Position, observe::Captured, snapshot::SnapshotError};
 
 /// How often the source's end is asked for again while capture follows another server.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -16,12 +16,8 @@ impl Copier {
     /// consistent as the source was, at each end of a transaction. False if a chunk saw what the source has lost since:
     /// capture, which came to it after a failover, will never meet that (rule 16).
     pub(super) async fn barrier(&self, seen: &[Position], shared: &Shared) -> Result<bool, SnapshotError> {
-        let mut ends = Vec::new();
-        for partition in 0..self.log.partitions() {
-            ends.push(self.log.bounds(Topic::Snapshot, partition).await?.1);
-        }
-        let is_copied = || (0u32..).zip(&ends).all(|(part, end)| self.frontier.snapshot_offset(part) >= *end);
-        self.frontier.is_so(is_copied).await;
+        let ends = snapshot_ends(&*self.log).await?;
+        self.frontier.is_so(|| self.frontier.copied(&ends)).await;
         let captured = self.captured_up_to_now(shared).await?;
         self.frontier.is_so(|| self.frontier.reached(&captured.ends)).await;
         Ok(seen.iter().all(|seen| captured.position.covers(seen)))

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc};
 
+use super::appender::snapshot_ends;
 use crate::{
     log::{
         Log, Offset, Record, Topic,
@@ -102,17 +103,12 @@ impl Refetch {
 
     /// Where the snapshot topic ends now, in each partition.
     pub async fn ends(&self) -> Result<Vec<Offset>, SnapshotError> {
-        let mut ends = Vec::new();
-        for partition in 0..self.log.partitions() {
-            ends.push(self.log.bounds(Topic::Snapshot, partition).await?.1);
-        }
-        Ok(ends)
+        Ok(snapshot_ends(&*self.log).await?)
     }
 
     /// Waits until the target has the snapshot topic up to these offsets.
     pub async fn applied(&self, ends: &[Offset]) {
-        let reached = || (0u32..).zip(ends).all(|(partition, end)| self.frontier.snapshot_offset(partition) >= *end);
-        self.frontier.is_so(reached).await;
+        self.frontier.is_so(|| self.frontier.copied(ends)).await;
     }
 
     /// Reads the rows with these keys, at a watermark of this version at least. Those that are missing are deletes, for

@@ -159,6 +159,10 @@ pub trait Source: Send + Sync {
     /// Where the source's log ends now: at or after every change that a read has seen so far.
     async fn end(&self) -> Result<Position, SnapshotError>;
 
+    /// Whether the source can tell that its log has nothing of the captured tables behind `reached` until now, while
+    /// nobody reads it. False where it cannot be told: [`Self::end`] then says how far there is to go.
+    async fn is_quiet_after(&self, reached: &Position) -> Result<bool, SnapshotError>;
+
     /// Reads the rows whose columns in these places have these values into `blocks`; everything up to `captured` is in
     /// them, and their version says so. Asked of a source alone that does not log what its foreign keys do.
     async fn children(

@@ -26,7 +26,46 @@ pub struct Left {
     pub unfinished: u64,
 }
 
+/// When the newest copy of a table was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyTimes {
+    pub table: String,
+    /// 1 for the first copy.
+    pub copy: i64,
+    pub state: CopyState,
+    pub rows_copied: u64,
+    /// µs since the Unix epoch; none before it begins.
+    pub started_us: Option<i64>,
+    /// When it was in the target as a whole.
+    pub finished_us: Option<i64>,
+}
+
 impl Store {
+    /// When the newest copy of each table was made, in the order in which they are copied.
+    pub async fn copy_times(&self) -> Result<Vec<CopyTimes>, StateError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT source_table, generation, state, rows_copied, (extract(epoch FROM started_at) * 1000000)::bigint, \
+                        (extract(epoch FROM finished_at) * 1000000)::bigint \
+                 FROM cutover.tables WHERE pipeline = $1 ORDER BY position, source_table",
+                &[&self.pipeline],
+            )
+            .await?;
+        let times = |row: &tokio_postgres::Row| {
+            Ok(CopyTimes {
+                table: row.get(0),
+                copy: row.get(1),
+                state: CopyState::read(row.get(2))?,
+                rows_copied: row.get::<_, i64>(3).cast_unsigned(),
+                started_us: row.get(4),
+                finished_us: row.get(5),
+            })
+        };
+        rows.iter().map(times).collect()
+    }
+
     /// Registers the tables of the configuration: new ones are to be copied, missing ones are forgotten.
     pub async fn register_tables(&self, tables: &[String]) -> Result<(), StateError> {
         let session = self.session().await?;

@@ -65,6 +65,17 @@ pub(crate) struct DeadRow {
 /// Rows whose records are read at once: few, because a record may have megabytes.
 const GROUP_ROWS_MAX: usize = 4;
 
+/// Letters of one table that have one state and one cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetterGroup {
+    /// The source table, with its database.
+    pub table: String,
+    pub state: DeadLetterState,
+    /// What the target said of one of them.
+    pub error: String,
+    pub letters: u64,
+}
+
 /// Which letters a command is about.
 #[derive(Debug, Clone)]
 pub enum Selection {
@@ -88,6 +99,28 @@ pub struct Retried {
 }
 
 impl Store {
+    /// All letters, by table, state and cause.
+    pub async fn dead_letters_by_cause(&self) -> Result<Vec<LetterGroup>, StateError> {
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT source_table, state, min(error), count(*) FROM cutover.dead_letters WHERE pipeline = $1 \
+                 GROUP BY source_table, state, sqlstate ORDER BY source_table, state, sqlstate",
+                &[&self.pipeline],
+            )
+            .await?;
+        let group = |row: &tokio_postgres::Row| {
+            Ok(LetterGroup {
+                table: row.get(0),
+                state: DeadLetterState::read(row.get(1))?,
+                error: row.get(2),
+                letters: row.get::<_, i64>(3).cast_unsigned(),
+            })
+        };
+        rows.iter().map(group).collect()
+    }
+
     /// Letters in a state, oldest first.
     pub async fn dead_letters(
         &self,

@@ -15,6 +15,7 @@ mod error;
 pub mod events;
 mod fences;
 pub mod format;
+pub mod lag_history;
 pub mod lanes;
 pub mod lease;
 pub mod notes;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, Store};
-use crate::model::{Position, TableName, Version};
+use crate::model::{Position, Version};
 
 /// Takes the advisory lock of a comparison. The first half of its number is any that nothing else uses.
 const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(1668641894, pg_catalog.hashtext($1))";
@@ -13,6 +13,19 @@ const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(1668641894, pg_catalo
 const IS_LOCKED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database \
                          WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 2 \
                          AND l.classid = 1668641894 AND l.objid::bigint = (pg_catalog.hashtext($1)::bigint & 4294967295))";
+
+/// Whether this session holds it.
+const HAS_LOCK: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() \
+                        AND l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = 1668641894 \
+                        AND l.objid::bigint = (pg_catalog.hashtext($1)::bigint & 4294967295))";
+/// Which rows are parked, of those of a pipeline's source table whose records have these keys. A target asks it in the
+/// snapshot in which it looks at its rows.
+pub const PARKED: &str = "SELECT key_text, state FROM cutover.dead_letters \
+                          WHERE pipeline = $1 AND source_table = $2 \
+                          AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k) AND state IN ('open', 'discarded') \
+                          UNION ALL SELECT key_text, 'waits' FROM cutover.waiting \
+                          WHERE pipeline = $1 AND source_table = $2 \
+                          AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k)";
 
 /// How far the target is, over all partitions.
 #[derive(Debug, Clone)]
@@ -43,8 +56,26 @@ pub enum Parked {
     Waits,
     /// It is an open dead letter.
     Dead,
-    /// It is a dead letter that somebody has closed: it stays as it is.
+    /// It is a dead letter that somebody has closed: nothing is to come of it.
     Discarded,
+}
+
+/// What the answer to [`PARKED`] says, by the records' keys.
+pub fn parked(rows: &[tokio_postgres::Row]) -> Result<HashMap<String, Parked>, tokio_postgres::Error> {
+    let mut parked = HashMap::new();
+    for row in rows {
+        let why = match row.try_get::<_, &str>(1)? {
+            "waits" => Parked::Waits,
+            "open" => Parked::Dead,
+            _ => Parked::Discarded,
+        };
+        // What is still to come says more than what was closed.
+        let known = parked.entry(row.try_get::<_, String>(0)?).or_insert(why);
+        if *known == Parked::Discarded {
+            *known = why;
+        }
+    }
+    Ok(parked)
 }
 
 /// What the last whole comparison of a source table found.
@@ -69,6 +100,28 @@ impl VerifiedTable {
     }
 }
 
+/// What the last comparison of whole tables said, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotedVerdict {
+    /// When it ended, µs since the Unix epoch.
+    pub at_us: i64,
+    pub gates: Vec<Gate>,
+}
+
+/// One thing that a switch asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// `unproven` (rows and tables that could not be compared or called equal), `match_rate`, `count_difference`, or
+    /// `foreign_key NAME of TABLE`.
+    pub name: String,
+    pub passed: bool,
+    pub found: f64,
+    /// The least that the match rate may be; the most of the others.
+    pub wanted: f64,
+}
+
+/// The note with what the last comparison of whole tables said.
+const VERDICT: &str = "last verdict";
 /// What the notes about comparisons begin with.
 const VERIFIED: &str = "verified ";
 
@@ -87,6 +140,17 @@ impl Store {
         let rows = session.client()?.query(sql, &[&self.pipeline, &VERIFIED]).await?;
         // What another release noted is about a moment, and not worth an error.
         Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect())
+    }
+
+    /// Notes what a comparison of whole tables has said.
+    pub async fn note_verdict(&self, verdict: &NotedVerdict) -> Result<(), StateError> {
+        self.set_note(VERDICT, &serde_json::to_string(verdict)?).await
+    }
+
+    /// What the last comparison of whole tables said.
+    pub async fn last_verdict(&self) -> Result<Option<NotedVerdict>, StateError> {
+        let noted = self.note(VERDICT).await?;
+        Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
     }
 
     /// Takes the lock of who compares, for as long as this store's session lasts; false if somebody else has it.
@@ -122,34 +186,10 @@ impl Store {
         Ok(Some(Reached { position, clock: first.get(1), all }))
     }
 
-    /// Which of these rows of a source table, by their records' keys, are parked.
-    pub async fn parked_of(&self, table: &TableName, keys: &[String]) -> Result<HashMap<String, Parked>, StateError> {
+    /// Whether the session that took the lock of who compares is still there, and has it.
+    pub async fn has_verify_lock(&self) -> Result<bool, StateError> {
         let session = self.session().await?;
-        let rows = session
-            .client()?
-            .query(
-                "SELECT key_text, state FROM cutover.dead_letters \
-                 WHERE pipeline = $1 AND source_table = $2 AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k) \
-                   AND state IN ('open', 'discarded') \
-                 UNION ALL SELECT key_text, 'waits' FROM cutover.waiting \
-                 WHERE pipeline = $1 AND source_table = $2 AND md5(key_text) = ANY(SELECT md5(k) FROM unnest($3::text[]) k)",
-                &[&self.pipeline, &table.to_string(), &keys],
-            )
-            .await?;
-        let mut parked = HashMap::new();
-        for row in &rows {
-            let why = match row.get::<_, &str>(1) {
-                "waits" => Parked::Waits,
-                "open" => Parked::Dead,
-                _ => Parked::Discarded,
-            };
-            // What is still to come says more than what was closed.
-            let known = parked.entry(row.get::<_, String>(0)).or_insert(why);
-            if *known == Parked::Discarded {
-                *known = why;
-            }
-        }
-        Ok(parked)
+        Ok(session.client()?.query_one(HAS_LOCK, &[&self.pipeline]).await?.get(0))
     }
 
     /// The hash of the transforms that were in force last; none before the first.

@@ -5,10 +5,15 @@
 //! difference is a doubt at first: whoever asks looks again ([`Comparer::again`]). Nothing is changed. Deliberately
 //! absent: what a doubt means (`verify`).
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 
 use super::{ApplyError, RowEvent};
-use crate::model::{TableName, Value, Version};
+use crate::{
+    model::{TableName, Value, Version},
+    state::verifications::Parked,
+};
 
 /// What is wrong with a row of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,11 +60,34 @@ pub struct Looks {
     pub sample: Option<f64>,
 }
 
+/// A row of the source that makes a target row which another one makes too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    pub plan: usize,
+    /// The target's key, as text by column.
+    pub key: Vec<Option<String>>,
+    /// The place of the source's row among those that were handed in.
+    pub row: usize,
+}
+
+/// Rows of the target, as a look at one moment found them.
+#[derive(Debug, Clone, Default)]
+pub struct Looked {
+    pub doubts: Vec<Doubt>,
+    /// The source's rows that were parked at that moment, by the keys of their records.
+    pub parked: HashMap<String, Parked>,
+}
+
 /// What comparing a part of a table gave.
 #[derive(Debug)]
 pub enum Compared {
-    /// The rows in doubt; and how many of those that were handed in were looked at.
-    Doubts(Vec<Doubt>, u64),
+    Part {
+        doubts: Vec<Doubt>,
+        /// How many of the rows that were handed in were looked at.
+        rows: u64,
+        /// Rows of the part that make one target row.
+        shared: Vec<Shared>,
+    },
     /// The source's rows do not come in the order of the target's keys: the table is to be begun anew by
     /// [`Walk::Seen`].
     Unordered,
@@ -93,18 +121,28 @@ pub trait Comparer: Send {
     async fn changed(&mut self, since: Version) -> Result<Vec<Doubt>, ApplyError>;
 
     /// What is still different, of the target rows that these source rows make and of those with the keys (by plan).
-    /// The source rows of all of these keys are among the rows, unless the source has them no more.
+    /// The source rows of all of these keys are among the rows, unless the source has them no more. `sources` are the
+    /// keys of the records of all of them: which are parked is of the same moment.
     async fn again(
         &mut self,
+        table: &TableName,
         rows: &[RowEvent],
         keys: &[(usize, Vec<Option<String>>)],
-    ) -> Result<Vec<Doubt>, ApplyError>;
+        sources: &[String],
+    ) -> Result<Looked, ApplyError>;
 
-    /// How many rows of the target have no parent that a foreign key asks for, by the key's name and its table's; also
-    /// of keys that the target does not enforce.
-    async fn orphans(&mut self) -> Result<Vec<(String, u64)>, ApplyError>;
+    /// Notes the target keys that more than one row of a pass by [`Walk::Seen`] has made; how many they are.
+    async fn note_shared(&mut self) -> Result<u64, ApplyError>;
 
-    /// How many rows the table's plans make of these.
+    /// Which of these rows make a key that was noted so, if `noted`; else those that make the same key as another one
+    /// of them.
+    async fn shared(&mut self, rows: &[RowEvent], noted: bool) -> Result<Vec<Shared>, ApplyError>;
+
+    /// How many rows of the targets of these source tables have no parent that a foreign key asks for, by the key's
+    /// name and its table's; also of keys that the target does not enforce.
+    async fn orphans(&mut self, tables: &[TableName]) -> Result<Vec<(String, u64)>, ApplyError>;
+
+    /// How many rows the table's plans make of these. One that cannot be transformed counts as one that it would make.
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError>;
 
     /// How many rows the targets of the table have now.

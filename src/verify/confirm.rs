@@ -7,10 +7,10 @@
 //! The second read of the source has everything up to L, and nothing from beyond H. Once the target has everything up
 //! to H, a row that still differs either is newer than L, and moved meanwhile: then it is looked at again. Or nothing
 //! of the source's log between L and H was about it, and so nothing will mend it: then it waits, is a dead letter, or
-//! has drifted (rule 39). Rows that move whenever they are looked at end after a bounded number of rounds.
+//! has drifted (rule 39). Rows that move whenever they are looked at end after a bounded number of rounds, unproven.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -20,88 +20,56 @@ use tokio::time::Instant;
 
 use super::{
     Progress, Verifier, VerifyError, captured,
+    doubts::{Open, Place, Repair, SourceRow, groups, place_of, places, text},
     verdict::{Drift, TableVerdict},
     walk::{Encoding, Walker},
 };
 use crate::{
     log::envelope::key_values,
-    model::{Plan, Problem, TableSchema, Value, Version},
+    model::{Plan, Position, Problem, TableSchema, Value, Version},
     observe::{Captured, Room},
     snapshot::{Block, Blocks, READ_BYTES_MAX, take_blocks},
     state::verifications::Parked,
-    target::{Comparer, Difference, Doubt, RowEvent},
+    target::{Comparer, Difference, Doubt, Looked, RowEvent, Shared},
 };
 
 /// Drifted rows of a table that are kept for a repair; more are left to another run.
 const REPAIRS_MAX: usize = 100_000;
-/// Doubts that are settled together.
+/// Doubts that are kept before they are settled, and their bytes.
 const DOUBTS_MAX: usize = 10_000;
+const DOUBTS_BYTES_MAX: usize = 8 << 20;
+/// Doubts that are looked at together, and the bytes of their rows.
+const GROUP_MAX: usize = 2_000;
+const GROUP_BYTES_MAX: usize = 8 << 20;
+/// Rows that moved before, which are looked at together and often: each look is a statement.
+const MOVING_MAX: usize = 100;
+const MOVING_LOOK_EVERY: Duration = Duration::from_millis(3);
+/// For how long a row that moved is looked at for what the source had.
+const MOVING_FOR: Duration = Duration::from_secs(2);
 /// Rows read with one query.
 const KEYS_MAX: usize = 100;
+/// Rows that make the same rows of the target, which are read with one query.
+const SHARING_KEYS_MAX: usize = 20;
+/// Rows of the source that may make the same rows of the target which are kept.
+const SHARING_MAX: usize = 10_000;
+/// Extra rows that do not lead back to the source which are kept.
+const UNSEEN_MAX: usize = 100_000;
 /// How often a row is looked at that has moved each time.
 const ROUNDS_MAX: u32 = 20;
 /// In how many rounds a row has to differ, unmoved, before it has drifted: what commits at the source may be seen a
 /// moment later there than in its log.
 const STRIKES: u32 = 2;
-/// A version that is above the clock for so many rounds has not come from the log: each has waited for the end that the
-/// source had after the round before.
-const ROUNDS_AHEAD: u32 = 3;
 /// A row that has moved so often was written by the stream again and again.
 const MOVES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(60);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Walks over a table whose extra rows do not lead back to the source.
 const WALKS_MAX: u32 = 3;
+/// Where only time tells, rows that go on moving are waited for as long as so many rows that do not.
+const LASTS_MAX: u32 = 3;
 
 /// What is said of an extra row that a repair cannot delete.
 const ALONE: &str = "its key does not lead back to the source: if it is not wanted, delete it by hand";
-
-/// A target row: the plan, and the key.
-type Place = (usize, Vec<Option<String>>);
-
-/// A row of the source.
-#[derive(Debug, Clone, PartialEq)]
-struct SourceRow {
-    /// The key as records have it.
-    key: Bytes,
-    values: Vec<Value>,
-}
-
-/// A drifted row that can be sent again.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Repair {
-    /// The source row's key, as records have it.
-    pub key: String,
-    /// No row of the source makes it: it is to be deleted.
-    pub is_extra: bool,
-    /// The version that has to be overcome.
-    pub version: Version,
-    target: String,
-    open: Open,
-}
-
-impl Repair {
-    pub(super) fn difference(&self) -> Difference {
-        self.open.doubt.difference
-    }
-
-    /// Whether that is what was told of this row.
-    pub(super) fn is(&self, drift: &Drift) -> bool {
-        drift.target == self.target && drift.key == self.open.doubt.key
-    }
-}
-
-/// A doubt that is being settled.
-#[derive(Debug, Clone, PartialEq)]
-struct Open {
-    doubt: Doubt,
-    source: Option<SourceRow>,
-    strikes: u32,
-    /// For how many rounds it has had a version above the clock, the same one.
-    ahead: u32,
-    moves: u32,
-    since: Instant,
-}
 
 pub(super) struct Confirmer<'a> {
     verifier: &'a Verifier,
@@ -110,10 +78,23 @@ pub(super) struct Confirmer<'a> {
     targets: Vec<String>,
     encoding: Encoding,
     doubts: Vec<Open>,
+    /// Bytes of the doubts.
+    bytes: usize,
     /// The clock that the target had when the walk began.
     begun: Version,
     /// Extra rows that do not lead back to the source, and are newer than that.
     unseen: HashMap<Place, Open>,
+    /// Rows of the source, by key, that were seen to make the same row of the target.
+    sharing: BTreeMap<Place, BTreeMap<Bytes, SourceRow>>,
+    /// How many those are.
+    sharing_rows: usize,
+}
+
+/// What became of doubts in a round.
+#[derive(Debug, Default)]
+struct Round {
+    drifted: Vec<Open>,
+    stay: Vec<Open>,
 }
 
 impl<'a> Confirmer<'a> {
@@ -124,8 +105,11 @@ impl<'a> Confirmer<'a> {
             targets: plans.iter().map(|plan| plan.target.name.to_string()).collect(),
             encoding: Encoding::new(&verifier.pipeline, verifier.connector),
             doubts: Vec::new(),
+            bytes: 0,
             begun,
             unseen: HashMap::new(),
+            sharing: BTreeMap::new(),
+            sharing_rows: 0,
         }
     }
 
@@ -133,30 +117,51 @@ impl<'a> Confirmer<'a> {
     pub fn forget(&mut self) {
         self.doubts.clear();
         self.unseen.clear();
+        self.sharing.clear();
+        (self.bytes, self.sharing_rows) = (0, 0);
     }
 
     /// Takes doubts that came of comparing these rows.
     pub fn add(&mut self, doubts: Vec<Doubt>, rows: &[RowEvent]) -> Result<(), VerifyError> {
         for doubt in doubts {
             let source = self.source_of(&doubt, rows)?;
-            self.doubts.push(Open::new(doubt, source));
+            self.keep(Open::new(doubt, source));
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, open: Open) {
+        self.bytes += open.bytes();
+        self.doubts.push(open);
+    }
+
+    /// Takes rows, of these, that make the same rows of the target.
+    pub fn add_shared(&mut self, shared: Vec<Shared>, rows: &[RowEvent]) -> Result<(), VerifyError> {
+        for Shared { plan, key, row } in shared {
+            let Some(row) = rows.get(row) else { continue };
+            let makers = self.sharing.entry((plan, key)).or_default();
+            // So many prove it as well as more would.
+            if makers.len() < SHARING_KEYS_MAX && self.sharing_rows < SHARING_MAX {
+                self.sharing_rows += usize::from(makers.insert(row.key.clone(), read(&self.schema, row)?).is_none());
+            }
         }
         Ok(())
     }
 
     fn source_of(&mut self, doubt: &Doubt, rows: &[RowEvent]) -> Result<Option<SourceRow>, VerifyError> {
         if let Some(row) = doubt.row.and_then(|row| rows.get(row)) {
-            let values = key_values(&self.schema, &row.key).ok_or_else(|| unreadable(&self.schema))?;
-            return Ok(Some(SourceRow { key: row.key.clone(), values }));
+            return Ok(Some(read(&self.schema, row)?));
         }
         let Some(values) = doubt.source_key.clone() else { return Ok(None) };
         let event = self.encoding.event(&self.schema, self.schema.row_of_key(values.clone()))?;
-        Ok(Some(SourceRow { key: event.key, values }))
+        Ok(Some(SourceRow { key: event.key, values, weight: 0 }))
     }
 
     /// Takes rows that had drifted.
     pub fn resume(&mut self, repairs: Vec<Repair>) {
-        self.doubts.extend(repairs.into_iter().map(|repair| Open::new(repair.open.doubt, repair.open.source)));
+        for repair in repairs {
+            self.keep(Open::new(repair.open.doubt, repair.open.source));
+        }
     }
 
     /// Settles what there is, if that is much.
@@ -165,7 +170,8 @@ impl<'a> Confirmer<'a> {
         comparer: &mut dyn Comparer,
         verdict: &mut TableVerdict,
     ) -> Result<(), VerifyError> {
-        if self.doubts.len() >= DOUBTS_MAX { self.settle(comparer, verdict).await } else { Ok(()) }
+        let is_much = self.doubts.len() >= DOUBTS_MAX || self.bytes >= DOUBTS_BYTES_MAX;
+        if is_much { self.settle(comparer, verdict).await } else { Ok(()) }
     }
 
     /// Settles all that is left.
@@ -173,16 +179,21 @@ impl<'a> Confirmer<'a> {
         self.settle(comparer, verdict).await?;
         for _ in 0..WALKS_MAX {
             if self.unseen.is_empty() {
-                return Ok(());
+                break;
             }
             self.look_for_unseen(comparer, verdict).await?;
         }
-        verdict.moving += self.unseen.len() as u64;
-        Ok(())
+        let moved: Vec<Open> = std::mem::take(&mut self.unseen).into_values().collect();
+        for open in moved {
+            verdict.moving += 1;
+            self.show(open, "moving", None, verdict);
+        }
+        self.settle_shared(comparer, verdict).await
     }
 
     async fn settle(&mut self, comparer: &mut dyn Comparer, verdict: &mut TableVerdict) -> Result<(), VerifyError> {
         let mut open = std::mem::take(&mut self.doubts);
+        self.bytes = 0;
         if open.is_empty() {
             return Ok(());
         }
@@ -190,7 +201,7 @@ impl<'a> Confirmer<'a> {
             Some(barrier) => Some(Arc::clone(barrier).lock_owned().await),
             None => None,
         };
-        let mut drifted = Vec::new();
+        let (mut drifted, began) = (Vec::new(), Instant::now());
         for round in 0..ROUNDS_MAX {
             if open.is_empty() {
                 break;
@@ -202,21 +213,27 @@ impl<'a> Confirmer<'a> {
         }
         // Where there is no order, only time tells.
         let ordered = self.verifier.reached().await?.position.has_one_order();
-        while !ordered && open.iter().any(|open| !open.is_ripe(self.verifier.confirm_for) && open.strikes > 0) {
+        let confirm_for = self.verifier.confirm_for;
+        let lasts_max = confirm_for.saturating_mul(LASTS_MAX);
+        let unripe = |open: &Open| open.lasted() < confirm_for && open.strikes > 0;
+        while !ordered && began.elapsed() < lasts_max && open.iter().any(unripe) {
             tokio::time::sleep(PAUSE_MAX).await;
             open = self.round(comparer, open, &mut drifted, verdict).await?;
         }
         for open in open {
             if open.moves >= MOVES {
                 verdict.moving += 1;
+                self.show(open, "moving", None, verdict);
             } else {
                 verdict.unconfirmed += 1;
+                self.show(open, "unconfirmed", None, verdict);
             }
         }
-        self.tell(drifted, verdict).await
+        self.tell(drifted, verdict);
+        Ok(())
     }
 
-    /// Looks at open doubts once more; those that stay open.
+    /// Looks at open doubts once more, group by group; those that stay open.
     async fn round(
         &mut self,
         comparer: &mut dyn Comparer,
@@ -224,15 +241,42 @@ impl<'a> Confirmer<'a> {
         drifted: &mut Vec<Open>,
         verdict: &mut TableVerdict,
     ) -> Result<Vec<Open>, VerifyError> {
+        let mut round = Round::default();
+        let moved: BTreeSet<Bytes> = open.iter().filter(|open| open.moves > 0).filter_map(Open::record_key).collect();
+        let has_moved = |open: &Open| open.moves > 0 || open.record_key().is_some_and(|key| moved.contains(&key));
+        let (moving, still): (Vec<Open>, Vec<Open>) = open.into_iter().partition(has_moved);
+        let still = groups(still, GROUP_MAX, GROUP_BYTES_MAX).into_iter();
+        for group in still.chain(groups(moving, MOVING_MAX, GROUP_BYTES_MAX)) {
+            self.look(comparer, group, &mut round, verdict).await?;
+        }
+        drifted.append(&mut round.drifted);
+        Ok(round.stay)
+    }
+
+    async fn look(
+        &mut self,
+        comparer: &mut dyn Comparer,
+        mut open: Vec<Open>,
+        round: &mut Round,
+        verdict: &mut TableVerdict,
+    ) -> Result<(), VerifyError> {
         let low = captured(&self.verifier.reached().await?);
         let ordered = low.position.has_one_order();
-        let (rows, keys) = (self.fetch(&open, &low).await?, places(&open));
+        let sources: Vec<&SourceRow> = open.iter().filter_map(|open| open.source.as_ref()).collect();
+        let (rows, keys) = (self.fetch(&sources, &low).await?, places(&open));
+        let records: BTreeSet<String> = sources.iter().filter_map(|source| text(&source.key)).collect();
+        let records: Vec<String> = records.into_iter().collect();
         let end = self.verifier.source.end().await?;
+        if open.iter().any(|open| open.moves > 0) {
+            open = self.look_meanwhile(comparer, open, (&rows, &keys), &end).await?;
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
         let arrived = self.verifier.caught_up(&end).await?;
-        let found = comparer.again(&rows, &keys).await?;
+        let Looked { doubts, parked } = comparer.again(&self.schema.table, &rows, &keys, &records).await?;
         let mut known: HashMap<Place, Open> = open.into_iter().map(|open| (open.place(), open)).collect();
-        let mut stay = Vec::new();
-        for doubt in found {
+        for doubt in doubts {
             let mut open = match known.remove(&place_of(&doubt, &rows)) {
                 Some(open) => open,
                 None => {
@@ -240,25 +284,48 @@ impl<'a> Confirmer<'a> {
                     Open::new(doubt.clone(), source)
                 }
             };
-            let leads_nowhere = open.source.is_none();
             open.look(doubt, low.watermark());
-            if !arrived {
+            open.parked = open.key_text().and_then(|key| parked.get(&key).copied());
+            let is_new_and_alone = open.source.is_none() && open.doubt.version > self.begun;
+            if !arrived || (is_new_and_alone && self.unseen.len() >= UNSEEN_MAX) {
                 verdict.unconfirmed += 1;
-            } else if leads_nowhere && open.doubt.version > self.begun {
+                self.show(open, "unconfirmed", None, verdict);
+            } else if is_new_and_alone {
                 self.unseen.insert(open.place(), open);
-            } else if open.strikes >= STRIKES && (ordered || open.is_ripe(self.verifier.confirm_for)) {
-                drifted.push(open);
+            } else if open.strikes >= STRIKES && (ordered || open.lasted() >= self.verifier.confirm_for) {
+                round.drifted.push(open);
             } else {
-                stay.push(open);
+                round.stay.push(open);
             }
         }
-        Ok(stay)
+        Ok(())
     }
 
-    /// The source's rows of these doubts, as they are now.
-    async fn fetch(&mut self, open: &[Open], low: &Captured) -> Result<Vec<RowEvent>, VerifyError> {
-        let sources = open.iter().filter_map(|open| open.source.as_ref());
-        let wanted: BTreeMap<&Bytes, &SourceRow> = sources.map(|source| (&source.key, source)).collect();
+    /// Rows that are written all the time have moved on when the target has everything up to `end`. On the way there
+    /// each comes by what the source had: one that is found equal is. Those that were not stay.
+    async fn look_meanwhile(
+        &self,
+        comparer: &mut dyn Comparer,
+        mut open: Vec<Open>,
+        (rows, keys): (&[RowEvent], &[Place]),
+        end: &Position,
+    ) -> Result<Vec<Open>, VerifyError> {
+        let began = Instant::now();
+        loop {
+            let has_all = began.elapsed() > MOVING_FOR || self.verifier.reached().await?.covers(end);
+            let doubts = comparer.again(&self.schema.table, rows, keys, &[]).await?.doubts;
+            let unequal: BTreeSet<Place> = doubts.iter().map(|doubt| place_of(doubt, rows)).collect();
+            open.retain(|open| unequal.contains(&open.place()));
+            if has_all || open.iter().all(|open| open.moves == 0) {
+                return Ok(open);
+            }
+            tokio::time::sleep(MOVING_LOOK_EVERY).await;
+        }
+    }
+
+    /// These rows of the source, as they are now.
+    async fn fetch(&mut self, sources: &[&SourceRow], low: &Captured) -> Result<Vec<RowEvent>, VerifyError> {
+        let wanted: BTreeMap<&Bytes, &SourceRow> = sources.iter().map(|source| (&source.key, *source)).collect();
         let keys: Vec<Vec<Value>> = wanted.values().map(|source| source.values.clone()).collect();
         let (mut rows, room) = (Vec::new(), Room::new(READ_BYTES_MAX));
         for keys in keys.chunks(KEYS_MAX) {
@@ -276,41 +343,85 @@ impl<'a> Confirmer<'a> {
     }
 
     /// Says of rows that differ for good whether that is known already.
-    async fn tell(&self, drifted: Vec<Open>, verdict: &mut TableVerdict) -> Result<(), VerifyError> {
-        let keys: Vec<String> = drifted.iter().filter_map(Open::key_text).collect();
-        let parked = self.verifier.store.parked_of(&self.schema.table, &keys).await?;
+    fn tell(&self, drifted: Vec<Open>, verdict: &mut TableVerdict) {
         for open in drifted {
-            let parked = open.key_text().and_then(|key| parked.get(&key).copied());
-            let target = self.targets.get(open.doubt.plan).cloned().unwrap_or_default();
-            if let Some(key) = open.key_text().filter(|_| parked.is_none() && verdict.repairs.len() < REPAIRS_MAX) {
-                let (is_extra, version) = (open.doubt.difference == Difference::Extra, open.doubt.version);
-                verdict.repairs.push(Repair { key, is_extra, version, target: target.clone(), open: open.clone() });
+            let target = self.targets.get(open.doubt.plan).map_or("", String::as_str);
+            let explained = match open.parked {
+                Some(Parked::Waits) => Some("it waits for another row"),
+                Some(Parked::Dead) => Some("it is a dead letter; `cutover dlq list` shows it"),
+                Some(Parked::Discarded) | None => None,
+            };
+            if let Some(why) = explained {
+                verdict.explained += 1;
+                self.show(open, "explained", Some(why.to_owned()), verdict);
+                continue;
             }
-            let Doubt { difference, key, columns, values, reason, .. } = open.doubt;
-            let (kind, reason) = match (parked, difference) {
-                (Some(parked), _) => {
-                    verdict.explained += 1;
-                    ("explained", Some(explained(parked).to_owned()))
-                }
-                (None, Difference::Missing) => {
+            if verdict.repairs.len() < REPAIRS_MAX {
+                verdict.repairs.extend(Repair::of(&open, target));
+            }
+            let discarded = (open.parked == Some(Parked::Discarded)).then(|| DISCARDED.to_owned());
+            let reason = open.doubt.reason.clone();
+            let (kind, reason) = match open.doubt.difference {
+                Difference::Missing => {
                     verdict.missing += 1;
                     ("missing", reason)
                 }
-                (None, Difference::Refused) => {
+                Difference::Refused => {
                     verdict.missing += 1;
                     ("missing", reason.map(|reason| format!("it cannot be made: {reason}")))
                 }
-                (None, Difference::Extra) => {
+                Difference::Extra => {
                     verdict.extra += 1;
-                    let alone = open.source.is_none().then(|| ALONE.to_owned());
-                    ("extra", reason.or(alone))
+                    ("extra", reason.or(open.source.is_none().then(|| ALONE.to_owned())))
                 }
-                (None, Difference::Different) => {
+                Difference::Different => {
                     verdict.different += 1;
                     ("different", reason)
                 }
             };
-            verdict.show(Drift { target, kind: kind.to_owned(), key, columns, values, reason });
+            self.show(open, kind, discarded.or(reason), verdict);
+        }
+    }
+
+    fn show(&self, open: Open, kind: &str, reason: Option<String>, verdict: &mut TableVerdict) {
+        let target = self.targets.get(open.doubt.plan).cloned().unwrap_or_default();
+        let Doubt { key, columns, values, .. } = open.doubt;
+        verdict.show(Drift { target, kind: kind.to_owned(), key, columns, values, reason });
+    }
+
+    /// Reads rows again that were seen to make the same row of the target, those of one together: that they do so at
+    /// one moment is certain, whatever the target has.
+    async fn settle_shared(
+        &mut self,
+        comparer: &mut dyn Comparer,
+        verdict: &mut TableVerdict,
+    ) -> Result<(), VerifyError> {
+        let mut sharing = std::mem::take(&mut self.sharing).into_iter().peekable();
+        self.sharing_rows = 0;
+        while sharing.peek().is_some() {
+            let (mut group, mut count) = (Vec::new(), 0);
+            while let Some((place, makers)) =
+                sharing.next_if(|(_, makers)| group.is_empty() || count + makers.len() <= SHARING_KEYS_MAX)
+            {
+                count += makers.len();
+                group.push((place, makers));
+            }
+            let low = captured(&self.verifier.reached().await?);
+            let sources: Vec<&SourceRow> = group.iter().flat_map(|(_, makers)| makers.values()).collect();
+            let rows = self.fetch(&sources, &low).await?;
+            let mut found: BTreeMap<Place, BTreeSet<String>> = BTreeMap::new();
+            for Shared { plan, key, row } in comparer.shared(&rows, false).await? {
+                let maker = rows.get(row).and_then(|row| text(&row.key));
+                found.entry((plan, key)).or_default().extend(maker);
+            }
+            for ((plan, key), makers) in found {
+                verdict.shared += 1;
+                let makers: Vec<String> = makers.into_iter().take(MAKERS_SHOWN).collect();
+                let reason = format!("several rows of the source make it: {}", makers.join(", "));
+                let target = self.targets.get(plan).cloned().unwrap_or_default();
+                let (kind, columns, values) = ("shared".to_owned(), Vec::new(), Vec::new());
+                verdict.show(Drift { target, kind, key, columns, values, reason: Some(reason) });
+            }
         }
         Ok(())
     }
@@ -339,54 +450,15 @@ impl<'a> Confirmer<'a> {
     }
 }
 
-impl Open {
-    fn new(doubt: Doubt, source: Option<SourceRow>) -> Self {
-        Open { doubt, source, strikes: 0, ahead: 0, moves: 0, since: Instant::now() }
-    }
+/// What is said of a row whose dead letter somebody has closed.
+const DISCARDED: &str = "its dead letter was discarded; `cutover verify --repair` sends the row again";
+/// Rows of the source that are shown of those that make one row of the target.
+const MAKERS_SHOWN: usize = 3;
 
-    /// A second look found this; the read of the source had everything up to `low`.
-    fn look(&mut self, doubt: Doubt, low: Version) {
-        let moved = doubt.version > low;
-        if !moved {
-            self.strikes += 1;
-        } else if doubt.version == self.doubt.version && self.ahead > 0 {
-            self.ahead += 1;
-            // It cannot have come from the log.
-            if self.ahead >= ROUNDS_AHEAD {
-                self.strikes += 1;
-            }
-        } else {
-            (self.strikes, self.ahead, self.moves, self.since) = (0, 1, self.moves + 1, Instant::now());
-        }
-        self.doubt = doubt;
-    }
-
-    fn is_ripe(&self, confirm_for: Duration) -> bool {
-        self.since.elapsed() >= confirm_for
-    }
-
-    fn place(&self) -> Place {
-        match (&self.doubt.difference, &self.source) {
-            (Difference::Refused, Some(source)) => (self.doubt.plan, vec![None, text(&source.key)]),
-            (Difference::Missing | Difference::Extra | Difference::Different | Difference::Refused, _) => {
-                (self.doubt.plan, self.doubt.key.clone())
-            }
-        }
-    }
-
-    fn key_text(&self) -> Option<String> {
-        self.source.as_ref().and_then(|source| text(&source.key))
-    }
-}
-
-/// As [`Open::place`], of a doubt that came of these rows.
-fn place_of(doubt: &Doubt, rows: &[RowEvent]) -> Place {
-    match (doubt.difference, doubt.row.and_then(|row| rows.get(row))) {
-        (Difference::Refused, Some(row)) => (doubt.plan, vec![None, text(&row.key)]),
-        (Difference::Missing | Difference::Extra | Difference::Different | Difference::Refused, _) => {
-            (doubt.plan, doubt.key.clone())
-        }
-    }
+/// The key of a row that was read.
+fn read(schema: &TableSchema, row: &RowEvent) -> Result<SourceRow, VerifyError> {
+    let values = key_values(schema, &row.key).ok_or_else(|| unreadable(schema))?;
+    Ok(SourceRow { key: row.key.clone(), values, weight: row.key.len() + row.value.len() })
 }
 
 fn unreadable(schema: &TableSchema) -> VerifyError {
@@ -394,25 +466,4 @@ fn unreadable(schema: &TableSchema) -> VerifyError {
         format!("the key of a row of {} cannot be read back, so that it cannot be looked at again", schema.table),
         "this is a defect of cutover: report it with the types of the key's columns",
     ))
-}
-
-fn text(key: &[u8]) -> Option<String> {
-    std::str::from_utf8(key).ok().map(str::to_owned)
-}
-
-/// What to look at again at the target. A row that cannot be made has no key there.
-fn places(open: &[Open]) -> Vec<Place> {
-    let places = open.iter().map(|open| {
-        let key = if open.doubt.difference == Difference::Refused { Vec::new() } else { open.doubt.key.clone() };
-        (open.doubt.plan, key)
-    });
-    places.collect()
-}
-
-fn explained(parked: Parked) -> &'static str {
-    match parked {
-        Parked::Waits => "it waits for another row",
-        Parked::Dead => "it is a dead letter; `cutover dlq list` shows it",
-        Parked::Discarded => "its dead letter was discarded: it stays as it is",
-    }
 }

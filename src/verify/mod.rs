@@ -8,6 +8,7 @@
 //! copy's, and any write to the target.
 
 mod confirm;
+mod doubts;
 mod verdict;
 mod walk;
 
@@ -15,11 +16,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use self::{confirm::Confirmer, walk::Walker};
 pub use self::{
-    confirm::Repair,
-    verdict::{Drift, Gate, TableVerdict, Verdict},
+    doubts::Repair,
+    verdict::{Drift, TableVerdict, Verdict},
 };
 use crate::{
-    model::{DebeziumConnector, Disposition, Plan, Position, Problem, TableSchema, Version},
+    model::{DebeziumConnector, Disposition, Plan, Position, Problem, TableName, TableSchema, Version},
     observe::{Captured, Environment},
     snapshot::SnapshotError,
     source::Source,
@@ -150,7 +151,7 @@ impl Verifier {
         let mut tables = Vec::new();
         let wanted = |schema: &&Arc<TableSchema>| ask.tables.is_empty() || ask.tables.contains(&schema.table.table);
         for schema in schemas.iter().filter(wanted) {
-            tables.push(self.table(&mut *comparer, schema, plans, ask, show).await?);
+            tables.push(Box::pin(self.table(&mut *comparer, schema, plans, ask, show)).await?);
         }
         let verdict = Verdict::of(tables);
         if ask.since.is_some() && verdict.tables.iter().all(|table| table.rows == 0 && table.skipped.is_none()) {
@@ -196,13 +197,13 @@ impl Verifier {
         Ok(verdict)
     }
 
-    /// Rows of the target without the parent that a foreign key asks for, by key.
+    /// Rows of the targets of these source tables without the parent that a foreign key asks for, by key.
     ///
     /// # Errors
     /// When the target cannot be read.
-    pub async fn orphans(&self, plans: &Arc<[Plan]>) -> Result<Vec<(String, u64)>, VerifyError> {
+    pub async fn orphans(&self, plans: &Arc<[Plan]>, tables: &[TableName]) -> Result<Vec<(String, u64)>, VerifyError> {
         let mut comparer = self.target.comparer(Arc::clone(plans), Looks::default()).await?;
-        Ok(comparer.orphans().await?)
+        Ok(comparer.orphans(tables).await?)
     }
 
     /// Compares the numbers of rows. While the source is written both sides are counted at different moments: then a
@@ -262,9 +263,11 @@ impl Verifier {
                 let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun);
                 let sent = repairs.len() as u64;
                 table.begin_again(&repairs);
+                let before = table.unequal();
                 confirmer.resume(repairs);
-                confirmer.finish(&mut *comparer, &mut table).await?;
-                table.repaired = sent.saturating_sub(table.repairs.len() as u64);
+                Box::pin(confirmer.finish(&mut *comparer, &mut table)).await?;
+                // Only what was looked at again and is equal is repaired.
+                table.repaired = sent.saturating_sub(table.unequal() - before);
             }
             tables.push(table);
         }
@@ -312,17 +315,38 @@ impl Verifier {
                 return Ok(true);
             }
             let elapsed = began.elapsed();
-            let hopeless = elapsed > PATIENCE || !(is_there || reached.is_of(end));
-            if hopeless || (elapsed > WORKER_LOOK && !self.store.status().await?.worker_running) {
+            if elapsed > PATIENCE || !(is_there || reached.is_of(end)) {
                 return Ok(false);
             }
+            if elapsed > WORKER_LOOK {
+                let status = self.store.status().await?;
+                if !status.worker_running {
+                    return Ok(status.cascades == 0 && self.is_quiet_after(&reached.position).await);
+                }
+                if status.halted.is_some() && elapsed > HALTED_PATIENCE {
+                    return Ok(false);
+                }
+            }
             tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+
+    /// Whether the source knows that its log has nothing of its tables behind this. One that cannot be asked does not.
+    async fn is_quiet_after(&self, reached: &Position) -> bool {
+        match self.source.is_quiet_after(reached).await {
+            Ok(is_quiet) => is_quiet,
+            Err(error) => {
+                tracing::debug!(%error, "the source does not tell whether its log has more");
+                false
+            }
         }
     }
 }
 
 /// A worker that has just applied something has this long before it is asked whether one runs.
 const WORKER_LOOK: Duration = Duration::from_millis(500);
+/// Capture, copy and apply halt separately: for so long a halted worker may still apply what it has.
+const HALTED_PATIENCE: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_millis(40);
 
 /// What the target has reached, as reads of the source take it.

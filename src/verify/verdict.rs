@@ -4,10 +4,10 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::confirm::Repair;
+use super::doubts::Repair;
 use crate::{
     observe::{Event, VerifiedTable as VerifiedEvent},
-    state::verifications::VerifiedTable,
+    state::verifications::{Gate, NotedVerdict, VerifiedTable},
     target::Difference,
 };
 
@@ -29,18 +29,6 @@ pub struct Verdict {
     pub caveat: Option<String>,
 }
 
-/// One thing that a switch asks for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Gate {
-    /// `unproven` (rows and tables that could not be compared or called equal), `match_rate`, `count_difference`, or
-    /// `foreign_key NAME of TABLE`.
-    pub name: String,
-    pub passed: bool,
-    pub found: f64,
-    /// The least that the match rate may be; the most of the others.
-    pub wanted: f64,
-}
-
 /// What comparing one source table gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableVerdict {
@@ -55,12 +43,15 @@ pub struct TableVerdict {
     pub explained: u64,
     /// Rows that differ, and whose changes may still be on their way.
     pub unconfirmed: u64,
-    /// Rows that changed each time that they were looked at; each time the stream had written them anew.
+    /// Rows that changed each time that they were looked at, so that nothing is proven of them.
     pub moving: u64,
-    /// Rows that had drifted and were mended.
+    /// Rows of the target that several rows of the source make.
+    #[serde(default)]
+    pub shared: u64,
+    /// Rows that had drifted, and were found equal when they had been sent again.
     #[serde(default)]
     pub repaired: u64,
-    /// Drift and explained rows, the first of them.
+    /// Rows that could not be called equal, the first of them.
     pub drift: Vec<Drift>,
     /// Drifted rows that a repair can send again.
     #[serde(skip)]
@@ -74,7 +65,7 @@ pub struct TableVerdict {
 pub struct Drift {
     /// The target table.
     pub target: String,
-    /// `missing`, `extra`, `different`, or `explained`.
+    /// `missing`, `extra`, `different`; or `explained`, `unconfirmed`, `moving`, `shared`, which are no drift.
     pub kind: String,
     /// The target's key, by column.
     pub key: Vec<Option<String>>,
@@ -98,6 +89,7 @@ impl TableVerdict {
             explained: 0,
             unconfirmed: 0,
             moving: 0,
+            shared: 0,
             repaired: 0,
             drift: Vec::new(),
             repairs: Vec::new(),
@@ -110,9 +102,19 @@ impl TableVerdict {
         self.missing + self.extra + self.different
     }
 
+    /// Rows that did not drift, and cannot be called equal.
+    pub fn unproven(&self) -> u64 {
+        self.explained + self.unconfirmed + self.moving + self.shared
+    }
+
+    /// Rows that cannot be called equal.
+    pub(super) fn unequal(&self) -> u64 {
+        self.drifted() + self.unproven()
+    }
+
     /// Compared as a whole, and equal.
     pub fn is_clean(&self) -> bool {
-        self.drifted() == 0 && self.explained == 0 && self.unconfirmed == 0 && self.skipped.is_none()
+        self.unequal() == 0 && self.skipped.is_none()
     }
 
     /// What is kept of it: found at this time, µs since the Unix epoch.
@@ -170,7 +172,7 @@ impl Verdict {
         };
         let most = self.tables.iter().map(difference).fold(0.0, f64::max);
         let gate = |name: &str, passed, found, wanted| Gate { name: name.to_owned(), passed, found, wanted };
-        let unproven = |table: &TableVerdict| table.explained + table.unconfirmed + u64::from(table.skipped.is_some());
+        let unproven = |table: &TableVerdict| table.unproven() + u64::from(table.skipped.is_some());
         let unproven: u64 = self.tables.iter().map(unproven).sum::<u64>() + u64::from(self.caveat.is_some());
         self.gates.push(gate("unproven", unproven == 0, unproven as f64, 0.0));
         self.gates.push(gate("match_rate", self.match_rate >= match_min, self.match_rate, match_min));
@@ -207,6 +209,11 @@ impl Verdict {
         }
     }
 
+    /// What is kept of it besides the tables: found at this time, µs since the Unix epoch.
+    pub fn noted(&self, at_us: i64) -> NotedVerdict {
+        NotedVerdict { at_us, gates: self.gates.clone() }
+    }
+
     /// Rows that drifted, over all tables.
     pub fn drifted(&self) -> u64 {
         self.tables.iter().map(TableVerdict::drifted).sum()
@@ -228,23 +235,22 @@ impl fmt::Display for Verdict {
             if let Some(why) = &table.skipped {
                 let _ = write!(text, "  not compared: {why}");
             }
-            if table.unconfirmed > 0 {
-                let _ = write!(
-                    text,
-                    "\n  {} rows differ whose changes may still be on their way; verify again when the worker has caught up",
-                    table.unconfirmed
-                );
-            }
-            if table.repaired > 0 {
-                let _ = write!(text, "\n  {} rows repaired", table.repaired);
-            }
-            if table.moving > 0 {
-                let _ = write!(text, "\n  {} rows changed each time that they were looked at", table.moving);
+            let remarks = [
+                (
+                    table.unconfirmed,
+                    "differ whose changes may still be on their way; verify again when the worker has caught up",
+                ),
+                (table.repaired, "repaired"),
+                (table.moving, "changed each time that they were looked at: nothing is proven of them"),
+                (table.shared, "are made by several rows of the source each"),
+            ];
+            for (rows, remark) in remarks.iter().filter(|(rows, _)| *rows > 0) {
+                let _ = write!(text, "\n  {rows} rows {remark}");
             }
             for drift in &table.drift {
                 let _ = write!(text, "\n  {drift}");
             }
-            let (shown, all) = (table.drift.len() as u64, table.drifted() + table.explained);
+            let (shown, all) = (table.drift.len() as u64, table.unequal());
             if all > shown {
                 let _ = write!(text, "\n  and {} more", all - shown);
             }
@@ -302,6 +308,19 @@ mod tests {
         let verdict = Verdict::of(vec![explained]);
         assert!(!verdict.clean && verdict.drifted() == 0);
         assert!(!Verdict::of(vec![TableVerdict::new("t")]).but("the transforms changed".into()).clean);
+    }
+
+    #[test]
+    fn rows_that_moved_each_time_and_rows_that_several_make_are_not_clean() {
+        let moving = TableVerdict { rows: 5, moving: 2, ..TableVerdict::new("a") };
+        let shared = TableVerdict { rows: 5, shared: 1, ..TableVerdict::new("b") };
+        for table in [moving, shared] {
+            assert!(!table.is_clean() && !table.noted(0).is_clean);
+            let verdict = Verdict::of(vec![table.clone()]).gated(0.999, 0.01, Vec::new());
+            assert!(!verdict.clean && verdict.drifted() == 0);
+            assert_eq!((verdict.gates[0].passed, verdict.gates[0].found), (false, table.unproven() as f64));
+            assert!(verdict.to_string().contains("not proven"), "{verdict}");
+        }
     }
 
     #[test]

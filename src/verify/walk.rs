@@ -1,8 +1,9 @@
 //! A table's walk: the source's rows, part by part, and what is left over at the target.
 //!
 //! A reader beside the comparer reads the next part while one is compared; both hold one part at a time. A part is at
-//! most a chunk of rows, and of so many bytes, however heavy a row is. Reads are short: a source that takes long for
-//! one is asked for less the next time.
+//! most a chunk of rows, and of so many bytes, however heavy a row is. **Invariant**: no read is open while what it has
+//! brought is compared or doubts are settled. Reads are short: a source that takes long for one, or whose rows are
+//! heavier than was thought, is asked for less the next time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use crate::{
     log::envelope::Encoder,
     model::{Change, DebeziumConnector, Images, Op, Origin, TableSchema, Value, Version},
     observe::{Captured, Room, Taken},
-    snapshot::{Block, Blocks, KeyRange, READ_BYTES_MAX, SnapshotError},
+    snapshot::{Block, Blocks, KeyRange, READ_BYTES_MAX, Scan, SnapshotError},
     source::Source,
     target::{Compared, Comparer, RowEvent, Walk},
 };
@@ -54,11 +55,28 @@ impl Walker<'_> {
         loop {
             let extras = comparer.extras().await?;
             if extras.is_empty() {
-                return Ok(());
+                break;
             }
             confirmer.add(extras, &[])?;
             confirmer.settle_some(comparer, verdict).await?;
         }
+        if comparer.note_shared().await? > 0 {
+            self.find_who_share(comparer, confirmer).await?;
+        }
+        Ok(())
+    }
+
+    /// Walks once more for the rows that make what several were seen to make, each perhaps at another moment.
+    async fn find_who_share(
+        &self,
+        comparer: &mut dyn Comparer,
+        confirmer: &mut Confirmer<'_>,
+    ) -> Result<(), VerifyError> {
+        let mut parts = self.read().await?;
+        while let Some(part) = parts.next().await? {
+            confirmer.add_shared(comparer.shared(&part, true).await?, &part)?;
+        }
+        Ok(())
     }
 
     /// Walks once more, and notes what the source's rows make: what is left over then was not made all the while.
@@ -127,10 +145,11 @@ impl Walker<'_> {
         let (mut parts, mut read) = (self.read().await?, 0);
         while let Some(part) = parts.next().await? {
             let began = Instant::now();
-            let Compared::Doubts(doubts, looked_at) = comparer.compare(&part).await? else { return Ok(false) };
+            let Compared::Part { doubts, rows, shared } = comparer.compare(&part).await? else { return Ok(false) };
             read += part.len() as u64;
-            verdict.rows += looked_at;
+            verdict.rows += rows;
             confirmer.add(doubts, &part)?;
+            confirmer.add_shared(shared, &part)?;
             confirmer.settle_some(comparer, verdict).await?;
             (self.show)(Progress { table: &verdict.table, rows: read, rows_total: parts.rows_total.max(read) });
             if let Some(rate) = self.verifier.rows_per_second {
@@ -195,32 +214,40 @@ struct Reader {
     parts: mpsc::Sender<Vec<RowEvent>>,
 }
 
+/// How reading a chunk ended.
+enum Chunk {
+    /// With so many bytes, after the longest of its reads.
+    Whole(usize, Duration),
+    /// It is heavier than a part may be: after so many rows it was left, and is to be read anew with fewer.
+    Heavy(u64),
+    /// Nobody wants it any more.
+    Unwanted,
+}
+
 impl Reader {
     async fn run(mut self) -> Result<(), SnapshotError> {
         let mut scan = self.source.scan().await?;
-        scan.estimate(&self.schema).await?;
-        let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
-        let room = Room::new(READ_BYTES_MAX);
-        let (mut lower, mut rows) = (None::<String>, self.chunk_rows.max(1));
+        let row_bytes = scan.estimate(&self.schema).await?.row_bytes;
+        let fit = (PART_BYTES_MAX as u64).checked_div(row_bytes).unwrap_or(u64::MAX);
+        let (mut lower, mut rows) = (None::<String>, self.chunk_rows.min(fit).max(1));
+        // A source without an order hands out pages: nothing is open between two of them.
+        let has_reads = self.captured.position.has_one_order();
         loop {
             let upper = scan.next_bound(&self.schema, lower.as_deref(), rows).await?;
-            let mut range = KeyRange { lower, upper: upper.clone() };
-            loop {
-                let began = Instant::now();
-                let (blocks, incoming) = Blocks::new(&room);
-                let schema = Arc::clone(&self.schema);
-                let reading = scan.read(&schema, &range, Version::MIN, &mut captured, blocks);
-                let (read, sent) = tokio::join!(reading, self.encode(incoming));
-                if !sent? {
-                    return Ok(());
+            let range = KeyRange { lower: lower.clone(), upper: upper.clone() };
+            match self.chunk(&mut *scan, range, has_reads && rows > 1).await? {
+                Chunk::Unwanted => return Ok(()),
+                Chunk::Heavy(read) => {
+                    rows = (read / 2).max(1);
+                    // The one that was left may still have rows on their way.
+                    scan = self.source.scan().await?;
+                    continue;
                 }
-                if began.elapsed() > READ_LONG {
-                    rows = (rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
+                Chunk::Whole(_, took) if took > READ_LONG => {
+                    rows = (rows / 2).max(CHUNK_ROWS_MIN.min(rows));
                 }
-                match read? {
-                    Some(rest) => range.lower = Some(rest),
-                    None => break,
-                }
+                Chunk::Whole(bytes, _) if bytes < PART_BYTES_MAX / 4 => rows = (rows * 2).min(self.chunk_rows.max(1)),
+                Chunk::Whole(..) => {}
             }
             if upper.is_none() {
                 return Ok(());
@@ -229,24 +256,72 @@ impl Reader {
         }
     }
 
-    /// Hands on what a read brings; false if nobody wants it any more.
-    async fn encode(&mut self, mut blocks: mpsc::Receiver<(Block, Taken)>) -> Result<bool, SnapshotError> {
-        let (mut part, mut bytes) = (Vec::new(), 0);
-        while let Some((block, _taken)) = blocks.recv().await {
-            for row in block.rows {
-                let event = self.encoding.event(&self.schema, row)?;
-                bytes += event.key.len() + event.value.len();
-                part.push(event);
-                if bytes >= PART_BYTES_MAX {
-                    bytes = 0;
-                    if self.parts.send(std::mem::take(&mut part)).await.is_err() {
-                        return Ok(false);
+    async fn chunk(
+        &mut self,
+        scan: &mut dyn Scan,
+        mut range: KeyRange,
+        may_leave: bool,
+    ) -> Result<Chunk, SnapshotError> {
+        let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
+        let (room, mut bytes, mut longest) = (Room::new(READ_BYTES_MAX), 0, Duration::ZERO);
+        loop {
+            let began = Instant::now();
+            let (blocks, incoming) = Blocks::new(&room);
+            let schema = Arc::clone(&self.schema);
+            let reading = scan.read(&schema, &range, Version::MIN, &mut captured, blocks);
+            let (read, gathered) = tokio::join!(reading, self.gather(incoming, may_leave));
+            longest = longest.max(began.elapsed());
+            match gathered? {
+                Gathered::Part(part, size) => {
+                    bytes += size;
+                    if !part.is_empty() && self.parts.send(part).await.is_err() {
+                        return Ok(Chunk::Unwanted);
                     }
                 }
+                Gathered::Heavy(rows) => return Ok(Chunk::Heavy(rows)),
+                Gathered::Unwanted => return Ok(Chunk::Unwanted),
+            }
+            match read? {
+                Some(rest) => range.lower = Some(rest),
+                None => return Ok(Chunk::Whole(bytes, longest)),
             }
         }
-        Ok(part.is_empty() || self.parts.send(part).await.is_ok())
     }
+
+    /// Takes what a read brings. What is more than a part is left, or, where that may not be, handed on at once.
+    async fn gather(
+        &mut self,
+        mut blocks: mpsc::Receiver<(Block, Taken)>,
+        may_leave: bool,
+    ) -> Result<Gathered, SnapshotError> {
+        let (mut part, mut bytes, mut all) = (Vec::new(), 0, 0);
+        while let Some((block, _taken)) = blocks.recv().await {
+            for row in block.rows {
+                if bytes >= PART_BYTES_MAX {
+                    if may_leave {
+                        return Ok(Gathered::Heavy(part.len() as u64));
+                    }
+                    bytes = 0;
+                    if self.parts.send(std::mem::take(&mut part)).await.is_err() {
+                        return Ok(Gathered::Unwanted);
+                    }
+                }
+                let event = self.encoding.event(&self.schema, row)?;
+                let size = event.key.len() + event.value.len();
+                (bytes, all) = (bytes + size, all + size);
+                part.push(event);
+            }
+        }
+        Ok(Gathered::Part(part, all))
+    }
+}
+
+/// What a read has brought.
+enum Gathered {
+    /// Its rows, or the last of them, and the bytes of all.
+    Part(Vec<RowEvent>, usize),
+    Heavy(u64),
+    Unwanted,
 }
 
 /// Rows of the source as records of the log would have them.

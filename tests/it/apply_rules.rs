@@ -418,6 +418,42 @@ async fn rule_23_a_row_that_fails_again_renews_its_letter_and_fences_from_there(
     assert_eq!(rig.count("cutover.dead_letters").await, 0);
 }
 
+/// A row of the copy that is refused, and then changes of the stream that are older or newer; a filter takes the row
+/// out in one of them.
+async fn late_changes(late: &[Vec<BatchEvent>], letters: u64) {
+    let ddl = "CREATE TABLE open_users (id bigint PRIMARY KEY, email text, age int)";
+    let sql = "SELECT id, email, age::int AS age FROM users WHERE email <> 'closed'";
+    let rig = Rig::new(ddl, &[users()], &[("open_users.sql", sql)]).await;
+    let (mut changes, mut snapshot) = (rig.lane(Topic::Changes).await, rig.lane(Topic::Snapshot).await);
+    changes.apply(vec![insert(&users(), 1, &user(1, "a"))]).await;
+    assert_eq!(snapshot.apply(vec![read(&users(), 6, &bad_user("d"))]).await.dead_letters, 1);
+    for batch in late {
+        changes.apply(batch.clone()).await;
+        assert_eq!(rig.rows(EMAILS, "open_users").await, ["(1,a)"], "what was shown before the letter");
+    }
+    assert_eq!(rig.count("cutover.dead_letters").await, letters);
+    // What they would have removed goes with the next good change.
+    changes.apply(vec![update(&users(), 9, &bad_user("e"), &user(1, "closed"))]).await;
+    assert_eq!(rig.count("open_users").await, 0);
+    assert_eq!(rig.count("cutover.dead_letters").await, 0);
+}
+
+fn bad_user(email: &str) -> Value {
+    json!({ "id": 1, "email": email, "age": "x", "boss": null })
+}
+
+#[tokio::test]
+async fn rule_23_older_changes_are_kept_out_and_what_they_would_have_removed_is_known() {
+    let (first, second, closed) = (user(1, "a"), user(1, "b"), user(1, "closed"));
+    let older = || vec![update(&users(), 4, &first, &second), update(&users(), 5, &second, &closed)];
+    let refused = || update(&users(), 7, &closed, &bad_user("e"));
+    let one_by_one = vec![older()[..1].to_vec(), [&older()[1..], &[refused()]].concat()];
+    for late in [vec![older(), vec![refused()]], one_by_one, vec![[older(), vec![refused()]].concat()]] {
+        // The copy's letter, the older change that tells what is shown, and the newer one.
+        Box::pin(late_changes(&late, 3)).await;
+    }
+}
+
 #[tokio::test]
 async fn rule_23_a_row_read_again_at_the_letters_own_version_removes_what_the_letter_would_have() {
     let ddl = "CREATE TABLE open_users (id bigint PRIMARY KEY, email text, age int)";

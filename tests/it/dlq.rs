@@ -95,6 +95,33 @@ async fn rule_23_a_row_that_the_source_has_no_more_is_deleted_at_the_watermark()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_23_rows_whose_keys_differ_in_case_or_accents_alone_are_all_read_again() {
+    for source in [Mysql::v57().await, Mysql::v80().await, Mysql::v97().await, Mysql::mariadb().await] {
+        let at_source = "CREATE TABLE words (no int, word varchar(9) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, n int,
+                PRIMARY KEY (no, word));
+            CREATE TABLE names (name varchar(9) CHARACTER SET latin1 COLLATE latin1_bin PRIMARY KEY, n int);
+            INSERT INTO words VALUES (1, 'a', 1), (1, 'A', 2), (1, '\u{e4}', 3), (1, 'b', 4), (2, 'a', 5);
+            INSERT INTO names VALUES ('e', 1), ('E', 2), ('\u{e9}', 3), ('f', 4)";
+        let at_target = "CREATE TABLE words (no int, word text, n int CHECK (n < 100), PRIMARY KEY (no, word));
+            CREATE TABLE names (name text PRIMARY KEY, n int CHECK (n < 100))";
+        let rig = Rig::new(source, Postgres::v15().await, &["words", "names"], at_source, at_target).await;
+        let _worker = rig.following().await;
+        // No other key is read with them: then the server would look for each.
+        let alike = "UPDATE words SET n = n + 100 WHERE n < 4; UPDATE names SET n = n + 100 WHERE n < 4";
+        rig.source.exec(alike).await;
+        rig.eventually("set aside", async |status| status["dead_letters"] == 6).await;
+        rig.target
+            .exec("ALTER TABLE words DROP CONSTRAINT words_n_check; ALTER TABLE names DROP CONSTRAINT names_n_check")
+            .await;
+        let (code, text) = said(&rig, &["dlq", "retry", "--all"]).await;
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("6 tried again: 6 stored"), "{text}");
+        rig.target_has("SELECT count(*), sum(n) FROM words", "5 315").await;
+        rig.target_has("SELECT count(*), sum(n) FROM names", "4 310").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retry_survives_the_worker_that_took_it() {
     let (rig, mut worker) = too_long(Mysql::v80().await, "INSERT INTO t VALUES (2, 'longer than five')", 1).await;
     rig.target.exec("ALTER TABLE t ALTER v TYPE varchar(40)").await;

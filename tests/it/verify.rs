@@ -33,7 +33,7 @@ const TARGET_TABLES: &str = "
     CREATE TABLE nothing (id int PRIMARY KEY)";
 const ROWS: u32 = 3000;
 
-async fn seed(source: &Mysql) {
+pub(crate) async fn seed(source: &Mysql) {
     source.exec(MYSQL_TABLES).await;
     let items: Vec<String> = (1..=ROWS)
         .map(|id| {
@@ -52,7 +52,7 @@ async fn seed(source: &Mysql) {
 }
 
 /// A verdict and the exit code with it.
-async fn verify(work: &Workspace, arguments: &[&str]) -> (Option<i32>, Value) {
+pub(crate) async fn verify(work: &Workspace, arguments: &[&str]) -> (Option<i32>, Value) {
     let out = work.run(&[&["verify", "--json"], arguments].concat()).await;
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     let verdict = serde_json::from_str(&said);
@@ -60,13 +60,13 @@ async fn verify(work: &Workspace, arguments: &[&str]) -> (Option<i32>, Value) {
     (out.status.code(), verdict)
 }
 
-fn of<'v>(verdict: &'v Value, table: &str) -> &'v Value {
+pub(crate) fn of<'v>(verdict: &'v Value, table: &str) -> &'v Value {
     let tables = verdict["tables"].as_array().expect("tables");
     tables.iter().find(|found| found["table"] == table).unwrap_or_else(|| panic!("{table}: {verdict}"))
 }
 
 /// The rows that were told of a table: kind and key.
-fn told(verdict: &Value, table: &str) -> Vec<String> {
+pub(crate) fn told(verdict: &Value, table: &str) -> Vec<String> {
     let drift = of(verdict, table)["drift"].as_array().expect("drift");
     let text = |row: &Value| {
         let key: Vec<&str> = row["key"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
@@ -77,11 +77,11 @@ fn told(verdict: &Value, table: &str) -> Vec<String> {
     told
 }
 
-fn counts(verdict: &Value, table: &str) -> [u64; 4] {
+pub(crate) fn counts(verdict: &Value, table: &str) -> [u64; 4] {
     ["rows", "missing", "extra", "different"].map(|name| of(verdict, table)[name].as_u64().unwrap())
 }
 
-async fn assert_clean(work: &Workspace) {
+pub(crate) async fn assert_clean(work: &Workspace) {
     let (code, verdict) = verify(work, &[]).await;
     assert_eq!((code, verdict["clean"].as_bool()), (Some(0), Some(true)), "{verdict}");
 }
@@ -110,7 +110,7 @@ fn assert_drift(verdict: &Value) {
     assert!(rate > 0.99 && rate < 1.0, "{rate}");
 }
 
-async fn moved(source: Mysql) -> Rig {
+pub(crate) async fn moved(source: Mysql) -> Rig {
     seed(&source).await;
     let rig = Rig::new(source, Postgres::v15().await, &["items", "carts", "nothing"], "SELECT 1", TARGET_TABLES).await;
     rig.work.configure_also("[snapshot]\nchunk_rows = 400\n");
@@ -332,7 +332,7 @@ async fn drift_of_every_kind_is_found_on_postgresql_whatever_its_keys_and_partit
     worker.kill9().await;
 }
 
-async fn following(work: &Workspace) -> Worker {
+pub(crate) async fn following(work: &Workspace) -> Worker {
     let worker = work.start(&[]);
     eventually("synced", Duration::from_secs(60), async || {
         let status = work.run(&["status", "--json"]).await;
@@ -474,7 +474,7 @@ async fn a_repair_stops_at_its_bound_and_without_a_worker_and_tells_what_the_tar
     rig.target.exec("ALTER TABLE items ADD CHECK (id <> 101 OR qty = 77)").await;
     let (code, verdict) = verify(&rig.work, &["--repair-all"]).await;
     assert_eq!((code, told(&verdict, "items")), (Some(1), vec!["explained 101".into()]), "{verdict}");
-    assert_eq!(of(&verdict, "items")["repaired"], 3, "{verdict}");
+    assert_eq!(of(&verdict, "items")["repaired"], 2, "what the target refuses is not repaired: {verdict}");
     worker.kill9().await;
     rig.eventually("no worker", async |status| status["worker_running"] == false).await;
     let out = rig.work.run(&["verify", "--repair"]).await;

@@ -308,7 +308,8 @@ impl Scanner {
         Ok(())
     }
 
-    async fn end_snapshot(&mut self) -> Result<(), ScanError> {
+    /// Ends the transaction of the last read, which keeps the table's definition as it is while it is open.
+    pub async fn end_snapshot(&mut self) -> Result<(), ScanError> {
         if self.in_snapshot {
             self.conn.query_drop("COMMIT").await.map_err(|error| QueryError::new("closing a snapshot", error))?;
             self.in_snapshot = false;

@@ -360,7 +360,8 @@ impl Scanner {
         }
     }
 
-    async fn end_snapshot(&mut self) -> Result<(), ScanError> {
+    /// Ends the transaction of the last read, which keeps the table's definition as it is while it is open.
+    pub async fn end_snapshot(&mut self) -> Result<(), ScanError> {
         if self.in_snapshot {
             self.session.client.batch_execute("COMMIT").await.map_err(PgError::from)?;
             self.in_snapshot = false;

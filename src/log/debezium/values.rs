@@ -10,7 +10,7 @@ use super::{
     DebeziumError,
     message::{Cell, list, object},
 };
-use crate::log::envelope::json::write_string;
+use crate::{log::envelope::json::write_string, observe::civil};
 
 /// What stands for a value that the connector does not have (`unavailable.value.placeholder`), as text and as bytes.
 const UNAVAILABLE: [&str; 2] = ["__debezium_unavailable_value", "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="];
@@ -147,25 +147,9 @@ fn iso(text: &str) -> Cow<'_, str> {
 }
 
 /// The date so many days after 1970-01-01, as PostgreSQL reads it.
-///
-/// After <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>.
 fn date(days: i64) -> String {
     let (year, month, day) = civil(days);
     if year > 0 { format!("{year:04}-{month:02}-{day:02}") } else { format!("{:04}-{month:02}-{day:02} BC", 1 - year) }
-}
-
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = i128::from(days) + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i128::from(month <= 2);
-    let narrow = |number: i128| i64::try_from(number).unwrap_or(i64::MAX);
-    (narrow(year), narrow(month), narrow(day))
 }
 
 /// An instant with six digits of a second's fraction; finer ones are cut, as PostgreSQL has none.

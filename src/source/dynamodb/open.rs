@@ -146,6 +146,11 @@ impl Source for DynamoSource {
         Ok(Position::Dynamo(DynamoPosition::at(self.service().await?.now_us().await?)))
     }
 
+    async fn is_quiet_after(&self, _reached: &Position) -> Result<bool, SnapshotError> {
+        // Shards are read to know it.
+        Ok(false)
+    }
+
     async fn children(
         &self,
         _table: &Arc<TableSchema>,

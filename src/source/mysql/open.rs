@@ -190,6 +190,11 @@ impl Source for MysqlSource {
         Ok(Position::Mysql(end))
     }
 
+    async fn is_quiet_after(&self, _reached: &Position) -> Result<bool, SnapshotError> {
+        // The end of the binlog is that of its last event, and moves with nothing else.
+        Ok(false)
+    }
+
     async fn fetch(
         &self,
         table: &Arc<TableSchema>,
@@ -247,7 +252,9 @@ impl MysqlScan {
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
         let rows = self.scanner.read_chunk(table, lower, upper, watermark).await?;
         let version = rows.version;
-        hand_over(rows, version, blocks).await
+        hand_over(rows, version, blocks).await?;
+        // The connection may rest until another table has a chunk to be read.
+        Ok(self.scanner.end_snapshot().await?)
     }
 }
 

@@ -33,6 +33,20 @@ use crate::{
 /// How often it is looked up what the server need not keep. With the embedded log that is a query at the target.
 const DURABLE_EVERY: Duration = Duration::from_secs(2);
 
+/// Whether the slot `$1`, which nobody reads, has no row of the publication `$2` in a transaction that ended behind
+/// `$3`. The log goes on by itself (checkpoints, other databases), so that its end says nothing. A slot that was told
+/// of more than that does not have it any more, and one with much to decode is not asked. Of each transaction the last
+/// message is its commit, at its end: I, U, D and T are its rows.
+const IS_QUIET: &str = "SELECT CASE WHEN NOT s.active AND s.confirmed_flush_lsn <= $3::text::pg_lsn \
+    AND pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn) < 1073741824 \
+  THEN (SELECT coalesce(sum(c.messages), 0) < $4::bigint AND NOT coalesce(bool_or(c.rows AND c.ended > $3::text::pg_lsn), false) \
+    FROM (SELECT max(p.lsn) AS ended, bool_or(get_byte(p.data, 0) IN (73, 85, 68, 84)) AS rows, count(*) AS messages \
+      FROM pg_logical_slot_peek_binary_changes(s.slot_name, NULL, $4::bigint::int, \
+        'proto_version', '1', 'publication_names', $2::text) p GROUP BY p.xid) c) \
+  ELSE false END FROM pg_replication_slots s WHERE s.slot_name = $1";
+/// Messages of the slot that are looked at.
+const PEEKED_MAX: i64 = 100_000;
+
 /// One PostgreSQL server.
 #[derive(Debug)]
 pub struct PostgresSource {
@@ -154,6 +168,20 @@ impl Source for PostgresSource {
         Ok(Position::Postgres(facts.position(&self.capture.slot)))
     }
 
+    async fn is_quiet_after(&self, reached: &Position) -> Result<bool, SnapshotError> {
+        let Position::Postgres(reached) = reached else { return Ok(false) };
+        let session = self.session().await.map_err(ScanError::from)?;
+        let facts = ServerFacts::load(&session.client).await.map_err(ScanError::from)?;
+        if !facts.position(&self.capture.slot).same_history(reached) {
+            return Ok(false);
+        }
+        let publication = format!("\"{}\"", self.capture.slot);
+        let (slot, reached) = (&self.capture.slot, reached.lsn.to_string());
+        let answer = session.client.query_opt(IS_QUIET, &[slot, &publication, &reached, &PEEKED_MAX]).await;
+        let answer = answer.map_err(|error| ScanError::from(PgError::from(error)))?;
+        Ok(answer.is_some_and(|row| row.get(0)))
+    }
+
     async fn children(
         &self,
         _table: &Arc<TableSchema>,
@@ -260,6 +288,8 @@ impl Scan for PostgresScan {
         let rows = self.0.read_chunk(table, lower, upper, watermark).await?;
         let version = rows.version;
         hand_over(rows, version, &blocks).await?;
+        // The connection may rest until another table has a chunk to be read.
+        self.0.end_snapshot().await?;
         Ok(None)
     }
 }

@@ -53,17 +53,21 @@ impl PostgresSink {
     /// Writes and commits the batch, unless its source transaction goes on in the next one.
     async fn attempt(&mut self, batch: &Batch, bisects: bool) -> Result<Applied, Failure> {
         let mut items = items::by_row(&batch.events);
-        let mut touched = self.parked.fence(&mut items);
+        let mut fenced = self.parked.fence(&mut items);
         if self.replay == Some(Pass::Deletes) {
             // A delete clears nothing before the rest of its event is applied.
-            touched.clear();
+            fenced.touched.clear();
+        }
+        if self.replay.is_some() {
+            // It ends with reading such rows again.
+            fenced.kept_out.clear();
         }
         let (client, pipeline) = (&self.session.client, &self.options.pipeline);
-        let older = parked::events(client, pipeline, &touched, &mut self.schemas).await;
+        let older = parked::events(client, pipeline, &fenced.touched, &mut self.schemas).await;
         let older = older.map_err(|error| Failure::Stop(stop(error)))?;
         parked::attach(&mut items, &older);
-        let mut applied = if bisects {
-            self.write_by_bisection(batch, items, &touched).await?
+        let mut applied = if bisects || !fenced.kept_out.is_empty() {
+            self.write_by_bisection(batch, items, &fenced).await?
         } else {
             let plans = self.plans.clone();
             let input = WriteInput::new(&plans, &mut self.bindings, &items).map_err(Failure::Stop)?;
@@ -72,7 +76,7 @@ impl PostgresSink {
             }
             let mut steps = Steps::default();
             self.queue_prelude(&mut steps, batch, &input).await?;
-            self.queue_side_work(&mut steps, batch, &items, &touched).await?;
+            self.queue_side_work(&mut steps, batch, &items, &fenced.touched).await?;
             self.queue_writes(&mut steps, &input, false).await?;
             if self.open.is_some() || !batch.complete {
                 steps.simple(Mark::Done, "SET CONSTRAINTS ALL IMMEDIATE");

@@ -13,7 +13,7 @@ use super::{
     failure::{self, Failure, Verdict},
     input::WriteInput,
     items::{Item, SourceKey},
-    parked::ParkedRow,
+    parked::{Fenced, ParkedRow},
     steps::Steps,
 };
 use crate::{
@@ -24,6 +24,9 @@ use crate::{
 
 /// How often the rows of one batch that wait for each other are tried.
 const ROUNDS_MAX: u32 = 3;
+
+/// SQLSTATE of a change that comes later than a newer one that is a dead letter: a constraint of ours.
+const KEPT_OUT: &str = "23000";
 
 /// Rows to try together.
 struct Set<'a> {
@@ -44,7 +47,7 @@ pub(super) struct Waiting<'a> {
 #[derive(Default)]
 pub(super) struct Outcome<'a> {
     tables: BTreeMap<String, Counts>,
-    dead: Vec<ParkedRow<'a>>,
+    pub(super) dead: Vec<ParkedRow<'a>>,
     pub(super) waiting: Vec<Waiting<'a>>,
     /// Rows written, with the newest version of each.
     pub(super) written: Vec<(SourceKey, Version)>,
@@ -74,7 +77,7 @@ impl PostgresSink {
         &mut self,
         batch: &Batch,
         items: Vec<Item<'_>>,
-        touched: &HashSet<SourceKey>,
+        Fenced { touched, kept_out }: &Fenced<'_>,
     ) -> Result<Applied, Failure> {
         let plans = self.plans.clone();
         let mut steps = Steps::default();
@@ -86,7 +89,8 @@ impl PostgresSink {
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;
         let freed = answers::freed(&answers)?;
-        let outcome = self.settle(items).await?;
+        let mut outcome = self.settle(items).await?;
+        outcome.dead.extend(kept_out.iter().copied().map(late));
         let cleared: Vec<_> = outcome.written.iter().filter(|(key, _)| touched.contains(key)).cloned().collect();
         self.clear_parked(&cleared).await?;
         Ok(Applied { freed, ..self.park(outcome).await? })
@@ -247,6 +251,7 @@ impl PostgresSink {
         let Some(newest) = item.newest() else { return };
         if item.events.len() > 1 {
             // Its events one after the other, as if they had come alone; the oldest on top of the stack.
+            let item = self.fence_events(item, outcome);
             for event in item.events.iter().rev() {
                 let single = Item { events: vec![event], parked: item.parked.clone(), without_before: false };
                 stack.push(Set { items: vec![single], replace });
@@ -270,6 +275,14 @@ impl PostgresSink {
         }
     }
 
+    /// Leaves out what a newer dead letter keeps out of the events of a row, and parks what would be missed. A replay
+    /// ends with reading such rows again.
+    fn fence_events<'a>(&self, item: Item<'a>, outcome: &mut Outcome<'a>) -> Item<'a> {
+        let (item, kept_out) = self.parked.fence_events(item);
+        outcome.dead.extend(kept_out.filter(|_| self.replay.is_none()).map(late));
+        item
+    }
+
     /// Several rows claim one key: all but the newest of each are parked.
     async fn separate<'a>(
         &mut self,
@@ -291,7 +304,9 @@ impl PostgresSink {
             return Ok(());
         }
         let taken = if culprits.is_empty() { std::mem::take(&mut items) } else { remove(&mut items, &culprits) };
-        for Item { mut events, parked: older, without_before } in taken {
+        for item in taken {
+            let item = self.fence_events(item, outcome);
+            let Item { mut events, parked: older, without_before } = item;
             let Some(newest) = events.pop() else { continue };
             following(stack, newest).for_each(|item| item.parked.push(newest));
             outcome.dead.push(parked(newest, &refusal));
@@ -304,6 +319,12 @@ impl PostgresSink {
         stack.push(Set { items, replace });
         Ok(())
     }
+}
+
+/// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the target
+/// shows of the row, and what the next change has to remove.
+pub(super) fn late(event: &RowEvent) -> ParkedRow<'_> {
+    parked(event, &refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later"))
 }
 
 /// Rows whose events were tried one after the other, and wait, as one item each again: apart they would claim each

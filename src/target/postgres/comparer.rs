@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio_postgres::{Row, Statement, types::ToSql};
 
 use super::{
-    comparison::{Comparison, orphans, seen_table},
+    comparison::{Comparison, orphans, seen_table, shared_table},
     failure::{Failure, of_comparison, stop},
     input::{Binding, Bindings, ImageRows, WriteInput},
     items::Item,
@@ -20,9 +20,9 @@ use super::{
     steps::Param,
 };
 use crate::{
-    database::postgres::{Address, Options, PgError, Session},
+    database::postgres::{Address, Options, PgError, Refusal, Session},
     model::{Plan, TableName, TargetTable, Version},
-    target::{ApplyError, Compared, Comparer, Difference, Doubt, Looks, RowEvent, Walk},
+    target::{ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Walk},
 };
 
 /// Extra rows that are handed out at once, and that a part's range of keys may have before the table is walked
@@ -81,7 +81,7 @@ impl PostgresComparer {
         Ok(self.session.client.query(&statement, &params).await?)
     }
 
-    fn plan(&self, plan: usize) -> Result<&Plan, ApplyError> {
+    pub(super) fn plan(&self, plan: usize) -> Result<&Plan, ApplyError> {
         self.plans.get(plan).ok_or(ApplyError::Contended)
     }
 
@@ -92,12 +92,13 @@ impl PostgresComparer {
         make: impl Fn(&Comparison<'_>) -> String,
     ) -> Result<String, ApplyError> {
         let plan = self.plan(binding.plan)?;
-        let seen = seen_table(binding.plan);
+        let (seen, shared) = (seen_table(binding.plan), shared_table(binding.plan));
         let marked = is_marked(plan.coverage, Part::Live);
         let comparison = Comparison {
             builder: Builder { plan, types: &binding.types, pipeline: &self.pipeline, replays: false },
             looks: self.looks,
             seen: &seen,
+            shared: &shared,
             first: 2 + usize::from(marked) + binding.types.len(),
         };
         Ok(make(&comparison))
@@ -176,15 +177,17 @@ impl Comparer for PostgresComparer {
     }
 
     async fn compare(&mut self, rows: &[RowEvent]) -> Result<Compared, ApplyError> {
-        let (mut doubts, mut most) = (Vec::new(), 0);
+        let (mut doubts, mut most, mut keys_shared) = (Vec::new(), 0, 0);
         for pass in 0..self.passes.len() {
-            let Some(looked_at) = self.pass(pass, rows, &mut doubts).await? else { return Ok(Compared::Unordered) };
-            most = most.max(looked_at);
+            let Some(counts) = self.pass(pass, rows, &mut doubts).await? else { return Ok(Compared::Unordered) };
+            most = most.max(counts.rows);
+            keys_shared += counts.keys_shared;
         }
         // A contributor whose deletes are not followed leaves what it has filled.
         doubts.retain(|doubt| doubt.difference != Difference::Extra || !self.keeps(doubt.plan));
         let looked_at = if self.looks.sample.is_some() { most } else { rows.len() as u64 };
-        Ok(Compared::Doubts(doubts, looked_at))
+        let shared = if keys_shared > 0 { self.that_share(rows, false).await? } else { Vec::new() };
+        Ok(Compared::Part { doubts, rows: looked_at, shared })
     }
 
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError> {
@@ -197,63 +200,26 @@ impl Comparer for PostgresComparer {
 
     async fn again(
         &mut self,
+        table: &TableName,
         rows: &[RowEvent],
         keys: &[(usize, Vec<Option<String>>)],
-    ) -> Result<Vec<Doubt>, ApplyError> {
-        let plans = Arc::clone(&self.plans);
-        let items: Vec<Item<'_>> = rows.iter().map(Item::new).collect();
-        let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
-        let nothing = ImageRows::default();
-        let mut doubts = Vec::new();
-        let mut wanted: Vec<usize> = keys.iter().map(|(plan, _)| *plan).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        for index in wanted {
-            let Some(plan) = plans.get(index) else { continue };
-            let (binding, images) = match self.images(index, &input) {
-                Some(found) => found,
-                None => (self.own_binding(index)?, &nothing),
-            };
-            let mut params = image_params(plan, &binding, &input, images);
-            for column in 0..plan.target.key.len() {
-                let own = keys.iter().filter(|(plan, key)| *plan == index && !key.is_empty());
-                let texts: Vec<Option<String>> = own.map(|(_, key)| key.get(column).cloned().flatten()).collect();
-                params.push(Box::new(texts));
-            }
-            let keeps = plan.role.keeps();
-            let text = self.text(&binding, |c| c.given())?;
-            match self.query(&text, &params).await.map_err(of_comparison) {
-                Ok(found) => {
-                    for row in &found {
-                        let mut doubt = self.doubt(&binding, row)?;
-                        doubt.row = doubt.row.and_then(|image| images.items.get(image)).copied();
-                        if doubt.difference != Difference::Extra || !keeps {
-                            doubts.push(doubt);
-                        }
-                    }
-                }
-                Err(Failure::Stop(error)) => return Err(error),
-                Err(Failure::Rows(refusal)) if rows.len() == 1 => doubts.push(refused(index, 0, &refusal.to_string())),
-                Err(Failure::Rows(_)) if rows.len() > 1 => {
-                    return self.again_one_by_one(rows, keys).await;
-                }
-                Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => {
-                    return Err(ApplyError::Contended);
-                }
-            }
-        }
-        doubts.extend(
-            input
-                .unsendable
-                .iter()
-                .flat_map(|row| keys.iter().take(1).map(|(plan, _)| refused(*plan, *row, "it holds a NUL byte"))),
-        );
-        Ok(doubts)
+        sources: &[String],
+    ) -> Result<Looked, ApplyError> {
+        self.look_again(table, rows, keys, sources).await
     }
 
-    async fn orphans(&mut self) -> Result<Vec<(String, u64)>, ApplyError> {
+    async fn note_shared(&mut self) -> Result<u64, ApplyError> {
+        self.note_shared_keys().await
+    }
+
+    async fn shared(&mut self, rows: &[RowEvent], noted: bool) -> Result<Vec<Shared>, ApplyError> {
+        self.that_share(rows, noted).await
+    }
+
+    async fn orphans(&mut self, tables: &[TableName]) -> Result<Vec<(String, u64)>, ApplyError> {
         let plans = Arc::clone(&self.plans);
-        let mut targets: Vec<&TargetTable> = plans.iter().map(|plan| plan.target.as_ref()).collect();
+        let plans = plans.iter().filter(|plan| tables.contains(&plan.source.table));
+        let mut targets: Vec<&TargetTable> = plans.map(|plan| plan.target.as_ref()).collect();
         targets.sort_by(|a, b| a.name.cmp(&b.name));
         targets.dedup_by(|a, b| a.name == b.name);
         let mut found = Vec::new();
@@ -267,15 +233,11 @@ impl Comparer for PostgresComparer {
     }
 
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError> {
-        let plans = Arc::clone(&self.plans);
-        let items: Vec<Item<'_>> = rows.iter().map(Item::new).collect();
-        let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
         let mut made = 0;
-        for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| !plan.role.keeps()) {
-            let Some((binding, images)) = self.images(index, &input) else { continue };
-            let text = self.text(&binding, |c| c.count_made())?;
-            let params = image_params(plan, &binding, &input, images);
-            made += first_count(&self.query(&text, &params).await.map_err(stop)?)?;
+        for plan in 0..self.plans.len() {
+            if !self.keeps(plan) {
+                made += self.count_made(plan, rows).await?;
+            }
         }
         Ok(made)
     }
@@ -294,50 +256,67 @@ impl Comparer for PostgresComparer {
 }
 
 impl PostgresComparer {
-    fn keeps(&self, plan: usize) -> bool {
+    pub(super) fn keeps(&self, plan: usize) -> bool {
         self.plans.get(plan).is_some_and(|plan| plan.role.keeps())
     }
 
-    /// The rows one by one where one of them cannot be transformed: what it had made is extra then, and it is told.
-    async fn again_one_by_one(
-        &mut self,
-        rows: &[RowEvent],
-        keys: &[(usize, Vec<Option<String>>)],
-    ) -> Result<Vec<Doubt>, ApplyError> {
-        let mut doubts: Vec<Doubt> = Vec::new();
-        let mut good: Vec<RowEvent> = Vec::new();
-        let mut places = Vec::new();
-        let plans: Vec<(usize, Vec<Option<String>>)> = keys
-            .iter()
-            .map(|(plan, _)| (*plan, Vec::new()))
-            .collect::<std::collections::BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        for (place, row) in rows.iter().enumerate() {
-            let alone = Box::pin(self.again(std::slice::from_ref(row), &plans)).await?;
-            let bad: Vec<Doubt> = alone.into_iter().filter(|doubt| doubt.difference == Difference::Refused).collect();
-            if bad.is_empty() {
-                good.push(row.clone());
-                places.push(place);
+    /// How many rows a plan makes of these; those that cannot be transformed are found by halving.
+    async fn count_made(&mut self, index: usize, rows: &[RowEvent]) -> Result<u64, ApplyError> {
+        let plans = Arc::clone(&self.plans);
+        let Some(plan) = plans.get(index) else { return Ok(0) };
+        let (mut made, mut parts) = (0, vec![rows]);
+        while let Some(rows) = parts.pop() {
+            let items: Vec<Item<'_>> = rows.iter().map(Item::new).collect();
+            let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
+            made += input.unsendable.len() as u64;
+            let Some((binding, images)) = self.images(index, &input) else { continue };
+            let text = self.text(&binding, |c| c.count_made())?;
+            let params = image_params(plan, &binding, &input, images);
+            match self.query(&text, &params).await.map_err(of_comparison) {
+                Ok(found) => made += first_count(&found)?,
+                Err(Failure::Stop(error)) => return Err(error),
+                Err(Failure::Rows(_)) if rows.len() > 1 => {
+                    made -= input.unsendable.len() as u64;
+                    let (first, second) = rows.split_at(rows.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(Failure::Rows(_)) => made += 1,
+                Err(Failure::Clash | Failure::Unsendable | Failure::Reload) => return Err(ApplyError::Contended),
             }
-            doubts.extend(bad.into_iter().map(|doubt| Doubt { row: Some(place), ..doubt }));
         }
-        let among = Box::pin(self.again(&good, keys)).await?;
-        doubts.extend(among.into_iter().map(|doubt| {
-            let row = doubt.row.and_then(|row| places.get(row)).copied();
-            Doubt { row, ..doubt }
-        }));
-        Ok(doubts)
+        Ok(made)
+    }
+
+    /// What the target says of a row that it refuses. Its own words may have values of the row in them.
+    pub(super) fn said(&self, refusal: &Refusal) -> String {
+        let sqlstate = &refusal.sqlstate;
+        if self.looks.values {
+            return format!("{} (SQLSTATE {sqlstate})", refusal.message);
+        }
+        format!("the target refuses it with SQLSTATE {sqlstate}; `--values` shows its words")
     }
 }
 
-/// How many rows were looked at, if that is what an answer's row says.
-pub(super) fn counted(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
-    let is_count = row.try_get::<_, &str>(0)? == "rows";
-    Ok(if is_count { row.try_get::<_, Option<i64>>(1)?.map(i64::unsigned_abs) } else { None })
+/// What a statement's row of counts says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// Keys that more than one of the source's rows make.
+    pub keys_shared: u64,
 }
 
-fn first_count(answer: &[Row]) -> Result<u64, ApplyError> {
+/// How many rows were looked at, if that is what an answer's row says.
+pub(super) fn counted(row: &Row) -> Result<Option<Counts>, tokio_postgres::Error> {
+    if row.try_get::<_, &str>(0)? != "rows" {
+        return Ok(None);
+    }
+    let rows: Option<i64> = row.try_get(1)?;
+    let keys_shared: i64 = row.try_get(7)?;
+    Ok(Some(Counts { rows: rows.unwrap_or_default().unsigned_abs(), keys_shared: keys_shared.unsigned_abs() }))
+}
+
+pub(super) fn first_count(answer: &[Row]) -> Result<u64, ApplyError> {
     let count = answer.first().map_or(Ok(0_i64), |row| row.try_get(0));
     count.map(i64::unsigned_abs).map_err(|error| stop(error.into()))
 }

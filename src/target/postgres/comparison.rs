@@ -23,19 +23,19 @@ pub(super) struct Comparison<'a> {
     pub looks: Looks,
     /// Where the keys that were made are noted.
     pub seen: &'a str,
+    /// Where those are noted that several rows of the source have made.
+    pub shared: &'a str,
     /// The place of the first parameter after those of the images.
     pub first: usize,
 }
 
-/// A last row, which counts the rows that were looked at.
-const LOOKED_AT: &str = "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], \
-                         ARRAY[]::text[], ARRAY[]::text[], 0::bigint";
-
 /// The bits of a hash that decide whether a row is in a sample.
 const SAMPLE_MASK: u64 = (1 << 31) - 1;
 
-/// Types that cannot be compared, or whose `=` means something else: their text is.
-const BY_TEXT: [&str; 9] = ["xml", "point", "lseg", "path", "box", "polygon", "line", "circle", "json[]"];
+/// Types that cannot be compared, or whose `=` means something else, and arrays of them: their text is.
+const BY_TEXT: [&str; 9] = ["xml", "point", "lseg", "path", "box", "polygon", "line", "circle", "json"];
+/// What a value of `json` may hold and none of `jsonb` can: the null character, and halves of a surrogate pair.
+const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 
 impl Comparison<'_> {
     fn keys(&self) -> &[String] {
@@ -125,26 +125,25 @@ impl Comparison<'_> {
         format!("{}\nUNION ALL {}", select(&target, &filled), select(&pending, &waits))
     }
 
-    /// Two values of a column, in a form that has an equality.
-    fn comparable(&self, name: &str) -> (String, String) {
-        let column = sql::ident(name);
-        let cast = match self.target_column(name).map(|column| column.cast_sql.as_str()) {
-            Some("json") => "::text::jsonb",
-            Some(other) if BY_TEXT.contains(&other) => "::text",
-            Some(_) | None => "",
-        };
-        (format!("r.{column}{cast}"), format!("g.{column}{cast}"))
+    /// The condition that two values of a column differ.
+    fn differs(&self, name: &str) -> String {
+        let (ours, theirs) = (format!("r.{}", sql::ident(name)), format!("g.{}", sql::ident(name)));
+        let kind = self.target_column(name).map_or("", |column| column.cast_sql.as_str());
+        let text = format!("{ours}::text IS DISTINCT FROM {theirs}::text");
+        if kind == "json" {
+            // By value, where both can be had as one.
+            return format!(
+                "CASE WHEN NOT ({text}) THEN false WHEN {ours}::text ~ '{NOT_IN_JSONB}' OR {theirs}::text ~ '{NOT_IN_JSONB}' \
+                 THEN true ELSE {ours}::text::jsonb IS DISTINCT FROM {theirs}::text::jsonb END"
+            );
+        }
+        if BY_TEXT.contains(&kind.trim_end_matches("[]")) { text } else { format!("{ours} IS DISTINCT FROM {theirs}") }
     }
 
     /// The columns but the key, each with the condition that its values differ.
     fn unequal(&self) -> Vec<(&str, String)> {
         let names = self.builder.names().filter(|name| !self.keys().iter().any(|key| key == name));
-        names
-            .map(|name| {
-                let (ours, theirs) = self.comparable(name);
-                (name, format!("{ours} IS DISTINCT FROM {theirs}"))
-            })
-            .collect()
+        names.map(|name| (name, self.differs(name))).collect()
     }
 
     /// Picks what differs out of `joined`, in which `r` and `g` stand beside each other, and says of each row:
@@ -235,13 +234,13 @@ impl Comparison<'_> {
 
     /// Compares rows of the source, and notes their keys.
     pub fn seen(&self) -> String {
-        let given: Vec<String> = self.keys().iter().map(|key| format!("{} IS NOT NULL", sql::ident(key))).collect();
         format!(
-            "WITH {made},\ns AS (INSERT INTO {seen} ({keys}) SELECT {keys} FROM r WHERE {given})\n{told}{LOOKED_AT}",
+            "WITH {made},\ns AS (INSERT INTO {seen} ({keys}) SELECT {keys} FROM r WHERE {given})\n{told}{counts}",
             made = self.made(),
             seen = self.seen,
             keys = self.builder.keys(""),
-            given = given.join(" AND "),
+            given = self.key_given(),
+            counts = counts("0"),
             told = self.told(&format!("r LEFT JOIN ({}) g ON {}", self.shown("true"), self.builder.same_key("r", "g"))),
         )
     }
@@ -254,7 +253,35 @@ impl Comparison<'_> {
         let scope = format!("{lower}{}", self.beside("<=", upper));
         let joined = format!("r FULL JOIN ({}) g ON {}", self.shown(&scope), self.builder.same_key("r", "g"));
         let most = upper + self.keys().len();
-        format!("WITH {}\n({}\nLIMIT ${most}::bigint){LOOKED_AT}", self.made(), self.told(&joined))
+        let shared = format!("(SELECT count(*) FROM ({}) d)", self.shared_among());
+        format!("WITH {}\n({}\nLIMIT ${most}::bigint){}", self.made(), self.told(&joined), counts(&shared))
+    }
+
+    /// The condition that a row of the source makes one with a key.
+    fn key_given(&self) -> String {
+        let given: Vec<String> = self.keys().iter().map(|key| format!("{} IS NOT NULL", sql::ident(key))).collect();
+        given.join(" AND ")
+    }
+
+    /// The keys that more than one of the source's rows in `r` make. A set's row that one source row makes twice is
+    /// none.
+    fn shared_among(&self) -> String {
+        let (keys, given) = (self.builder.keys(""), self.key_given());
+        format!("SELECT {keys} FROM r WHERE {given} GROUP BY {keys} HAVING min(cutover_n) <> max(cutover_n)")
+    }
+
+    /// The rows of the source, by their images, whose keys were noted as shared; or, if they were not, are shared among
+    /// these rows.
+    pub fn that_share(&self, noted: bool, rows_max: usize) -> String {
+        let among = if noted { format!("SELECT * FROM {}", self.shared) } else { self.shared_among() };
+        let named = self.keys().iter().enumerate().map(|(at, key)| format!(", r.{} AS k{at}", sql::ident(key)));
+        format!(
+            "WITH {made}\nSELECT c.n, {keys} FROM (SELECT r.cutover_n AS n{named} FROM r JOIN ({among}) d ON {same}) c LIMIT {rows_max}",
+            made = self.made(),
+            keys = texts("k", self.keys().len()),
+            named = named.collect::<String>(),
+            same = self.builder.same_key("d", "r"),
+        )
     }
 
     fn joined_with(&self, shown: &str, before: &str) -> String {
@@ -348,12 +375,38 @@ impl Comparison<'_> {
         format!("SELECT count(*) FROM ({}) g", self.shown("true"))
     }
 
-    /// The table of the keys that were made.
-    pub fn create_seen(&self) -> String {
+    fn key_columns(&self) -> String {
         let columns: Vec<String> =
             self.keys().iter().filter_map(|key| self.target_column(key)).map(tombstones::key_column).collect();
-        format!("DROP TABLE IF EXISTS {seen}; CREATE TEMP TABLE {seen} ({})", columns.join(", "), seen = self.seen)
+        columns.join(", ")
     }
+
+    /// The table of the keys that were made.
+    pub fn create_seen(&self) -> String {
+        format!("DROP TABLE IF EXISTS {seen}; CREATE TEMP TABLE {seen} ({})", self.key_columns(), seen = self.seen)
+    }
+
+    /// The table of the keys that were made more than once, so many at most; of none if no keys were noted.
+    pub fn create_shared(&self, noted: bool, keys_max: usize) -> String {
+        let (shared, columns) = (self.shared, self.key_columns());
+        let create = format!("DROP TABLE IF EXISTS {shared}; CREATE TEMP TABLE {shared} ({columns})");
+        if !noted {
+            return create;
+        }
+        let keys = self.builder.keys("");
+        format!(
+            "{create}; INSERT INTO {shared} SELECT {keys} FROM {} GROUP BY {keys} HAVING count(*) > 1 LIMIT {keys_max}",
+            self.seen
+        )
+    }
+}
+
+/// A last row, which counts the rows that were looked at, and the keys that several of them make.
+fn counts(shared: &str) -> String {
+    format!(
+        "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], \
+         ARRAY[]::text[], {shared}::bigint"
+    )
 }
 
 /// `ARRAY[c.k0::text, …]`
@@ -379,4 +432,9 @@ pub(super) fn orphans(target: &TargetTable, key: &ForeignKey) -> String {
 /// Where a plan's keys are noted.
 pub(super) fn seen_table(plan: usize) -> String {
     format!("pg_temp.cutover_seen_{plan}")
+}
+
+/// Where those of them are noted that several rows of the source have made.
+pub(super) fn shared_table(plan: usize) -> String {
+    format!("pg_temp.cutover_shared_{plan}")
 }

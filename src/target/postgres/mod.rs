@@ -33,6 +33,7 @@ mod pending;
 mod prepared;
 mod schemas;
 mod script;
+mod second_look;
 mod sets;
 mod side_work;
 mod statement;

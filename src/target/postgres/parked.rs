@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     database::postgres::PgError,
+    log::envelope,
     model::{TableSchema, Version},
     target::RowEvent,
 };
@@ -69,11 +70,26 @@ pub struct ParkedRow<'a> {
     pub needs: Option<i64>,
 }
 
+/// The open dead letters of a row.
+#[derive(Debug, Clone, Copy)]
+struct Letters {
+    oldest: Version,
+    newest: Version,
+}
+
+/// What a newer dead letter keeps out, and the rest.
+#[derive(Debug, Default)]
+pub struct Fenced<'a> {
+    /// The rows among the rest that have something parked.
+    pub touched: HashSet<SourceKey>,
+    /// Events that are kept out, and without which nobody would know what the target shows of their rows.
+    pub kept_out: Vec<&'a RowEvent>,
+}
+
 /// What is parked, by source row.
 #[derive(Debug, Default)]
 pub struct Parked {
-    /// The newest dead letter of each row.
-    pub dead: HashMap<SourceKey, Version>,
+    dead: HashMap<SourceKey, Letters>,
     /// The newest waiting event of each row.
     pub waiting: HashMap<SourceKey, Version>,
     /// How many dead letters are open.
@@ -107,31 +123,56 @@ impl Parked {
             self.mark = row.try_get(0)?;
             self.open += 1;
             let version: Version = row.try_get(3)?;
-            let newest = self.dead.entry(source_key(&row, 1)?).or_insert(version);
-            *newest = version.max(*newest);
+            let letters = self.dead.entry(source_key(&row, 1)?).or_insert(Letters { oldest: version, newest: version });
+            (letters.oldest, letters.newest) = (version.min(letters.oldest), version.max(letters.newest));
         }
         Ok(())
     }
 
-    /// Leaves out what a newer dead letter keeps out; the rows among the rest that have something parked.
-    pub fn fence(&self, items: &mut Vec<Item<'_>>) -> HashSet<SourceKey> {
-        let mut touched = HashSet::new();
+    /// Leaves out what a newer dead letter keeps out.
+    pub fn fence<'a>(&self, items: &mut Vec<Item<'a>>) -> Fenced<'a> {
+        let mut fenced = Fenced::default();
         if self.dead.is_empty() && self.waiting.is_empty() {
-            return touched;
+            return fenced;
         }
         items.retain(|item| {
             let Some(newest) = item.newest() else { return false };
             let key = SourceKey::of(newest);
-            let fence = self.dead.get(&key);
-            if fence.is_some_and(|fence| *fence > newest.version) {
+            let letters = self.dead.get(&key);
+            if let Some(letters) = letters.filter(|letters| letters.newest > newest.version) {
+                fenced.kept_out.extend(letters.misses(&item.events));
                 return false;
             }
-            if fence.is_some() || self.waiting.contains_key(&key) {
-                touched.insert(key);
+            if letters.is_some() || self.waiting.contains_key(&key) {
+                fenced.touched.insert(key);
             }
             true
         });
-        touched
+        fenced
+    }
+
+    /// As [`Parked::fence`], of the events of one row that are to be written one after the other: what is kept out, the
+    /// next event removes what it replaced.
+    pub fn fence_events<'a>(&self, mut item: Item<'a>) -> (Item<'a>, Option<&'a RowEvent>) {
+        let letters = item.newest().and_then(|newest| self.dead.get(&SourceKey::of(newest)));
+        let Some(letters) = letters else { return (item, None) };
+        let end = item.events.partition_point(|event| event.version < letters.newest);
+        let kept_out: Vec<&RowEvent> = item.events.drain(..end).collect();
+        let missed = letters.misses(&kept_out);
+        item.parked.extend(kept_out);
+        item.parked.sort_by_key(|event| event.version);
+        (item, missed)
+    }
+}
+
+impl Letters {
+    /// Of events that are kept out, the oldest if it says what the target shows, which no letter does: a row that a
+    /// copy has read says nothing of what was there before.
+    fn misses<'a>(&self, kept_out: &[&'a RowEvent]) -> Option<&'a RowEvent> {
+        let has_before = |event: &RowEvent| {
+            envelope::cells(&event.value, &event.schema).is_ok_and(|(before, _, _)| before.is_some())
+        };
+        kept_out.iter().copied().find(|event| event.version < self.oldest && has_before(event))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    comparer::{EXTRAS_MAX, NUL, PostgresComparer, counted, image_params, refused},
+    comparer::{Counts, EXTRAS_MAX, NUL, PostgresComparer, counted, image_params, refused},
     comparison::seen_table,
     failure::{Failure, of_comparison, stop},
     input::WriteInput,
@@ -18,8 +18,7 @@ use crate::{
 
 /// How comparing some rows ended.
 enum Ended {
-    /// So many rows were looked at.
-    Done(u64),
+    Done(Counts),
     Unordered,
     /// One of them cannot be transformed.
     Halve,
@@ -38,20 +37,22 @@ pub(super) struct Pass {
 }
 
 impl PostgresComparer {
-    /// Compares rows for one pass; how many were looked at, none if they are out of order. Where one cannot be
-    /// transformed they are halved.
+    /// Compares rows for one pass; none if they are out of order. Where one cannot be transformed they are halved.
     pub(super) async fn pass(
         &mut self,
         pass: usize,
         rows: &[RowEvent],
         doubts: &mut Vec<Doubt>,
-    ) -> Result<Option<u64>, ApplyError> {
-        let mut looked_at = 0;
+    ) -> Result<Option<Counts>, ApplyError> {
+        let mut counts = Counts::default();
         let mut parts = vec![(0, rows.len())];
         while let Some((first, end)) = parts.pop() {
             let Some(part) = rows.get(first..end).filter(|part| !part.is_empty()) else { continue };
             match self.part(pass, (part, first), doubts).await? {
-                Ended::Done(rows) => looked_at += rows,
+                Ended::Done(part) => {
+                    counts.rows += part.rows;
+                    counts.keys_shared += part.keys_shared;
+                }
                 Ended::Unordered => return Ok(None),
                 Ended::Halve => {
                     let middle = first + part.len() / 2;
@@ -60,7 +61,7 @@ impl PostgresComparer {
                 }
             }
         }
-        Ok(Some(looked_at))
+        Ok(Some(counts))
     }
 
     async fn part(
@@ -73,15 +74,15 @@ impl PostgresComparer {
         let items: Vec<Item<'_>> = rows.iter().map(Item::new).collect();
         let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
         let Some((index, walk)) = self.passes.get(pass).map(|pass| (pass.plan, pass.walk)) else {
-            return Ok(Ended::Done(0));
+            return Ok(Ended::Done(Counts::default()));
         };
-        let Some(plan) = plans.get(index) else { return Ok(Ended::Done(0)) };
+        let Some(plan) = plans.get(index) else { return Ok(Ended::Done(Counts::default())) };
         let Some((binding, images)) = self.images(index, &input) else {
             doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
-            return Ok(Ended::Done(0));
+            return Ok(Ended::Done(Counts::default()));
         };
         let mut params = image_params(plan, &binding, &input, images);
-        let (mut upper, mut rows_max, mut looked_at) = (None, usize::MAX, 0);
+        let (mut upper, mut rows_max, mut counts) = (None, usize::MAX, Counts::default());
         let text = match walk {
             Walk::Seen => self.text(&binding, |c| c.seen())?,
             Walk::Ranged => {
@@ -105,8 +106,8 @@ impl PostgresComparer {
             Ok(found) if found.len() > rows_max => return Ok(Ended::Unordered),
             Ok(found) => {
                 for row in &found {
-                    if let Some(rows) = counted(row).map_err(|error| stop(error.into()))? {
-                        looked_at = rows;
+                    if let Some(found) = counted(row).map_err(|error| stop(error.into()))? {
+                        counts = found;
                         continue;
                     }
                     let mut doubt = self.doubt(&binding, row)?;
@@ -116,14 +117,18 @@ impl PostgresComparer {
             }
             Err(Failure::Stop(error)) => return Err(error),
             Err(Failure::Rows(_)) if rows.len() > 1 => return Ok(Ended::Halve),
-            Err(Failure::Rows(refusal)) => doubts.push(refused(index, first, &refusal.to_string())),
+            Err(Failure::Rows(refusal)) => {
+                doubts.push(refused(index, first, &self.said(&refusal)));
+                // Nothing was compared: the keys up to this one are left to the next part.
+                upper = None;
+            }
             Err(Failure::Clash | Failure::Unsendable | Failure::Reload) => return Err(ApplyError::Contended),
         }
         doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
         if let (Some(pass), Some(upper)) = (self.passes.get_mut(pass), upper) {
             pass.lower = Some(upper);
         }
-        Ok(Ended::Done(looked_at))
+        Ok(Ended::Done(counts))
     }
 
     /// The next rows that were not made, or, with a version, of which the target has heard above it.

@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     PostgresSink,
     answers::{Mark, add},
+    bisect,
     failure::{Failure, clash, stop, unsendable},
     items::{self, Item, SourceKey},
     lane,
@@ -173,11 +174,12 @@ impl PostgresSink {
         let mut items = items::by_row(&events);
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
-        self.parked.fence(&mut items);
+        let kept_out = self.parked.fence(&mut items).kept_out;
         let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
-        let outcome = self.settle(items).await?;
+        let mut outcome = self.settle(items).await?;
+        outcome.dead.extend(kept_out.into_iter().map(bisect::late));
         // A row that is in has no dead letter of an older state any more.
         self.clear_parked(&outcome.written).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.

@@ -177,6 +177,10 @@ impl Source for ModelServer {
         Ok(Position::Mysql(self.server.end()))
     }
 
+    async fn is_quiet_after(&self, _reached: &Position) -> Result<bool, SnapshotError> {
+        Ok(false)
+    }
+
     async fn children(
         &self,
         table: &Arc<TableSchema>,

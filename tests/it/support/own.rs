@@ -102,9 +102,10 @@ impl OwnServer {
 }
 
 impl Drop for OwnServer {
-    /// The broker that holds what Kafka Connect knows belongs to other tests from here on, and they make it forget.
+    /// The broker that holds what Kafka Connect knows belongs to other tests from here on, and they make it forget. A test
+    /// that fails may leave any server with options that are not those of the next.
     fn drop(&mut self) {
-        if self.server == Own::Connect {
+        if self.server == Own::Connect || std::thread::panicking() {
             let stopped = command(port_base()).args(["stop", self.server.name()]).status();
             assert!(std::thread::panicking() || stopped.is_ok_and(|status| status.success()));
         }

@@ -4,8 +4,9 @@
 #![allow(dead_code, reason = "the tests of the command line and the pipeline are the users")]
 
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -93,7 +94,7 @@ impl Workspace {
         let stderr = self.path().join(format!("worker-{}.stderr", NEXT_LOG.fetch_add(1, Ordering::Relaxed)));
         let mut command = self.command(&["run", "--listen", &listen]);
         command.args(arguments).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
-        Worker { child: command.spawn().unwrap(), listen, stderr }
+        Worker { child: command.spawn().unwrap(), listen, stderr: File::open(&stderr).unwrap() }
     }
 }
 
@@ -101,7 +102,8 @@ impl Workspace {
 pub struct Worker {
     child: Child,
     listen: String,
-    stderr: PathBuf,
+    /// Open, since a test that fails may drop the folder first.
+    stderr: File,
 }
 
 impl Worker {
@@ -150,7 +152,10 @@ impl Worker {
     }
 
     pub fn stderr(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.stderr).unwrap()).into_owned()
+        let (mut file, mut said) = (&self.stderr, Vec::new());
+        file.rewind().unwrap();
+        file.read_to_end(&mut said).unwrap();
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     pub async fn get(&self, path: &str) -> std::io::Result<(u16, String)> {

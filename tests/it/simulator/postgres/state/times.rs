@@ -1,5 +1,7 @@
 //! Times as text, in UTC: as `to_char` writes them, and as a cast reads them.
 
+use cutover::observe::civil;
+
 use super::Params;
 use crate::simulator::postgres::{
     exec::Stop,
@@ -26,20 +28,6 @@ pub fn run(times: Times, params: Params<'_>) -> Result<Answer, Stop> {
         Times::Spell => spelled(&value, "T", "Z"),
     };
     Ok(Answer::row(vec![answer]))
-}
-
-/// Year, month and day of a day since the Unix epoch.
-/// <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>
-fn civil(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// The day since the Unix epoch of a date.
