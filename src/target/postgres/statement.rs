@@ -68,7 +68,7 @@ impl Builder<'_> {
     fn whole(&self, part: Part) -> Option<String> {
         match part {
             Part::Dead => Some(self.dead()),
-            Part::Gone => self.gone_facts().map(|facts| self.remove(facts)),
+            Part::Gone => self.gone(),
             Part::Replace => Some(self.replace()),
             Part::Live if self.plan.is_owned() => Some(self.live_owned()),
             Part::Live => Some(self.live()),
@@ -335,6 +335,11 @@ impl Builder<'_> {
     /// Dead facts: tombstones, and the rows that they remove. Answers (facts, rows deleted).
     pub fn dead(&self) -> String {
         self.remove(self.dead_facts())
+    }
+
+    /// As [`Self::dead`], of rows that are known by their key alone.
+    pub fn gone(&self) -> Option<String> {
+        self.gone_facts().map(|facts| self.remove(facts))
     }
 
     fn remove(&self, (facts, from): (String, &str)) -> String {

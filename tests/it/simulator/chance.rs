@@ -223,6 +223,10 @@ pub struct Taste {
     pub travel: Duration,
     /// How long the log takes, at most, for an append.
     pub append: Duration,
+    /// Foreign keys act below the source's log.
+    pub family: bool,
+    /// A filter hides parents from the target.
+    pub hides: bool,
 }
 
 impl Taste {
@@ -230,12 +234,20 @@ impl Taste {
         let favourite = dice.random_bool(0.5).then(|| dice.random_range(0..STEP_KINDS));
         let mut one_of = |millis: [u64; 3]| Duration::from_millis(millis[dice.random_range(0..3)]);
         let (unseen, travel, append) = (one_of([12, 12, 200]), one_of([8, 80, 400]), one_of([3, 3, 150]));
-        Taste { favourite, bad: [0.05, 0.15, 0.5][dice.random_range(0..3)], unseen, travel, append }
+        let bad = [0.05, 0.15, 0.5][dice.random_range(0..3)];
+        let (family, hides) = (dice.random_bool(0.5), dice.random_bool(0.3));
+        let kinds = STEP_KINDS + if family { FAMILY_STEP_KINDS } else { 0 };
+        let favourite = if family { favourite.map(|_| dice.random_range(0..kinds)) } else { favourite };
+        // What is copied meets what happens to its parents.
+        let travel = if family { travel * 5 } else { travel };
+        Taste { favourite, bad, unseen, travel, append, family, hides }
     }
 }
 
 /// How many kinds of steps the load draws from; see `load::Load::step`.
 pub const STEP_KINDS: u64 = 20;
+/// How many more there are where foreign keys act below the log; see `load::Load::family_step`.
+pub const FAMILY_STEP_KINDS: u64 = 13;
 
 impl Chance {
     pub fn new(run: Run) -> Self {

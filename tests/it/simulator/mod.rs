@@ -11,6 +11,7 @@
 
 mod capture;
 mod chance;
+mod family;
 mod load;
 mod log;
 mod mutations;
@@ -234,6 +235,9 @@ notices! {
     notices_when_capture_resumes_where_one_partition_is: ResumeAtTheNewestPartition,
     notices_when_a_batch_is_written_from_any_offset: OffsetUnchecked,
     notices_when_a_dead_letter_does_not_fence_its_key: NoDeadLetterFence,
+    notices_when_a_cascade_is_not_followed_once_more: NoSecondLook,
+    notices_when_a_cascade_is_followed_before_what_came_before_it: CascadesFollowedEarly,
+    notices_when_children_of_children_are_not_followed: CascadesEndAtChildren,
 }
 
 /// Every partition has a position from the log's first record on, so that few runs come to this any more.
