@@ -102,8 +102,8 @@ impl OwnServer {
 }
 
 impl Drop for OwnServer {
-    /// The broker that holds what Kafka Connect knows belongs to other tests from here on, and they make it forget. A test
-    /// that fails may leave any server with options that are not those of the next.
+    /// The broker that holds what Kafka Connect knows belongs to other tests from here on, and they make it forget. A
+    /// test that fails may leave any server with options that are not those of the next.
     fn drop(&mut self) {
         if self.server == Own::Connect || std::thread::panicking() {
             let stopped = command(port_base()).args(["stop", self.server.name()]).status();
