@@ -74,8 +74,9 @@ impl Pair {
         assert!(out.status.success(), "{arguments:?}: {text}");
     }
 
-    /// A verdict: the exit code, and of the table's rows how many are (drifted, explained).
+    /// A verdict once the table is copied: the exit code, and of its rows how many are (drifted, explained).
     async fn verified(&self) -> (Option<i32>, u64, u64) {
+        self.eventually("copied", async |status| status["phase"] == "following").await;
         let out = self.work.run(&["verify", "--json"]).await;
         let verdict: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
         let table = &verdict["tables"][0];

@@ -182,6 +182,7 @@ fn a_run_reads_back_as_it_prints() {
     let mut run = Run { mutation: Some(Mutation::NoSweep), transactions: 3, faults_max: 2, ..Run::new(7) };
     run.without.insert(Fault::Kill);
     run.often.insert(Fault::Slow);
+    run.cascades = Some(false);
     assert_eq!(run.to_string().parse(), Ok(run));
 }
 
@@ -190,8 +191,12 @@ const CAUGHT_WITHIN: u64 = 3000;
 
 /// Breaks a rule and plays until a run notices that holds otherwise; after how many.
 fn caught(mutation: Mutation) -> Option<(u64, String)> {
-    let run =
-        |seed| Run { mutation: Some(mutation), often: mutation.shown_by().into_iter().collect(), ..Run::new(seed) };
+    let run = |seed| Run {
+        mutation: Some(mutation),
+        often: mutation.shown_by().into_iter().collect(),
+        cascades: Some(mutation.is_of_cascades()),
+        ..Run::new(seed)
+    };
     (0..CAUGHT_WITHIN).find_map(|seed| {
         let problem = play(run(seed)).err()?;
         let sound = Run { mutation: None, ..run(seed) };

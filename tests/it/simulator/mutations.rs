@@ -96,6 +96,11 @@ impl Mutation {
 }
 
 impl Mutation {
+    /// Whether it shows only where foreign keys act below the source's log; the others are played without such keys.
+    pub fn is_of_cascades(self) -> bool {
+        matches!(self, Self::NoSecondLook | Self::CascadesFollowedEarly | Self::CascadesEndAtChildren)
+    }
+
     /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
     /// stands for the runs that every test plays.
     pub fn shown_by(self) -> Vec<Fault> {
