@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     database::postgres::{
-        catalog::{VERSION_COLUMN, VERSION_PREFIX},
+        catalog::{OWNER_COLUMN, VERSION_COLUMN, VERSION_PREFIX},
         sql,
     },
     model::{Problem, TableSchema},
@@ -39,7 +39,7 @@ pub(super) fn obstacle(schema: &TableSchema) -> Option<Problem> {
 
 /// Why no column of a target table can have this name; none if one can.
 pub(super) fn unfit_column(name: &str) -> Option<String> {
-    if name == VERSION_COLUMN || name.starts_with(VERSION_PREFIX) {
+    if name == VERSION_COLUMN || name == OWNER_COLUMN || name.starts_with(VERSION_PREFIX) {
         return Some("a name of cutover's own columns".into());
     }
     if SYSTEM_COLUMNS.contains(&name) {

@@ -90,6 +90,7 @@ mod tests {
             uniques: Vec::new(),
             foreign_keys: parents.iter().map(key).collect(),
             replaceable: true,
+            has_owners: false,
             partitioned: false,
         };
         Plan {
@@ -106,6 +107,7 @@ mod tests {
             coverage: Coverage::Total,
             role: PlanRole::Whole,
             key_reads: None,
+            one_to_one: true,
             identity: String::new(),
         }
     }

@@ -14,7 +14,7 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetTable {
     pub name: TableName,
-    /// In the table's order, without cutover's own version column.
+    /// In the table's order, without cutover's own columns.
     pub columns: Vec<TargetColumn>,
     /// The primary key's columns, in key order; empty without a primary key.
     pub key: Vec<String>,
@@ -25,6 +25,8 @@ pub struct TargetTable {
     /// refer to it: true unless a foreign key to this table has an action of its own.
     pub replaceable: bool,
     pub partitioned: bool,
+    /// Whether it has cutover's own column for owners, which a transform from before may have left.
+    pub has_owners: bool,
 }
 
 /// A column of a target table.
@@ -38,6 +40,8 @@ pub struct TargetColumn {
     pub cast_sql: String,
     /// The collation, where it is not the type's own.
     pub collation: Option<String>,
+    /// Its collation takes different texts for equal.
+    pub folds: bool,
     pub not_null: bool,
     pub has_default: bool,
     pub identity: Option<Identity>,
@@ -97,6 +101,8 @@ pub struct Plan {
     /// it is, cast or not; none if one of them is computed in another way, or if they are not the whole key of the
     /// source.
     pub key_reads: Option<Vec<usize>>,
+    /// It is proven that no two source rows have one key at the target. Else two may (`lower(email)`).
+    pub one_to_one: bool,
     /// A digest of what decides which target rows a source row has: the key and the `WHERE`, or all of a set's
     /// `SELECT`. Transforms with the same one differ in the values of their rows alone.
     pub identity: String,
@@ -113,6 +119,15 @@ pub struct PlanColumn {
 }
 
 impl Plan {
+    /// Whether each row at the target has to know which source row it is of, because another may claim its key
+    /// (rule 37). Rows that several source tables share, and the rows of a set, know no owner.
+    pub fn is_owned(&self) -> bool {
+        match self.role {
+            PlanRole::Whole => !self.one_to_one,
+            PlanRole::Share(_) | PlanRole::Set { .. } => false,
+        }
+    }
+
     /// Whether rows before a change have to be known whole, to tell which rows the plan had made of them.
     pub fn needs_full_row_images(&self) -> bool {
         match self.coverage {

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 
 use super::{StateError, Store, spelled::spelled};
 use crate::{
-    database::postgres::PgError,
+    database::postgres::{PgError, sql},
     log::record::ChunkEnd,
-    model::{Position, Problem, TableSchema, Version},
+    model::{Position, Problem, TableName, TableSchema, Version},
     snapshot::{Chunk, KeyRange, Progress, SnapshotError, TableCopy},
 };
 
@@ -24,6 +24,18 @@ spelled! {
 pub struct Left {
     pub tables: u64,
     pub unfinished: u64,
+}
+
+/// Of which version at least every row is that the present copy of a source table has met: SQL of one number; none of a
+/// first copy, which has no rows before it.
+pub(crate) fn floor(pipeline: &str, table: &TableName) -> String {
+    format!(
+        "SELECT greatest(n.value::bigint, z.not_before) FROM cutover.tables z JOIN cutover.notes n \
+         ON n.pipeline = z.pipeline AND n.key = 'copy ' || z.generation || ' of ' || z.source_table || ' began' \
+         WHERE z.pipeline = {} AND z.source_table = {} AND z.generation > 1",
+        sql::literal(pipeline),
+        sql::literal(&table.table)
+    )
 }
 
 /// When the newest copy of a table was made.
@@ -250,6 +262,7 @@ impl Progress for Store {
         Ok(())
     }
 
+    // What [`floor`] reads.
     async fn began(&self, copy: &TableCopy, clock: Version) -> Result<Version, SnapshotError> {
         let key = format!("copy {} of {} began", copy.generation, copy.table);
         if let Some(noted) = self.note(&key).await?.and_then(|noted| noted.parse().ok()) {

@@ -82,14 +82,14 @@ impl Store {
     }
 
     /// The foreign keys of the source that change rows unseen, all that were ever found.
-    pub(crate) async fn cascade_links(&self) -> Result<Vec<CascadeLink>, StateError> {
+    pub async fn cascade_links(&self) -> Result<Vec<CascadeLink>, StateError> {
         let noted = self.note(CASCADES).await?;
         let read = noted.map(|noted| serde_json::from_str::<Vec<CascadeLink>>(&noted)).transpose();
         Ok(read.map_err(|error| StateError::unreadable("foreign keys of the source", &error))?.unwrap_or_default())
     }
 
     /// Notes which foreign keys of the source change rows unseen.
-    pub(crate) async fn set_cascade_links(&self, links: &[CascadeLink]) -> Result<(), StateError> {
+    pub async fn set_cascade_links(&self, links: &[CascadeLink]) -> Result<(), StateError> {
         self.set_note(CASCADES, &serde_json::to_string(links)?).await
     }
 

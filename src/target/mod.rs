@@ -105,9 +105,9 @@ pub struct Applied {
     /// By target table.
     pub tables: BTreeMap<String, Counts>,
     pub dead_letters: u64,
-    /// Rows that wait for a parent or a unique value.
+    /// Rows that wait for a parent, a unique value or a key.
     pub waiting: u64,
-    /// Of those, rows whose parent has come: to be tried again at once.
+    /// Of those, rows whose parent has come, or whose key is free: to be tried again at once.
     pub freed: u64,
 }
 

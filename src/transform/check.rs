@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use super::{
     Diagnostic, Location, Severity,
     file::{Statement, TransformFile},
+    injective::is_one_to_one,
     keys::key_reads,
     merge,
     shape::QueryShape,
@@ -257,6 +258,7 @@ impl<'a> Checker<'a> {
         self.assignable(subject, &shape, &results).await?;
         let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
         let key_reads = key_reads(subject, &shape, &source, &results.names, &reads);
+        let one_to_one = is_one_to_one(&shape, &source, &subject.target, &results.names, &results.types);
         let identity = identity(subject, &shape, &source, &results.names, coverage);
         let is_set = subject.statement.directives.parent_key.is_some();
         let source_of = |place: usize| {
@@ -277,6 +279,7 @@ impl<'a> Checker<'a> {
             coverage,
             role: PlanRole::Whole,
             key_reads,
+            one_to_one,
             identity,
         }))
     }

@@ -10,6 +10,7 @@ mod check;
 mod file;
 #[doc(hidden)]
 pub mod fuzz;
+mod injective;
 mod keys;
 mod merge;
 mod results;

@@ -17,7 +17,8 @@ use crate::{
 const RESULTS: &str = "
 SELECT a.attname::text,
   coalesce(s.typcategory = 'S' AND t.oid <> 'bytea'::regtype AND (t.typcategory NOT IN ('S', 'N', 'D', 'T', 'B')
-    OR t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ^@ 'reg'), false)
+    OR t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ^@ 'reg'), false),
+  pg_catalog.format_type(a.atttypid, a.atttypmod)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type s ON s.oid = a.atttypid
 LEFT JOIN unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname::text
@@ -36,6 +37,8 @@ fn casts(target: &TargetTable) -> Vec<String> {
 pub(super) struct Results {
     pub names: Vec<String>,
     pub casts: Vec<Option<String>>,
+    /// The results' own types.
+    pub types: Vec<String>,
 }
 
 const INDEXED: &str = "
@@ -54,7 +57,7 @@ impl Checker<'_> {
     ) -> Result<Option<Results>, tokio_postgres::Error> {
         let target = &subject.target;
         let rows = self.client.query(RESULTS, &[&view, &names(target), &casts(target)]).await?;
-        let mut results = Results { names: Vec::new(), casts: Vec::new() };
+        let mut results = Results { names: Vec::new(), casts: Vec::new(), types: Vec::new() };
         let mut sound = true;
         for (index, row) in rows.iter().enumerate() {
             let name: String = row.try_get(0)?;
@@ -80,6 +83,7 @@ impl Checker<'_> {
                 Some(column) => {
                     results.casts.push(explicit.then(|| column.cast_sql.clone()));
                     results.names.push(name);
+                    results.types.push(row.try_get(2)?);
                     None
                 }
             };

@@ -278,8 +278,9 @@ impl<'a> Confirmer<'a> {
         let mut known: HashMap<Place, Open> = open.into_iter().map(|open| (open.place(), open)).collect();
         for doubt in doubts {
             let mut open = match known.remove(&place_of(&doubt, &rows)) {
-                Some(open) => open,
-                None => {
+                Some(open) if open.is_of(&doubt, &rows) => open,
+                // Two rows of the source may map to one key.
+                Some(_) | None => {
                     let source = self.source_of(&doubt, &rows)?;
                     Open::new(doubt.clone(), source)
                 }

@@ -121,6 +121,12 @@ impl Open {
         }
     }
 
+    /// Whether a doubt that came of these rows is about the same row of the source, or about none.
+    pub fn is_of(&self, doubt: &Doubt, rows: &[RowEvent]) -> bool {
+        let row = doubt.row.and_then(|row| rows.get(row));
+        row.is_none_or(|row| self.source.as_ref().is_some_and(|source| source.key == row.key))
+    }
+
     /// The key of the source's row, as records have it.
     pub fn record_key(&self) -> Option<Bytes> {
         self.source.as_ref().map(|source| source.key.clone())

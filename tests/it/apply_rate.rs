@@ -88,7 +88,7 @@ async fn floor(rig: &Rig, round: usize) -> f64 {
     let client = rig.pg.connect().await;
     client
         .batch_execute(
-            "CREATE TABLE IF NOT EXISTS floor (LIKE items INCLUDING ALL); CREATE TEMP TABLE batch (LIKE items)",
+            "CREATE TABLE IF NOT EXISTS floor (LIKE items INCLUDING ALL); CREATE TEMP TABLE batch (LIKE items INCLUDING DEFAULTS)",
         )
         .await
         .unwrap();
@@ -111,10 +111,11 @@ async fn floor(rig: &Rig, round: usize) -> f64 {
          excluded.cutover_version WHERE g.cutover_version <= excluded.cutover_version; TRUNCATE batch; COMMIT",
         set.join(", ")
     );
+    let copied = format!("COPY batch ({COLUMNS}, cutover_version) FROM STDIN");
     let start = Instant::now();
     for batch in batches {
         client.batch_execute("BEGIN").await.unwrap();
-        let mut copy = std::pin::pin!(client.copy_in("COPY batch FROM STDIN").await.unwrap());
+        let mut copy = std::pin::pin!(client.copy_in(&copied).await.unwrap());
         copy.send(Bytes::from(batch)).await.unwrap();
         copy.close().await.unwrap();
         client.batch_execute(&upsert).await.unwrap();
@@ -126,8 +127,15 @@ async fn floor(rig: &Rig, round: usize) -> f64 {
 #[ignore = "measures the machine"]
 async fn rates() {
     let schema = source();
-    for (name, filter) in [("total", ""), ("filter", " WHERE quantity >= 0"), ("set", ", generate_series(1, 1) one")] {
-        let sql = format!("{SQL}{filter}");
+    // The mapping of the last is not proven to be one to one: its rows have owners.
+    let owned = SQL.replace("id::bigint", "abs(id)::bigint");
+    for (name, sql, filter) in [
+        ("total", SQL, ""),
+        ("filter", SQL, " WHERE quantity >= 0"),
+        ("set", SQL, ", generate_series(1, 1) one"),
+        ("owned", owned.as_str(), ""),
+    ] {
+        let sql = format!("{sql}{filter}");
         let rig = Rig::new(DDL, std::slice::from_ref(&schema), &[("items.sql", &sql)]).await;
         let (insert, update) = (floor(&rig, 1).await, floor(&rig, 2).await);
         println!("{name}: floor: insert {insert:.0}, update {update:.0} krows/s");

@@ -9,7 +9,7 @@ use crate::{
     support::{Mysql, Postgres, Worker, eventually},
 };
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A source column that is wider than the target's.
 pub async fn narrow(source: Mysql) -> Rig {

@@ -11,7 +11,7 @@ use crate::{
     support::{Kafka, Mysql, eventually},
 };
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 async fn over_kafka() -> (Rig, Kafka) {
     let shared = Kafka::shared().await;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{Mysql, Postgres, Worker, Workspace, eventually};
 
 /// The longest that a pipeline of a few rows may take for anything.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 pub struct Rig {
     pub source: Mysql,

@@ -18,7 +18,7 @@ use crate::{
     support::{Dynamo, Mysql, Postgres, Worker, Workspace, eventually},
 };
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 const MYSQL_TABLES: &str = "
     CREATE TABLE items (id bigint unsigned PRIMARY KEY, sku varchar(40) NOT NULL, qty int, price decimal(12,4), total double,

@@ -20,7 +20,7 @@ use crate::{
     verify::{assert_clean, counts, following, moved, of, told, verify},
 };
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn reason(verdict: &Value, table: &str, key: &str) -> String {
     let drift = of(verdict, table)["drift"].as_array().expect("drift");
@@ -155,7 +155,7 @@ async fn what_a_target_says_of_a_row_is_shown_only_with_its_values() {
     let rig = Rig::new(source, Postgres::v15().await, &["notes"], rows, at_target).await;
     rig.work.transform("notes", "SELECT id, note::int AS note FROM notes");
     let mut worker = rig.work.start(&[]);
-    rig.eventually("a dead letter", async |status| status["dead_letters"] == 1).await;
+    rig.eventually("a dead letter", async |status| status["dead_letters"] == 1 && status["phase"] == "following").await;
     rig.target_has("SELECT count(*) FROM notes", "2").await;
     rig.target.exec("DELETE FROM cutover.dead_letters").await;
     for (arguments, is_shown) in [

@@ -15,6 +15,9 @@ pub const VERSION_COLUMN: &str = "cutover_version";
 /// What the columns are called that hold the versions of a merged row's other contributors; their source table follows.
 pub const VERSION_PREFIX: &str = "cutover_version_";
 
+/// The target's column that says which source row a row is of, where that is not certain by its key.
+pub const OWNER_COLUMN: &str = "cutover_owner";
+
 const TABLES: &str = "
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned,
   NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f
@@ -31,7 +34,8 @@ SELECT a.attrelid, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) AS
     THEN pg_catalog.format('%I.%I', cn.nspname, co.collname) END AS collation,
   a.attnotnull OR t.typnotnull AS not_null,
   a.atthasdef OR t.typdefault IS NOT NULL AS has_default,
-  a.attidentity::text AS identity, a.attgenerated::text AS generated
+  a.attidentity::text AS identity, a.attgenerated::text AS generated,
+  coalesce(NOT co.collisdeterministic, false) AS folds
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 CROSS JOIN LATERAL (
@@ -78,16 +82,18 @@ pub async fn tables(client: &Client, schemas: &[String]) -> Result<Vec<TargetTab
             foreign_keys: Vec::new(),
             replaceable: row.try_get(4)?,
             partitioned: row.try_get(3)?,
+            has_owners: false,
         };
         tables.insert(row.try_get(0)?, table);
     }
     let oids: Vec<u32> = tables.keys().copied().collect();
     for row in client.query(COLUMNS, &[&oids]).await? {
         let column = column(&row)?;
-        if let Some(table) = tables.get_mut(&row.try_get(0)?)
-            && column.name != VERSION_COLUMN
-            && !column.name.starts_with(VERSION_PREFIX)
-        {
+        let Some(table) = tables.get_mut(&row.try_get(0)?) else { continue };
+        table.has_owners |= column.name == OWNER_COLUMN;
+        let own =
+            column.name == VERSION_COLUMN || column.name == OWNER_COLUMN || column.name.starts_with(VERSION_PREFIX);
+        if !own {
             table.columns.push(column);
         }
     }
@@ -126,6 +132,7 @@ fn column(row: &Row) -> Result<TargetColumn, PgError> {
             _ => None,
         },
         generated: !generated.is_empty(),
+        folds: row.try_get(9)?,
     })
 }
 
@@ -189,6 +196,7 @@ mod tests {
             uniques: vec![],
             foreign_keys,
             replaceable: true,
+            has_owners: false,
             partitioned: false,
         }
     }

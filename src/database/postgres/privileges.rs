@@ -5,7 +5,11 @@
 
 use tokio_postgres::Client;
 
-use super::{PgError, catalog::VERSION_COLUMN, sql};
+use super::{
+    PgError,
+    catalog::{OWNER_COLUMN, VERSION_COLUMN},
+    sql,
+};
 use crate::model::{Plan, PlanRole, Problem};
 
 /// What is missing on the database and on the schema of the target tables.
@@ -61,6 +65,9 @@ pub async fn on_table(client: &Client, plan: &Plan) -> Result<Vec<Problem>, PgEr
     if let PlanRole::Share(share) = &plan.role {
         versions.push(&share.own.version);
     }
+    if plan.is_owned() {
+        versions.push(OWNER_COLUMN);
+    }
     let row = client
         .query_opt(
             "SELECT ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p \
@@ -90,7 +97,7 @@ pub async fn on_table(client: &Client, plan: &Plan) -> Result<Vec<Problem>, PgEr
             what: format!("{table} has no column {version} yet, and only its owner `{owner}` may add one"),
             fix: format!(
                 "as `{owner}`: ALTER TABLE {name} ADD {} bigint NOT NULL DEFAULT 0; or GRANT {} TO {to}",
-                if version == VERSION_COLUMN { version } else { sql::ident(&version) },
+                if version == VERSION_COLUMN || version == OWNER_COLUMN { version } else { sql::ident(&version) },
                 sql::ident(&owner)
             ),
         });

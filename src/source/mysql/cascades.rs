@@ -8,11 +8,14 @@
 
 use std::collections::HashMap;
 
-use crate::model::{Cascade, CascadeKind, CascadeLink, Images, TableName, TableSchema, Value};
+use crate::{
+    model::{Cascade, CascadeKind, CascadeLink, Images, TableName, TableSchema, Value, Version},
+    source::CaptureEvent,
+};
 
 /// The foreign keys of a reader, by their parents as the server compares names.
 #[derive(Debug, Default)]
-pub(super) struct Links {
+pub struct Links {
     by_parent: HashMap<TableName, Vec<Link>>,
 }
 
@@ -25,7 +28,7 @@ struct Link {
 
 impl Links {
     /// These keys, with names compared so.
-    pub(super) fn new(keys: &[CascadeLink], compared: impl Fn(&TableName) -> TableName) -> Self {
+    pub fn new(keys: &[CascadeLink], compared: impl Fn(&TableName) -> TableName) -> Self {
         let mut by_parent: HashMap<TableName, Vec<Link>> = HashMap::new();
         for key in keys {
             let parent = compared(&key.parent);
@@ -40,9 +43,25 @@ impl Links {
     }
 
     /// What a change of a row of this table, called so where names are compared, may have done to children.
-    pub(super) fn of(&self, table: &TableName, schema: &TableSchema, images: &Images) -> Vec<Cascade> {
+    fn of(&self, table: &TableName, schema: &TableSchema, images: &Images) -> Vec<Cascade> {
         let Some(links) = self.by_parent.get(table) else { return Vec::new() };
         links.iter().flat_map(|link| link.after(schema, images)).collect()
+    }
+
+    /// What is told after the change of a row of this table, called so where names are compared: `version` is the
+    /// change's first, and one that updates has two.
+    pub fn told(
+        &self,
+        table: &TableName,
+        schema: &TableSchema,
+        images: &Images,
+        (version, commit_us): (Version, i64),
+    ) -> impl Iterator<Item = CaptureEvent> + use<> {
+        // Children that were changed with it are older than its last version, and those changed later are not.
+        let updates = images.before.is_some() && images.after.is_some();
+        let version = version.saturating_add(i64::from(updates));
+        let cascades = self.of(table, schema, images).into_iter();
+        cascades.map(move |cascade| CaptureEvent::Cascade { cascade, version, commit_us })
     }
 }
 

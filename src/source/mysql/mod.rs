@@ -33,11 +33,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 use mysql_async::Conn;
 
+pub use self::cascades::Links;
 pub use self::config::MysqlSourceConfig;
 pub use self::open::MysqlSource;
 use self::{
     binlog::{DecodeOptions, JsonDoubles, ddl::Names},
-    cascades::Links,
     progress::Progress,
     reader::{LogReader, Pending},
     stream::{RawEventStream, Start},

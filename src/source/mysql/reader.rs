@@ -306,7 +306,7 @@ impl LogReader {
         for images in decoder.rows(rows).map_err(place)? {
             let images = images.map_err(place)?;
             let version = self.clock.tick_many(commit_us, ticks);
-            let cascades = if is_parent { self.links.of(&table, decoder.schema(), &images) } else { Vec::new() };
+            let told = is_parent.then(|| self.links.told(&table, decoder.schema(), &images, (version, commit_us)));
             let change =
                 |op, images, version| Change { schema: decoder.schema().clone(), op, images, version, commit_us };
             let (op, moved) = match rows.kind {
@@ -322,11 +322,7 @@ impl LogReader {
                     self.delivered.push_back(CaptureEvent::Change(change(Op::Insert, after, version + 1)));
                 }
             }
-            // Children that were changed with it are older than its last version, and those changed later are not.
-            let version = version.saturating_add(i64::from(rows.kind == RowsKind::Update));
-            for cascade in cascades {
-                self.delivered.push_back(CaptureEvent::Cascade { cascade, version, commit_us });
-            }
+            self.delivered.extend(told.into_iter().flatten());
         }
         if let Some(group) = &mut self.group {
             group.changes = true;

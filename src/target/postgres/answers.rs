@@ -48,7 +48,7 @@ impl PostgresSink {
                     }
                     let facts = read::<Option<i64>>(rows, 3)?;
                     let facts = facts.map_or(*given as u64, |facts| facts.unsigned_abs());
-                    let stale = facts.saturating_sub(inserted + updated);
+                    let stale = facts.saturating_sub(inserted + updated + self.held(*place, rows)?);
                     add(&mut tables, self.target_of(*place), Counts { inserted, updated, stale, ..Counts::default() });
                 }
                 Mark::Write(Part::Unmatched, place, _) => {

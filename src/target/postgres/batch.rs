@@ -83,8 +83,11 @@ impl PostgresSink {
             }
             self.begin().await?;
             let answers = steps.run(&self.session.client).await?;
-            let freed = answers::freed(&answers)?;
-            Applied { tables: self.read_answers(&answers)?, freed, ..Applied::default() }
+            let tables = self.read_answers(&answers)?;
+            let (held, keys) = self.held_and_freed(&input, &answers)?;
+            let freed = answers::freed(&answers)? + self.free(keys).await?;
+            self.store_held(&items, &held).await?;
+            Applied { tables, freed, ..Applied::default() }
         };
         self.refresh_parked().await?;
         applied.waiting = self.parked.waiting.len() as u64;

@@ -2,10 +2,12 @@
 //!
 //! The server rarely says which row failed. Sets of source rows are tried inside savepoints and halved; a single row
 //! that still fails is parked with all that it would have written, in every target. Rows that refer to a missing
-//! parent, or whose unique value another row still has, wait; they are tried again when everything else of the batch is
-//! in.
+//! parent, or whose unique value or key another row still has, wait; they are tried again when everything else of the
+//! batch is in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
+
+use tokio_postgres::Row;
 
 use super::{
     PostgresSink,
@@ -13,6 +15,7 @@ use super::{
     failure::{self, Failure, Verdict},
     input::WriteInput,
     items::{Item, SourceKey},
+    owned::{self, Held},
     parked::{Fenced, ParkedRow},
     steps::Steps,
 };
@@ -51,9 +54,37 @@ pub(super) struct Outcome<'a> {
     pub(super) waiting: Vec<Waiting<'a>>,
     /// Rows written, with the newest version of each.
     pub(super) written: Vec<(SourceKey, Version)>,
+    /// What is parked of rows that are held is over up to these versions: all but their newest event.
+    pub(super) superseded: Vec<(SourceKey, Version)>,
+    /// The keys that were freed, as digests.
+    pub(super) freed: Vec<i64>,
 }
 
-impl Outcome<'_> {
+/// What became of a set that was tried.
+struct Tried {
+    tables: BTreeMap<String, Counts>,
+    held: Held,
+    freed: Vec<i64>,
+}
+
+impl<'a> Outcome<'a> {
+    /// What was parked of this row's older events is over.
+    fn over(&mut self, event: &RowEvent) {
+        let older = |other: &RowEvent| {
+            other.version <= event.version && other.key == event.key && other.schema.table == event.schema.table
+        };
+        self.dead.retain(|dead| !older(dead.event));
+        self.waiting.retain(|waiting| !waiting.item.newest().is_some_and(older));
+    }
+
+    /// A row whose key another has: these events of it wait, and what is parked that is older is over.
+    fn hold(&mut self, events: Vec<&'a RowEvent>, needs: i64) {
+        let Some(oldest) = events.first() else { return };
+        self.superseded.push((SourceKey::of(oldest), oldest.version - 1));
+        let item = Item { events, parked: Vec::new(), without_before: false };
+        self.waiting.push(Waiting { item, refusal: owned::held_refusal(), needs: Some(needs) });
+    }
+
     /// An error that may be the plan's fault and came of several rows of a table, where no row of it was written.
     fn fails_for_every_row(&self) -> Option<Refusal> {
         let mut suspects = self.dead.iter().filter(|dead| !failure::blames_a_row(&dead.sqlstate));
@@ -91,13 +122,16 @@ impl PostgresSink {
         let freed = answers::freed(&answers)?;
         let mut outcome = self.settle(items).await?;
         outcome.dead.extend(kept_out.iter().copied().map(late));
-        let cleared: Vec<_> = outcome.written.iter().filter(|(key, _)| touched.contains(key)).cloned().collect();
+        let over = outcome.written.iter().chain(&outcome.superseded);
+        let cleared: Vec<_> = over.filter(|(key, _)| touched.contains(key)).cloned().collect();
         self.clear_parked(&cleared).await?;
-        Ok(Applied { freed, ..self.park(outcome).await? })
+        let applied = self.park(outcome).await?;
+        Ok(Applied { freed: freed + applied.freed, ..applied })
     }
 
-    /// Stores what is parked, and counts.
+    /// Stores what is parked, has tried first what is freed, and counts.
     pub(super) async fn park(&mut self, outcome: Outcome<'_>) -> Result<Applied, Failure> {
+        let freed = self.free(outcome.freed).await?;
         let waiting: Vec<ParkedRow<'_>> = outcome
             .waiting
             .iter()
@@ -107,7 +141,7 @@ impl PostgresSink {
             .collect();
         self.store_dead(&outcome.dead).await?;
         self.store_waiting(&waiting).await?;
-        Ok(Applied { tables: outcome.tables, dead_letters: outcome.dead.len() as u64, ..Applied::default() })
+        Ok(Applied { tables: outcome.tables, dead_letters: outcome.dead.len() as u64, freed, ..Applied::default() })
     }
 
     /// Tries the rows, then those again that wait, as long as that helps.
@@ -137,15 +171,17 @@ impl PostgresSink {
                 continue;
             }
             match self.try_set(&mut set, outcome).await {
-                Ok(tables) => {
+                Ok(Tried { tables, held, freed }) => {
                     tables.into_iter().for_each(|(table, counts)| add(&mut outcome.tables, table, counts));
-                    for event in set.items.iter().filter_map(Item::newest) {
+                    outcome.freed.extend(freed);
+                    for (place, item) in set.items.iter().enumerate() {
+                        let Some(event) = item.newest() else { continue };
                         following(&mut stack, event).for_each(|item| item.parked.clear());
-                        let key = SourceKey::of(event);
-                        outcome
-                            .dead
-                            .retain(|dead| dead.event.version > event.version || SourceKey::of(dead.event) != key);
-                        outcome.written.push((key, event.version));
+                        outcome.over(event);
+                        match held.get(&place) {
+                            None => outcome.written.push((SourceKey::of(event), event.version)),
+                            Some(hold) => outcome.hold(hold.waits(item), hold.needs),
+                        }
                     }
                 }
                 Err(Failure::Rows(refusal)) => self.blame(set, &refusal, &mut stack, outcome).await?,
@@ -157,11 +193,7 @@ impl PostgresSink {
     }
 
     /// Writes a set inside a savepoint, with deferred constraints made to speak before it is released.
-    async fn try_set<'a>(
-        &mut self,
-        set: &mut Set<'a>,
-        outcome: &mut Outcome<'a>,
-    ) -> Result<BTreeMap<String, Counts>, Failure> {
+    async fn try_set<'a>(&mut self, set: &mut Set<'a>, outcome: &mut Outcome<'a>) -> Result<Tried, Failure> {
         let plans = self.plans.clone();
         let mut input = WriteInput::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
         if !input.unsendable.is_empty() {
@@ -178,7 +210,7 @@ impl PostgresSink {
         self.queue_writes(&mut steps, &input, set.replace).await?;
         steps.simple(Mark::Done, "SET CONSTRAINTS ALL IMMEDIATE");
         let result = match steps.run(&self.session.client).await {
-            Ok(answers) => self.read_answers(&answers),
+            Ok(answers) => self.tried(&input, &answers),
             Err(error) => Err(Failure::from(error)),
         };
         let end = match &result {
@@ -190,6 +222,12 @@ impl PostgresSink {
         };
         self.session.client.batch_execute(end).await.map_err(PgError::from)?;
         result
+    }
+
+    fn tried(&self, input: &WriteInput<'_>, answers: &[(Mark, Vec<Row>)]) -> Result<Tried, Failure> {
+        let tables = self.read_answers(answers)?;
+        let (held, freed) = self.held_and_freed(input, answers)?;
+        Ok(Tried { tables, held, freed })
     }
 
     /// A set failed: narrows it down.

@@ -103,6 +103,12 @@ pub fn leads_back(plan: &Plan) -> bool {
     }
 }
 
+/// What asks the table of a plan for children, the first or those that follow; none for a plan whose rows cannot be led
+/// back.
+pub fn children_statement(plan: &Plan, of: &ChildrenOf<'_>, goes_on: bool) -> Option<String> {
+    Query::new(plan, of).map(|query| query.sql(goes_on))
+}
+
 /// What asks one target table for the children of parents.
 struct Query<'a> {
     plan: &'a Plan,

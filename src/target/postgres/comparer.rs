@@ -99,7 +99,7 @@ impl PostgresComparer {
             looks: self.looks,
             seen: &seen,
             shared: &shared,
-            first: 2 + usize::from(marked) + binding.types.len(),
+            first: 2 + usize::from(marked) + usize::from(plan.is_owned()) + binding.types.len(),
         };
         Ok(make(&comparison))
     }
@@ -345,6 +345,9 @@ pub(super) fn image_params<'b>(
     let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
     if is_marked(plan.coverage, Part::Live) {
         params.push(Box::new(&images.dead));
+    }
+    if plan.is_owned() {
+        params.push(Box::new(input.owners(images)));
     }
     for column in &binding.columns {
         params.push(Box::new(input.column(images, *column)));

@@ -352,14 +352,23 @@ impl Comparison<'_> {
             true => format!("t.{}", sql::ident(name)),
             false => "NULL".to_owned(),
         });
+        let buried: Vec<String> = buried.collect();
         let deleted = match self.builder.plan.role {
             // The whole set goes with its parent, whose key no tombstone has.
             PlanRole::Set { .. } => String::new(),
             PlanRole::Whole | PlanRole::Share(_) => format!(
                 "\nUNION ALL SELECT {}, t.{VERSION_COLUMN} FROM {} t WHERE t.{VERSION_COLUMN} > $1::bigint",
-                buried.collect::<Vec<_>>().join(", "),
+                buried.join(", "),
                 self.builder.tombstones()
             ),
+        };
+        let deleted = match self.builder.plan.is_owned() {
+            true => format!(
+                "{deleted}\nUNION ALL SELECT {}, t.{VERSION_COLUMN} FROM {} t WHERE t.{VERSION_COLUMN} > $1::bigint",
+                buried.join(", "),
+                self.builder.owned_tombstones()
+            ),
+            false => deleted,
         };
         let scope = if has_lower { format!(" WHERE {}", self.beside(">", 2)) } else { String::new() };
         self.listed("different", &format!("({shown}{deleted}) g{scope}"), rows_max)

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::items::Item;
+use super::{items::Item, owned};
 use crate::{
     log::envelope,
     model::{ColumnType, Coverage, Op, Plan, Problem, TTL_COLUMN, TableSchema, Version},
@@ -135,6 +135,8 @@ impl BindingImages {
 #[derive(Debug, Default)]
 pub struct WriteInput<'a> {
     rows: Vec<envelope::Row<'a>>,
+    /// The source keys of the items, as the records have them.
+    keys: Vec<&'a [u8]>,
     /// By binding.
     pub groups: BTreeMap<usize, BindingImages>,
     /// Items that hold what no PostgreSQL text can: a NUL byte.
@@ -147,6 +149,7 @@ impl<'a> WriteInput<'a> {
         let mut input = WriteInput { rows: Vec::with_capacity(items.len()), ..WriteInput::default() };
         let mut schemas: HashMap<usize, Arc<[usize]>> = HashMap::new();
         for (index, item) in items.iter().enumerate() {
+            input.keys.push(item.newest().map_or(&[], |newest| newest.key.as_ref()));
             let Some(newest) = item.newest() else { continue };
             let mut bound = |event: &RowEvent, bindings: &mut Bindings| -> Result<Arc<[usize]>, ApplyError> {
                 let address = Arc::as_ptr(&event.schema) as usize;
@@ -340,6 +343,11 @@ impl<'a> WriteInput<'a> {
             .iter()
             .map(|row| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref()))
             .collect()
+    }
+
+    /// Which source row each of these images is of.
+    pub fn owners(&self, images: &ImageRows) -> Vec<i64> {
+        images.items.iter().map(|item| owned::owner(self.keys.get(*item).copied().unwrap_or_default())).collect()
     }
 
     /// Whether anything sent may make a dead fact.

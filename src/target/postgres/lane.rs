@@ -58,10 +58,11 @@ pub struct Claim {
 /// In place of a partition: all of them.
 const WHOLE: u32 = u32::MAX;
 
-/// The number of the lock of a plan's lane. Several source tables may reach a row through different partitions, so that
-/// the lane of rows that they share is the whole target.
+/// The number of the lock of a plan's lane. Several source tables, or several source rows that claim one key, may reach
+/// a row through different partitions, so that the lane of such rows is the whole target.
 pub(super) fn lock_of(plan: &Plan, partition: u32) -> i64 {
     match plan.role {
+        PlanRole::Whole if plan.is_owned() => lock_key(&plan.target.name, WHOLE),
         PlanRole::Whole | PlanRole::Set { .. } => lock_key(&plan.target.name, partition),
         PlanRole::Share(_) => lock_key(&plan.target.name, WHOLE),
     }
@@ -106,8 +107,9 @@ impl PostgresSink {
         if truncates {
             plans.extend(0..self.plans.len());
         }
-        let whole = plans.iter().filter_map(|plan| self.plans.get(*plan)).all(|plan| plan.role == PlanRole::Whole);
-        let shared = batch.topic == Topic::Snapshot && !truncates && !input.has_dead() && whole;
+        let alone = |plan: &Plan| plan.role == PlanRole::Whole && !plan.is_owned();
+        let alone = plans.iter().filter_map(|plan| self.plans.get(*plan)).all(alone);
+        let shared = batch.topic == Topic::Snapshot && !truncates && !input.has_dead() && alone;
         let locks = self.locks(plans.into_iter());
         let lock = self.statement(if shared { LOCK_SHARED } else { LOCK }).await?;
         let offset = self.statement(if self.options.check_offset { ADVANCE } else { HOLDS }).await?;

@@ -27,6 +27,7 @@ mod look;
 mod merged;
 mod needs;
 mod origin;
+mod owned;
 mod parked;
 mod passes;
 mod pending;
@@ -50,7 +51,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use tokio_postgres::Statement;
 
-pub use cascades::leads_back;
+pub use cascades::{children_statement, leads_back};
 pub use comparer::PostgresComparer;
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};

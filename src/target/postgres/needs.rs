@@ -1,4 +1,5 @@
-//! What a row waits for: the key of its parent, as a digest.
+//! What a row waits for: the key of its parent, or that another source row has at its target ([`super::owned`]), as a
+//! digest.
 //!
 //! A child that waits is stored with the digest of the parent's key that it refers to. A row that is written frees the
 //! children that wait for its key, whichever lane writes it: they are the first to be tried again. The digest is of the
@@ -28,6 +29,13 @@ const BETWEEN: char = '\u{1f}';
 const FREE: &str = "
 WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM cutover.waiting WHERE pipeline = $1 AND needs = ANY($2) AND attempts >= 0 FOR UPDATE SKIP LOCKED)) RETURNING 1)
+SELECT count(*) FROM f";
+
+/// As [`FREE`], of all rows of a source table: where whole tables are emptied or swept.
+pub(super) const FREE_TABLE: &str = "
+WITH f AS (UPDATE cutover.waiting SET attempts = -1 WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2 AND needs <> 0 AND attempts >= 0
+  FOR UPDATE SKIP LOCKED)) RETURNING 1)
 SELECT count(*) FROM f";
 
 /// Whether a row of any partition waits for a parent.
@@ -65,6 +73,16 @@ fn sorted(names: &[String]) -> Vec<&String> {
 }
 
 impl PostgresSink {
+    /// Has the rows tried again first that wait for these keys of targets; how many they are.
+    pub(super) async fn free(&mut self, keys: Vec<i64>) -> Result<u64, PgError> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let free = self.statement(FREE).await?;
+        let freed: i64 = self.session.client.query_one(&free, &[&self.options.pipeline, &keys]).await?.try_get(0)?;
+        Ok(freed.unsigned_abs())
+    }
+
     /// Queues that children which wait for rows of this batch are tried again first.
     pub(super) async fn queue_freed(&mut self, steps: &mut Steps<'_, Mark>, items: &[Item<'_>]) -> Result<(), PgError> {
         // Where foreign keys rest no row waits for a parent. Other sinks park rows too, so that only the target knows.

@@ -123,6 +123,7 @@ mod tests {
             type_sql: type_sql.into(),
             cast_sql: cast_sql.into(),
             collation: None,
+            folds: false,
             not_null: true,
             has_default: false,
             identity: None,

@@ -7,6 +7,7 @@ use super::{
     answers::Mark,
     dead_letters::FORGET_NOTED,
     items::{Item, SourceKey},
+    needs::FREE_TABLE,
     parked::{CLEAR, cleared_params},
     schemas,
     steps::{Param, Steps},
@@ -95,6 +96,10 @@ impl PostgresSink {
             if let Some(show) = sweep::show(plan) {
                 steps.query(Mark::Done, self.statement(&show).await?, Vec::new());
             }
+        }
+        if plans.iter().any(|plan| plan.is_owned() && plan.source.table.to_string() == source) {
+            let params: Vec<Param<'_>> = vec![Box::new(self.options.pipeline.clone()), Box::new(source.to_owned())];
+            steps.query(Mark::Freed, self.statement(FREE_TABLE).await?, params);
         }
         Ok(())
     }

@@ -5,15 +5,16 @@
 //! fact is a row: it is written unless the row or the tombstone there is newer. Dead facts go first, in a statement of
 //! their own, so that a unique value may move between rows of one batch (rule 5).
 //!
-//! Parameters: `$1` the versions, where [`is_marked`] `$2` whether the image is dead, then one array of
-//! texts for each source column that the `SELECT` reads. Text casts to every type, and is as fast as typed arrays.
+//! Parameters: `$1` the versions, where [`is_marked`] whether the image is dead, where rows have owners whose the
+//! image is, then one array of texts for each source column that the `SELECT` reads. Text casts to every type, and is
+//! as fast as typed arrays.
 
 use crate::{
     database::postgres::{catalog::VERSION_COLUMN, sql},
     model::{ColumnType, Coverage, Identity, Plan, PlanRole, TargetColumn},
 };
 
-use super::{merged::Merged, sets::SetOf, tombstones};
+use super::{merged::Merged, owned::ALL_FREED, sets::SetOf, tombstones};
 
 /// The parts of a plan's work, each a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,28 +68,35 @@ impl Builder<'_> {
     fn whole(&self, part: Part) -> Option<String> {
         match part {
             Part::Dead => Some(self.dead()),
-            Part::Gone => self.gone_facts().map(|facts| self.remove(facts)),
+            Part::Gone => self.gone(),
             Part::Replace => Some(self.replace()),
+            Part::Live if self.plan.is_owned() => Some(self.live_owned()),
             Part::Live => Some(self.live()),
             Part::Show => None,
             Part::Unmatched => self.unmatched(),
+            Part::Clashes if self.plan.is_owned() => Some(self.clashes_owned()),
             Part::Clashes => Some(self.clashes()),
             Part::Late => Some(self.late()),
             Part::Orphans(key) => self.plan.target.foreign_keys.get(key).and_then(|key| self.orphans(key)),
         }
     }
 
-    /// The images `i`: `i.v`, `i.n` (the image's place, from 1), a column `c0`, `c1`, … for each that is read and,
-    /// where this part is told, `i.dead`. Images older than the table's TRUNCATE fence are left out.
+    /// The images `i`: `i.v`, `i.n` (the image's place, from 1), a column `c0`, `c1`, … for each that is read,
+    /// where this part is told, `i.dead`, and, where rows have owners, `i.w`. Images older than the table's TRUNCATE
+    /// fence are left out.
     pub(super) fn images(&self, part: Part) -> String {
         let marked = is_marked(self.plan.coverage, part);
-        let first = if marked { 3 } else { 2 };
         let mut arrays = vec!["$1::bigint[]".to_owned()];
         let mut aliases = vec!["v".to_owned()];
         if marked {
             arrays.push("$2::boolean[]".into());
             aliases.push("dead".into());
         }
+        if self.plan.is_owned() {
+            arrays.push(format!("${}::bigint[]", arrays.len() + 1));
+            aliases.push("w".into());
+        }
+        let first = arrays.len() + 1;
         let mut values = Vec::new();
         for (index, column_type) in self.types.iter().enumerate() {
             arrays.push(format!("${}::text[]", first + index));
@@ -118,9 +126,10 @@ impl Builder<'_> {
             name = sql::literal(&self.plan.source.table.to_string()),
         );
         format!(
-            "(SELECT x.v, x.n{dead}{values}\n  FROM unnest({arrays}) WITH ORDINALITY x({aliases}){fenced}{fence}) i",
+            "(SELECT x.v, x.n{dead}{owner}{values}\n  FROM unnest({arrays}) WITH ORDINALITY x({aliases}){fenced}{fence}) i",
             fenced = if self.plan.role.keeps() { "" } else { &fenced },
             dead = if marked { ", x.dead" } else { "" },
+            owner = if self.plan.is_owned() { ", x.w" } else { "" },
             values = values.concat(),
             arrays = arrays.join(", "),
             aliases = aliases.join(", "),
@@ -156,11 +165,15 @@ impl Builder<'_> {
     pub fn unmatched(&self) -> Option<String> {
         let keys = self.copied_keys()?;
         Some(format!(
-            "WITH d AS (DELETE FROM {target} g USING (SELECT {keys}, i.v FROM {images}) f\n\
-             WHERE {same} AND g.{VERSION_COLUMN} < f.v RETURNING 1)\nSELECT count(*) FROM d",
+            "WITH d AS (DELETE FROM {target} g USING (SELECT {keys}, i.v{owner} FROM {images}) f\n\
+             WHERE {same} AND g.{VERSION_COLUMN} < f.v{own} RETURNING {freed})\nSELECT count(*){all_freed} FROM d",
             target = self.target(),
+            owner = self.image_owner(),
             images = self.images(Part::Unmatched),
             same = self.same_key("g", "f"),
+            own = self.own("g", "f.cutover_w"),
+            freed = self.freed("g"),
+            all_freed = if self.plan.is_owned() { format!(", {ALL_FREED}") } else { String::new() },
         ))
     }
 
@@ -231,10 +244,13 @@ impl Builder<'_> {
         let keys = self.keys("");
         let null = self.key_values().iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
         format!(
-            "r AS (SELECT {columns}, i.v AS cutover_v, i.dead AS cutover_dead\nFROM {rows}\n\
+            "r AS (SELECT {columns}, i.v AS cutover_v, i.dead AS cutover_dead{owner}{place}\nFROM {rows}\n\
              WHERE NOT (i.dead AND ({null}))),\n\
-             f AS MATERIALIZED (SELECT DISTINCT ON ({keys}) r.*{clashes}\n\
-             FROM r ORDER BY {keys}, cutover_v DESC, cutover_dead)",
+             f AS MATERIALIZED (SELECT DISTINCT ON ({keys}{whose}) r.*{clashes}\n\
+             FROM r ORDER BY {keys}{whose}, cutover_v DESC, cutover_dead)",
+            owner = self.image_owner(),
+            place = if self.plan.is_owned() { ", i.n AS cutover_n" } else { "" },
+            whose = self.fact_owner(),
             rows = self.rows(part),
         )
     }
@@ -242,8 +258,9 @@ impl Builder<'_> {
     /// As [`Self::newest`], with every column; `cutover_clashes` counts the live facts that claim a key.
     pub(super) fn newest_rows(&self, part: Part) -> String {
         let count = format!(
-            ", count(*) FILTER (WHERE NOT cutover_dead) OVER (PARTITION BY {}) AS cutover_clashes",
-            self.keys("")
+            ", count(*) FILTER (WHERE NOT cutover_dead) OVER (PARTITION BY {}{}) AS cutover_clashes",
+            self.keys(""),
+            self.fact_owner()
         );
         self.newest(part, &self.named_values(), &count)
     }
@@ -267,11 +284,13 @@ impl Builder<'_> {
                 let given: Vec<String> = keys.iter().map(|key| format!("{key} IS NOT NULL")).collect();
                 let places: Vec<String> = (1..=keys.len()).map(|place| place.to_string()).collect();
                 let facts = format!(
-                    "f AS MATERIALIZED (SELECT {}, max(i.v) AS cutover_v\nFROM {}\nWHERE {} GROUP BY {})",
+                    "f AS MATERIALIZED (SELECT {}, max(i.v) AS cutover_v{}\nFROM {}\nWHERE {} GROUP BY {}{})",
                     self.named_keys(),
+                    self.image_owner(),
                     self.rows(Part::Dead),
                     given.join(" AND "),
-                    places.join(", ")
+                    places.join(", "),
+                    self.fact_owner(),
                 );
                 (facts, "f")
             }
@@ -285,11 +304,13 @@ impl Builder<'_> {
     /// Remembers in `t` how old at least a row of a dead fact's key must be.
     pub(super) fn bury(&self, from: &str) -> String {
         format!(
-            "t AS (INSERT INTO {tombstones} AS t ({keys}, {VERSION_COLUMN}) SELECT {keys}, cutover_v FROM {from}\n\
-             ON CONFLICT ({keys}) DO UPDATE SET {VERSION_COLUMN} = excluded.{VERSION_COLUMN}\n\
+            "t AS (INSERT INTO {tombstones} AS t ({keys}{owner}, {VERSION_COLUMN}) SELECT {keys}{whose}, cutover_v FROM {from}\n\
+             ON CONFLICT ({keys}{owner}) DO UPDATE SET {VERSION_COLUMN} = excluded.{VERSION_COLUMN}\n\
              WHERE t.{VERSION_COLUMN} < excluded.{VERSION_COLUMN})",
             keys = self.keys(""),
-            tombstones = self.tombstones(),
+            owner = self.owner_column(),
+            whose = self.fact_owner(),
+            tombstones = if self.plan.is_owned() { self.owned_tombstones() } else { self.tombstones() },
         )
     }
 
@@ -300,8 +321,10 @@ impl Builder<'_> {
         let keys = self.copied_keys()?;
         let places: Vec<String> = (1..=self.plan.target.key.len()).map(|place| place.to_string()).collect();
         let facts = format!(
-            "f AS MATERIALIZED (SELECT {keys}, max(i.v) AS cutover_v\nFROM {images}\n\
-             WHERE i.dead OR NOT EXISTS (SELECT FROM {made}) GROUP BY {places})",
+            "f AS MATERIALIZED (SELECT {keys}, max(i.v) AS cutover_v{owner}\nFROM {images}\n\
+             WHERE i.dead OR NOT EXISTS (SELECT FROM {made}) GROUP BY {places}{whose})",
+            owner = self.image_owner(),
+            whose = self.fact_owner(),
             images = self.images(Part::Gone),
             made = self.made(),
             places = places.join(", "),
@@ -314,14 +337,22 @@ impl Builder<'_> {
         self.remove(self.dead_facts())
     }
 
+    /// As [`Self::dead`], of rows that are known by their key alone.
+    pub fn gone(&self) -> Option<String> {
+        self.gone_facts().map(|facts| self.remove(facts))
+    }
+
     fn remove(&self, (facts, from): (String, &str)) -> String {
         format!(
             "WITH {facts},\n{bury},\n\
-             d AS (DELETE FROM {target} g USING {from} WHERE {same} AND g.{VERSION_COLUMN} <= f.cutover_v RETURNING 1)\n\
-             SELECT (SELECT count(*) FROM {from}), (SELECT count(*) FROM d)",
+             d AS (DELETE FROM {target} g USING {from} WHERE {same} AND g.{VERSION_COLUMN} <= f.cutover_v{own} RETURNING {freed})\n\
+             SELECT (SELECT count(*) FROM {from}), (SELECT count(*) FROM d){all_freed}",
             bury = self.bury(from),
             target = self.target(),
             same = self.same_key("g", "f"),
+            own = self.own("g", "f.cutover_w"),
+            freed = self.freed("g"),
+            all_freed = if self.plan.is_owned() { format!(", (SELECT {ALL_FREED} FROM d)") } else { String::new() },
         )
     }
 
@@ -389,7 +420,7 @@ impl Builder<'_> {
     pub(super) fn assignments(&self) -> String {
         let set = self.settable().map(|name| format!("{name} = excluded.{name}", name = sql::ident(name)));
         let version = std::iter::once(format!("{VERSION_COLUMN} = excluded.{VERSION_COLUMN}"));
-        set.chain(version).collect::<Vec<_>>().join(", ")
+        set.chain(version).chain(self.set_owner()).collect::<Vec<_>>().join(", ")
     }
 
     /// How written rows `u` are told to be new or not.

@@ -15,6 +15,7 @@ impl Builder<'_> {
     /// before the first insert, because counting them needs them all.
     pub fn replace(&self) -> String {
         let facts = match self.plan.coverage {
+            _ if self.plan.is_owned() => self.taking(Part::Replace),
             Coverage::Total | Coverage::Filter => format!(
                 "l AS MATERIALIZED (SELECT {}, i.v AS cutover_v\nFROM {})",
                 self.named_values(),
@@ -27,7 +28,8 @@ impl Builder<'_> {
                 )
             }
         };
-        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), &[])
+        let owner = self.owner_kept();
+        self.replaced(&facts, (VERSION_COLUMN, &format!("g.{VERSION_COLUMN}")), &owner)
     }
 
     /// As [`Self::replace`], of the facts `l`. What the row's version is called and how it compares; the columns
@@ -53,13 +55,14 @@ impl Builder<'_> {
         }
         format!(
             "WITH {facts},\n\
-             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v\n\
+             gone AS (DELETE FROM {target} g USING l WHERE {same} AND {current} <= l.cutover_v{own}\n\
              RETURNING {kept}),\n\
              n AS MATERIALIZED (SELECT count(*) AS n FROM gone)\n\
              INSERT INTO {target} ({columns}, {version}){overriding}\n\
              SELECT {values}, l.cutover_v FROM l JOIN gone ON {joined} CROSS JOIN n WHERE n.n >= 0",
             target = self.target(),
             same = self.same_key("g", "l"),
+            own = self.own("g", "l.cutover_w"),
             kept = sql::list("g.", kept),
             columns = sql::list("", columns),
             joined = self.same_key("gone", "l"),
@@ -82,8 +85,17 @@ impl Builder<'_> {
 
     /// The places of live images that come too late: for all their rows the target has a newer row or tombstone.
     pub fn late(&self) -> String {
-        let version = format!("x.{VERSION_COLUMN}");
-        self.later_in(&[(self.target(), version.clone()), (self.tombstones(), version)])
+        self.later_in(&self.ages("x", "i.w"))
+    }
+
+    /// What may have something of a fact's key that is newer, each with the version of its row `x`, which is null where
+    /// that keeps nothing of this owner out.
+    fn ages(&self, row: &str, owner: &str) -> Vec<(String, String)> {
+        let version = format!("{row}.{VERSION_COLUMN}");
+        if self.plan.is_owned() {
+            return self.ages_of_owned(row, owner);
+        }
+        vec![(self.target(), version.clone()), (self.tombstones(), version)]
     }
 
     /// The places of live images for all of whose rows one of these tables `x` has something of a newer version.
@@ -108,13 +120,13 @@ impl Builder<'_> {
             PlanRole::Whole => {}
             PlanRole::Share(_) | PlanRole::Set { .. } => return String::new(),
         }
-        let newer = |table: String| {
+        let newer = |(table, version): (String, String)| {
             format!(
-                "\nAND NOT EXISTS (SELECT FROM {table} x WHERE {} AND x.{VERSION_COLUMN} > c.cutover_v)",
+                "\nAND NOT EXISTS (SELECT FROM {table} x WHERE {} AND {version} > c.cutover_v)",
                 self.same_key("x", "c")
             )
         };
-        format!("{}{}", newer(self.target()), newer(self.tombstones()))
+        self.ages("x", "c.cutover_w").into_iter().map(newer).collect()
     }
 
     /// The places of live images whose row refers, by this foreign key, to a row that is not there, and what it needs.
@@ -140,9 +152,10 @@ impl Builder<'_> {
             key.parent == self.plan.target.name && key.parent_columns.iter().all(|c| self.names().any(|n| n == c));
         let own = if own { format!(" AND NOT EXISTS (SELECT FROM c s WHERE {})", joined("s")) } else { String::new() };
         Some(format!(
-            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n, i.v AS cutover_v\nFROM {}{live})\n\
+            "WITH c AS MATERIALIZED (SELECT {}, i.n AS cutover_n, i.v AS cutover_v{}\nFROM {}{live})\n\
              SELECT DISTINCT c.cutover_n, {} FROM c WHERE {} AND NOT EXISTS (SELECT FROM {} p WHERE {}){own}{}",
             self.named_values(),
+            self.image_owner(),
             self.rows(Part::Orphans(0)),
             needs::values(key, "c"),
             given.join(" AND "),

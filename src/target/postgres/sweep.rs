@@ -3,19 +3,23 @@
 //! A TRUNCATE removes what is older than itself. A repeated copy has given every row of the source a version of its own
 //! time or newer: what is older at the target was deleted while nobody captured it; so were parked rows that are older.
 //! Rows that others still refer to are left for a later sweep, after those that refer to them have been copied too;
-//! rows whose newest state is a dead letter stay as they are. Of rows that several source tables share only the
-//! contributor's part goes.
+//! rows whose newest state is a dead letter stay as they are: where rows have owners, they are told by these. Of rows
+//! that several source tables share only the contributor's part goes.
 
 use tokio_postgres::types::ToSql;
 
 use super::{
     lane,
     merged::Merged,
-    sets, side_work,
+    needs, owned, sets, side_work,
     statement::{Builder, cast, key_type},
 };
 use crate::{
-    database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
+    database::postgres::{
+        PgError, Session,
+        catalog::{OWNER_COLUMN, VERSION_COLUMN},
+        sql,
+    },
     model::{Plan, PlanRole, Share, Version},
 };
 
@@ -54,10 +58,25 @@ pub(super) fn show(plan: &Plan) -> Option<String> {
     }
 }
 
+/// The source rows of a table that have dead letters.
+const LETTERS: &str =
+    "SELECT key_text FROM cutover.dead_letters WHERE pipeline = $1 AND source_table = $2 AND state = 'open'";
+
+/// That the lease is held.
+const LEASED: &str = "AND EXISTS (SELECT FROM cutover.lease WHERE pipeline = $2 AND role = 'worker' AND epoch = $3)";
+
 /// That the lease is held and the row of this name has no dead letter (`$2` the pipeline, `$3` the lease's epoch, `$4`
-/// the source table). None if the row's key is not that of the source, so that dead letters cannot be told.
+/// the source table, and, where rows have owners, `$5` those that have dead letters). None if the row's key is not that
+/// of the source, so that dead letters cannot be told.
 fn settled(plan: &Plan, row: &str) -> Option<String> {
     let table = &plan.source.table;
+    if plan.is_owned() {
+        // It may be anybody's if its owner is not known.
+        return Some(format!(
+            "{LEASED}\nAND $4::text IS NOT NULL AND {row}.{OWNER_COLUMN} <> ALL($5::bigint[])\n\
+             AND ({row}.{OWNER_COLUMN} <> 0 OR pg_catalog.cardinality($5::bigint[]) = 0)"
+        ));
+    }
     let places = plan.key_reads.as_ref()?;
     let keys = match &plan.role {
         PlanRole::Whole | PlanRole::Share(_) => &plan.target.key,
@@ -72,7 +91,7 @@ fn settled(plan: &Plan, row: &str) -> Option<String> {
     let same: Vec<String> = same.collect::<Option<_>>()?;
     debug_assert!(!same.is_empty(), "{table} has a key");
     Some(format!(
-        "AND EXISTS (SELECT FROM cutover.lease WHERE pipeline = $2 AND role = 'worker' AND epoch = $3)\n\
+        "{LEASED}\n\
          AND NOT EXISTS (SELECT FROM cutover.dead_letters d WHERE d.pipeline = $2 AND d.source_table = $4 AND d.state = 'open' \
          AND {})",
         same.join(" AND ")
@@ -149,7 +168,16 @@ pub async fn sweep(
     for forget in FORGET {
         client.execute(forget, &[&pipeline, &source, &before]).await?;
     }
-    let params: [&(dyn ToSql + Sync); 4] = [&before, &pipeline, &lease_epoch, &source];
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&before, &pipeline, &lease_epoch, &source];
+    let mut owners: Vec<i64> = Vec::new();
+    if plan.is_owned() {
+        // Nobody gets a dead letter, or waits for a row that goes, from here to the commit.
+        client.query(lane::LOCK, &[&vec![lane::lock_of(plan, 0)]]).await?;
+        for row in client.query(LETTERS, &[&pipeline, &source]).await? {
+            owners.push(owned::owner(row.try_get::<_, &str>(0)?.as_bytes()));
+        }
+        params.push(&owners);
+    }
     let rows = match &plan.role {
         PlanRole::Whole | PlanRole::Set { .. } => client.execute(&delete, &params).await?,
         PlanRole::Share(_) => {
@@ -159,6 +187,9 @@ pub async fn sweep(
     };
     if let Some(show) = show(plan) {
         client.query(&show, &[]).await?;
+    }
+    if plan.is_owned() {
+        client.query(needs::FREE_TABLE, &[&pipeline, &source]).await?;
     }
     let left = client.query_one(&left, &params).await?;
     client.batch_execute("COMMIT").await?;

@@ -241,6 +241,10 @@ impl Target for PostgresTarget {
         let session = self.session("plan").await?;
         let planned = self.now();
         let plans = self.plan(&session, &planned.sources).await?;
+        // Another type of the source's key may be no proof any more that keys stay apart.
+        for plan in plans.iter().filter(|plan| plan.is_owned() && !plan.target.has_owners) {
+            prepare_target(&session, plan).await?;
+        }
         self.set(Planned { plans, ..planned });
         Ok(())
     }
@@ -316,12 +320,10 @@ impl Target for PostgresTarget {
         self.fence(&session, &plans, table, before).await?;
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
             let target = &plan.target.name;
-            if !alone || plan.key_reads.is_none() {
-                let reason = if plan.key_reads.is_none() {
-                    "its key is not that of the source"
-                } else {
-                    "other pipelines may write to it"
-                };
+            let leads_back = plan.key_reads.is_some() || plan.is_owned();
+            if !alone || !leads_back {
+                let reason =
+                    if !leads_back { "its key is not that of the source" } else { "other pipelines may write to it" };
                 tracing::warn!(%target, reason, "rows that the source has deleted unseen are not looked for");
                 continue;
             }

@@ -4,7 +4,7 @@
 //! A tombstone is a deleted key with the version of its delete. The tables are typed, and shared by all pipelines that
 //! write the target table.
 
-use super::{pending, sets};
+use super::{owned, pending, sets};
 use crate::{
     database::postgres::{PgError, Session, catalog::VERSION_COLUMN, sql},
     model::{Plan, PlanRole, TableName, TargetColumn, Version},
@@ -45,6 +45,7 @@ pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
     );
     session.client.batch_execute(&create).await?;
     add_version(session, &target.name, VERSION_COLUMN).await?;
+    owned::prepare(session, plan).await?;
     match &plan.role {
         PlanRole::Whole => Ok(()),
         PlanRole::Share(share) => {
@@ -57,7 +58,8 @@ pub async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgError> {
     }
 }
 
-async fn add_version(session: &Session, target: &TableName, version: &str) -> Result<(), PgError> {
+/// Adds a column of ours where it is missing.
+pub(super) async fn add_version(session: &Session, target: &TableName, version: &str) -> Result<(), PgError> {
     let there = session
         .client
         .query_opt(
@@ -86,8 +88,12 @@ pub async fn highest_version(session: &Session, plan: &Plan) -> Result<Version, 
         PlanRole::Share(share) => (format!("abs({})", sql::ident(&share.own.version)), pending::table(target)),
         PlanRole::Set { .. } => (VERSION_COLUMN.to_owned(), sets::table(target)),
     };
+    let owned = match plan.is_owned() {
+        true => format!("(SELECT max({version}) FROM {}), ", sql::table(&owned::table(target))),
+        false => String::new(),
+    };
     let highest = format!(
-        "SELECT greatest((SELECT max({version}) FROM {}), (SELECT max({version}) FROM {}), 0)",
+        "SELECT greatest((SELECT max({version}) FROM {}), (SELECT max({version}) FROM {}), {owned}0)",
         sql::table(target),
         sql::table(&beside)
     );
@@ -101,7 +107,7 @@ pub async fn collect(session: &Session, plan: &Plan, version: Version) -> Result
     let beside = match &plan.role {
         PlanRole::Share(share) => pending::collect(session, target, share, version).await?,
         PlanRole::Set { parent } => sets::collect(session, target, parent, version).await?,
-        PlanRole::Whole => 0,
+        PlanRole::Whole => owned::collect(session, plan, version).await?,
     };
     let delete = format!("DELETE FROM {} WHERE {VERSION_COLUMN} < $1", sql::table(&table(target)));
     Ok(beside + session.client.execute(&delete, &[&version]).await?)

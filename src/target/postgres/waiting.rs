@@ -1,4 +1,4 @@
-//! Rows that wait for another: for a missing parent, or for a unique value that another row still has.
+//! Rows that wait for another: for a missing parent, or for a unique value or a key that another row still has.
 //!
 //! They are stored beside the target and tried again now and then, some at a time, in a transaction of their own. Each
 //! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
@@ -182,6 +182,7 @@ impl PostgresSink {
         outcome.dead.extend(kept_out.into_iter().map(bisect::late));
         // A row that is in has no dead letter of an older state any more.
         self.clear_parked(&outcome.written).await?;
+        self.clear_parked(&outcome.superseded).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
         let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();

@@ -87,8 +87,12 @@ impl PostgresSink {
     ) -> Vec<Param<'b>> {
         let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
         let Some(binding) = self.bindings.all.get(place) else { return params };
-        if self.plans.get(binding.plan).is_some_and(|plan| is_marked(plan.coverage, part)) {
+        let Some(plan) = self.plans.get(binding.plan) else { return params };
+        if is_marked(plan.coverage, part) {
             params.push(Box::new(&images.dead));
+        }
+        if plan.is_owned() {
+            params.push(Box::new(input.owners(images)));
         }
         for column in &binding.columns {
             params.push(Box::new(input.column(images, *column)));

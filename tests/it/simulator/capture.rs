@@ -15,14 +15,16 @@ use cutover::{
     },
     observe::{self, Environment},
     snapshot::{Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
-    source::{CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Source, SourceError},
+    source::{CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Source, SourceError, mysql::Links},
+    state::Store,
 };
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     chance::{Chance, Fault},
+    family,
     mutations::Mutation,
-    source::{self, Key, Logged, Refused, Server, Step, WATCHED},
+    source::{self, Key, Logged, Refused, Server, Step},
     worker::Gate,
 };
 
@@ -36,6 +38,8 @@ const BLOCK_ROWS: usize = 3;
 pub struct ModelServer {
     pub server: Arc<Server>,
     pub gate: Arc<Gate>,
+    /// Where foreign keys that act below the log are noted.
+    pub store: Arc<Store>,
 }
 
 impl ModelServer {
@@ -51,10 +55,22 @@ impl ModelServer {
         self.chance().run.mutation == Some(mutation)
     }
 
-    fn stream_at(&self, next: usize, position: MysqlPosition, clock: Clock) -> Box<dyn ChangeStream> {
+    /// The foreign keys that act below the log, which are noted before anything is read.
+    async fn links(&self) -> Result<Links, CaptureError> {
+        if !self.chance().taste.family {
+            return Ok(Links::default());
+        }
+        let links = family::links();
+        if self.store.cascade_links().await? != links {
+            self.store.set_cascade_links(&links).await?;
+        }
+        Ok(Links::new(&links, Clone::clone))
+    }
+
+    fn stream_at(&self, next: usize, position: MysqlPosition, clock: Clock, links: Links) -> Box<dyn ChangeStream> {
         // After a failover the place is one in the new server's files.
         let position = MysqlPosition { gtids: position.gtids, ..self.server.place(next) };
-        let schemas = WATCHED.iter().map(|table| CaptureEvent::Schema(source::schema(table)));
+        let schemas = source::watched(self.chance()).iter().map(|table| CaptureEvent::Schema(source::schema(table)));
         let mut delivered: VecDeque<CaptureEvent> = schemas.collect();
         delivered.push_back(heartbeat(&position, clock.last(), self.chance().now_us()));
         Box::new(ModelSource {
@@ -64,6 +80,7 @@ impl ModelServer {
             next,
             position,
             clock,
+            links,
             delivered,
         })
     }
@@ -84,7 +101,10 @@ impl Source for ModelServer {
             return Err(SourceError::Unreachable("the model's source is away".into()));
         }
         Ok(Examined {
-            tables: WATCHED.iter().map(|table| TableSchema::clone(&source::schema(table))).collect(),
+            tables: source::watched(self.chance())
+                .iter()
+                .map(|table| TableSchema::clone(&source::schema(table)))
+                .collect(),
             end: Position::Mysql(self.server.end()),
             now_us: self.chance().now_us(),
             connector: DebeziumConnector::Mysql,
@@ -114,7 +134,9 @@ impl Source for ModelServer {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             let (reason, remedy) = match self.server.seek(&from) {
-                Ok(next) => return Ok(self.stream_at(next, from, Clock::new(clock, AHEAD_MAX_US))),
+                Ok(next) => {
+                    return Ok(self.stream_at(next, from, Clock::new(clock, AHEAD_MAX_US), self.links().await?));
+                }
                 Err(Refused::Away) => return Err(away()),
                 Err(Refused::NeverExecuted(set)) if attempt == 49 => (format!("never executed {set}"), String::new()),
                 Err(Refused::NeverExecuted(_)) => continue,
@@ -123,7 +145,7 @@ impl Source for ModelServer {
             if self.is(Mutation::SkipGaps) {
                 let end = self.server.end();
                 if let Ok(next) = self.server.seek(&end) {
-                    return Ok(self.stream_at(next, end, Clock::new(clock, AHEAD_MAX_US)));
+                    return Ok(self.stream_at(next, end, Clock::new(clock, AHEAD_MAX_US), self.links().await?));
                 }
             }
             return Err(CaptureError::Lost(Problem::new(reason, remedy)));
@@ -211,6 +233,7 @@ struct ModelSource {
     next: usize,
     position: MysqlPosition,
     clock: Clock,
+    links: Links,
     delivered: VecDeque<CaptureEvent>,
 }
 
@@ -262,13 +285,14 @@ impl ModelSource {
         }
         let once = self.server.chance.run.mutation == Some(Mutation::ClockPerTransaction);
         let at = once.then(|| self.clock.tick(commit_us));
-        for step in logged.steps {
+        let seen = logged.steps.into_iter().filter(|step| !matches!(step, Step::Cascaded { .. }));
+        for step in seen {
             let ticks = if matches!(step, Step::Update { .. }) { 2 } else { 1 };
             let version = match at {
                 Some(version) => version,
                 None => self.clock.tick_many(commit_us, ticks),
             };
-            if WATCHED.contains(&step.table()) {
+            if source::watched(&self.server.chance).contains(&step.table()) {
                 ours = true;
                 self.deliver(step, version, commit_us);
             }
@@ -286,6 +310,13 @@ impl ModelSource {
 
     fn deliver(&mut self, step: Step, version: Version, commit_us: i64) {
         let schema = source::schema(step.table());
+        let images = match &step {
+            Step::Insert { after, .. } => Images { before: None, after: Some(after.clone()) },
+            Step::Update { before, after, .. } => Images { before: Some(before.clone()), after: Some(after.clone()) },
+            Step::Delete { before, .. } => Images { before: Some(before.clone()), after: None },
+            Step::Truncate { .. } | Step::Alter { .. } | Step::Cascaded { .. } => Images::default(),
+        };
+        let told = self.links.told(&schema.table, &schema, &images, (version, commit_us));
         let mut row = |op, before: Option<Vec<Value>>, after: Option<Vec<Value>>, version| {
             let images = Images { before, after };
             let change = Change { schema: Arc::clone(&schema), op, images, version, commit_us };
@@ -307,7 +338,9 @@ impl ModelSource {
                 let table = TableName::clone(&schema.table);
                 self.delivered.push_back(CaptureEvent::Rewritten { table, columns, clock: version });
             }
+            Step::Cascaded { .. } => unreachable!("the log does not show it"),
         }
+        self.delivered.extend(told);
     }
 }
 

@@ -114,13 +114,23 @@ pub struct Run {
     pub without: BTreeSet<Fault>,
     /// If there are any, these kinds strike often and no others do.
     pub often: BTreeSet<Fault>,
+    /// Whether foreign keys act below the source's log; None leaves it to the seed.
+    pub cascades: Option<bool>,
     /// A rule that is broken on purpose.
     pub mutation: Option<Mutation>,
 }
 
 impl Run {
     pub fn new(seed: u64) -> Self {
-        Run { seed, transactions: 40, faults_max: 12, without: BTreeSet::new(), often: BTreeSet::new(), mutation: None }
+        Run {
+            seed,
+            transactions: 40,
+            faults_max: 12,
+            without: BTreeSet::new(),
+            often: BTreeSet::new(),
+            cascades: None,
+            mutation: None,
+        }
     }
 }
 
@@ -132,6 +142,9 @@ impl fmt::Display for Run {
         }
         for fault in &self.often {
             write!(f, ",often={fault:?}")?;
+        }
+        if let Some(cascades) = self.cascades {
+            write!(f, ",cascades={cascades}")?;
         }
         match self.mutation {
             Some(mutation) => write!(f, ",mutation={mutation:?}"),
@@ -154,9 +167,11 @@ impl std::str::FromStr for Run {
                 "faults" => run.faults_max = u32::try_from(number()?).map_err(|error| error.to_string())?,
                 "without" => drop(run.without.insert(value.parse()?)),
                 "often" => drop(run.often.insert(value.parse()?)),
+                "cascades" => run.cascades = Some(value.parse().map_err(|_| format!("`{part}` is not true or false"))?),
                 "mutation" => run.mutation = Some(value.parse()?),
                 other => {
-                    return Err(format!("`{other}` is none of seed, transactions, faults, without, often, mutation"));
+                    let known = "seed, transactions, faults, without, often, cascades, mutation";
+                    return Err(format!("`{other}` is none of {known}"));
                 }
             }
         }
@@ -223,19 +238,32 @@ pub struct Taste {
     pub travel: Duration,
     /// How long the log takes, at most, for an append.
     pub append: Duration,
+    /// Foreign keys act below the source's log.
+    pub family: bool,
+    /// A filter hides parents from the target.
+    pub hides: bool,
 }
 
 impl Taste {
-    fn new(mut dice: SmallRng) -> Self {
+    fn new(mut dice: SmallRng, cascades: Option<bool>) -> Self {
         let favourite = dice.random_bool(0.5).then(|| dice.random_range(0..STEP_KINDS));
         let mut one_of = |millis: [u64; 3]| Duration::from_millis(millis[dice.random_range(0..3)]);
         let (unseen, travel, append) = (one_of([12, 12, 200]), one_of([8, 80, 400]), one_of([3, 3, 150]));
-        Taste { favourite, bad: [0.05, 0.15, 0.5][dice.random_range(0..3)], unseen, travel, append }
+        let bad = [0.05, 0.15, 0.5][dice.random_range(0..3)];
+        let (family, hides) = (dice.random_bool(0.5), dice.random_bool(0.3));
+        let family = cascades.unwrap_or(family);
+        let kinds = STEP_KINDS + if family { FAMILY_STEP_KINDS } else { 0 };
+        let favourite = if family { favourite.map(|_| dice.random_range(0..kinds)) } else { favourite };
+        // What is copied meets what happens to its parents.
+        let travel = if family { travel * 5 } else { travel };
+        Taste { favourite, bad, unseen, travel, append, family, hides }
     }
 }
 
 /// How many kinds of steps the load draws from; see `load::Load::step`.
 pub const STEP_KINDS: u64 = 20;
+/// How many more there are where foreign keys act below the log; see `load::Load::family_step`.
+pub const FAMILY_STEP_KINDS: u64 = 13;
 
 impl Chance {
     pub fn new(run: Run) -> Self {
@@ -243,7 +271,7 @@ impl Chance {
         let dice = Fault::ALL.iter().map(|fault| (*fault, stream(1 + *fault as u64))).collect();
         let odds = odds(stream(ODDS), &run.often);
         Chance {
-            taste: Taste::new(stream(TASTE)),
+            taste: Taste::new(stream(TASTE), run.cascades),
             began: Instant::now(),
             dice: Mutex::new(stream(0)),
             faults: Mutex::new(Faults { dice, odds, left: run.faults_max, calm: false, struck: BTreeMap::new() }),

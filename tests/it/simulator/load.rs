@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use cutover::model::Value;
 
 use super::{
-    chance::{Chance, Fault, STEP_KINDS},
+    chance::{Chance, FAMILY_STEP_KINDS, Fault, STEP_KINDS},
+    family,
     source::{BAD, Key, Row, Server, Step, Tables, integer, key},
 };
 
@@ -45,30 +46,30 @@ pub fn transaction(server: &Server, chance: &Chance, fresh: &mut u64) -> Option<
 /// Whether no unique value or parent of these steps belongs to a transaction that is not visible yet.
 fn waits_for_nothing(server: &Server, steps: &[Step]) -> bool {
     let Some(users) = server.read("users") else { return false };
-    let touched = |key: &Key| {
+    let touched = |of: &str, key: &Key| {
         steps.iter().any(|step| match step {
             Step::Update { table, before, after } => {
-                *table == "users" && [before, after].iter().any(|row| super::source::key(table, row) == *key)
+                *table == of && [before, after].iter().any(|row| super::source::key(table, row) == *key)
             }
             Step::Insert { table, after: row } | Step::Delete { table, before: row } => {
-                *table == "users" && super::source::key(table, row) == *key
+                *table == of && super::source::key(table, row) == *key
             }
-            Step::Truncate { .. } | Step::Alter { .. } => false,
+            Step::Truncate { .. } | Step::Alter { .. } | Step::Cascaded { .. } => false,
         })
+    };
+    let there = |(table, key): &(&'static str, Key)| {
+        server.read(table).is_some_and(|rows| rows.contains_key(key)) || touched(table, key)
     };
     steps.iter().all(|step| match step {
         Step::Insert { table: "users", after } | Step::Update { table: "users", after, .. } => {
-            users.iter().all(|(key, row)| row[1] != after[1] || touched(key))
-        }
-        Step::Insert { table: "items", after } | Step::Update { table: "items", after, .. } => {
-            let parent = vec![integer(&after[1])];
-            users.contains_key(&parent) || touched(&parent)
+            users.iter().all(|(key, row)| row[1] != after[1] || touched("users", key))
         }
         Step::Insert { .. }
         | Step::Update { .. }
         | Step::Delete { .. }
         | Step::Truncate { .. }
-        | Step::Alter { .. } => true,
+        | Step::Alter { .. }
+        | Step::Cascaded { .. } => family::parents(step).iter().all(there),
     })
 }
 
@@ -76,7 +77,9 @@ fn waits_for_nothing(server: &Server, steps: &[Step]) -> bool {
 pub fn beginning(chance: &Chance, fresh: &mut u64) -> Vec<Vec<Step>> {
     let mut transactions = Vec::new();
     let mut staged = Tables::default();
-    for _ in 0..chance.number(1..8) {
+    // Parents have to be there before their children are.
+    let most = if chance.taste.family { 16 } else { 8 };
+    for _ in 0..chance.number(1..most) {
         let mut load = Load { chance, staged: staged.clone(), steps: Vec::new(), fresh };
         for _ in 0..chance.number(1..6) {
             load.step();
@@ -107,8 +110,7 @@ impl Load<'_> {
     }
 
     fn push(&mut self, step: Step) {
-        self.staged.apply(&step);
-        self.steps.push(step);
+        self.steps.extend(family::carried_out(&mut self.staged, step));
     }
 
     fn pick(&self, table: &str) -> Option<(Key, Row)> {
@@ -130,7 +132,8 @@ impl Load<'_> {
     }
 
     fn step(&mut self) {
-        let drawn = self.chance.number(0..STEP_KINDS);
+        let family = if self.chance.taste.family { FAMILY_STEP_KINDS } else { 0 };
+        let drawn = self.chance.number(0..STEP_KINDS + family);
         let favourite = self.chance.taste.favourite.filter(|_| self.chance.likely(0.5));
         match favourite.unwrap_or(drawn) {
             0..5 => self.insert_user(),
@@ -141,10 +144,24 @@ impl Load<'_> {
             11..14 => self.insert_item(),
             14..17 => self.change_item(),
             17..19 => self.note(),
-            _ => {
+            19 => {
                 let id = self.fresh().cast_signed();
                 self.push(Step::Insert { table: "other", after: vec![Value::Int(id), Value::Int(1)] });
             }
+            of_family => self.family_step(of_family - STEP_KINDS),
+        }
+    }
+
+    fn family_step(&mut self, kind: u64) {
+        match kind {
+            0..3 => self.insert_order(),
+            3..5 => self.change_order(),
+            5..8 => self.insert_part(),
+            8 => self.change_part(),
+            9 => self.make_again("users"),
+            10 => self.make_again("orders"),
+            11 => self.delete_user(),
+            _ => self.move_user(),
         }
     }
 
@@ -214,7 +231,9 @@ impl Load<'_> {
 
     fn delete_user(&mut self) {
         let Some((id, before)) = self.pick("users") else { return };
-        for child in self.children(id[0]) {
+        // Where its key takes them along nobody needs to.
+        let unseen = self.chance.taste.family && self.chance.likely(0.5);
+        for child in self.children(id[0]).into_iter().filter(|_| !unseen) {
             self.push(Step::Delete { table: "items", before: child });
         }
         self.push(Step::Delete { table: "users", before });
@@ -248,6 +267,68 @@ impl Load<'_> {
             after[0] = Value::Int(self.id("items"));
         }
         self.push(Step::Update { table: "items", before, after });
+    }
+
+    /// A row is deleted and made again under its key at once: what was behind it is gone.
+    fn make_again(&mut self, table: &'static str) {
+        let Some((_, before)) = self.pick(table) else { return };
+        let mut after = before.clone();
+        after[2] = Value::Int(integer(&after[2]) + 1);
+        self.push(Step::Delete { table, before });
+        self.push(Step::Insert { table, after });
+    }
+
+    fn insert_order(&mut self) {
+        let Some((user, _)) = self.pick("users") else { return };
+        let (id, n) = (self.id("orders"), self.quantity());
+        self.push(Step::Insert { table: "orders", after: vec![Value::Int(id), Value::Int(user[0]), Value::Int(n)] });
+    }
+
+    fn change_order(&mut self) {
+        let Some((_, before)) = self.pick("orders") else { return };
+        if self.chance.likely(0.3) {
+            self.push(Step::Delete { table: "orders", before });
+            return;
+        }
+        let mut after = before.clone();
+        after[2] = Value::Int(self.quantity());
+        if self.chance.likely(0.3)
+            && let Some((user, _)) = self.pick("users")
+        {
+            after[1] = Value::Int(user[0]);
+        }
+        if self.chance.likely(0.3) {
+            after[0] = Value::Int(self.id("orders"));
+        }
+        self.push(Step::Update { table: "orders", before, after });
+    }
+
+    /// The user of a part, or none.
+    fn any_user(&self) -> Value {
+        let user = self.pick("users").filter(|_| self.chance.likely(0.7));
+        user.map_or(Value::Null, |(user, _)| Value::Int(user[0]))
+    }
+
+    fn insert_part(&mut self) {
+        let Some((order, _)) = self.pick("orders") else { return };
+        let (id, user) = (self.id("parts"), self.any_user());
+        self.push(Step::Insert { table: "parts", after: vec![Value::Int(id), Value::Int(order[0]), user] });
+    }
+
+    fn change_part(&mut self) {
+        let Some((_, before)) = self.pick("parts") else { return };
+        if self.chance.likely(0.3) {
+            self.push(Step::Delete { table: "parts", before });
+            return;
+        }
+        let mut after = before.clone();
+        after[2] = self.any_user();
+        if self.chance.likely(0.5)
+            && let Some((order, _)) = self.pick("orders")
+        {
+            after[1] = Value::Int(order[0]);
+        }
+        self.push(Step::Update { table: "parts", before, after });
     }
 
     fn note(&mut self) {

@@ -11,6 +11,7 @@
 
 mod capture;
 mod chance;
+mod family;
 mod load;
 mod log;
 mod mutations;
@@ -181,6 +182,7 @@ fn a_run_reads_back_as_it_prints() {
     let mut run = Run { mutation: Some(Mutation::NoSweep), transactions: 3, faults_max: 2, ..Run::new(7) };
     run.without.insert(Fault::Kill);
     run.often.insert(Fault::Slow);
+    run.cascades = Some(false);
     assert_eq!(run.to_string().parse(), Ok(run));
 }
 
@@ -189,8 +191,12 @@ const CAUGHT_WITHIN: u64 = 3000;
 
 /// Breaks a rule and plays until a run notices that holds otherwise; after how many.
 fn caught(mutation: Mutation) -> Option<(u64, String)> {
-    let run =
-        |seed| Run { mutation: Some(mutation), often: mutation.shown_by().into_iter().collect(), ..Run::new(seed) };
+    let run = |seed| Run {
+        mutation: Some(mutation),
+        often: mutation.shown_by().into_iter().collect(),
+        cascades: Some(mutation.is_of_cascades()),
+        ..Run::new(seed)
+    };
     (0..CAUGHT_WITHIN).find_map(|seed| {
         let problem = play(run(seed)).err()?;
         let sound = Run { mutation: None, ..run(seed) };
@@ -234,6 +240,9 @@ notices! {
     notices_when_capture_resumes_where_one_partition_is: ResumeAtTheNewestPartition,
     notices_when_a_batch_is_written_from_any_offset: OffsetUnchecked,
     notices_when_a_dead_letter_does_not_fence_its_key: NoDeadLetterFence,
+    notices_when_a_cascade_is_not_followed_once_more: NoSecondLook,
+    notices_when_a_cascade_is_followed_before_what_came_before_it: CascadesFollowedEarly,
+    notices_when_children_of_children_are_not_followed: CascadesEndAtChildren,
 }
 
 /// Every partition has a position from the log's first record on, so that few runs come to this any more.

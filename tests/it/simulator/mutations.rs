@@ -55,10 +55,16 @@ pub enum Mutation {
     NoCopyWithoutPosition,
     /// A repeated copy does not look for what the source no longer has.
     NoSweep,
+    /// Rule 38: a cascade that is followed while older rows may come is not followed once more.
+    NoSecondLook,
+    /// Rule 38: a cascade is followed before every lane has what came before it.
+    CascadesFollowedEarly,
+    /// Rule 38: what follows for children of children is not kept.
+    CascadesEndAtChildren,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 24] = [
+    pub const ALL: [Mutation; 27] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -83,10 +89,18 @@ impl Mutation {
         Mutation::RecopyTooEarly,
         Mutation::NoCopyWithoutPosition,
         Mutation::NoSweep,
+        Mutation::NoSecondLook,
+        Mutation::CascadesFollowedEarly,
+        Mutation::CascadesEndAtChildren,
     ];
 }
 
 impl Mutation {
+    /// Whether it shows only where foreign keys act below the source's log; the others are played without such keys.
+    pub fn is_of_cascades(self) -> bool {
+        matches!(self, Self::NoSecondLook | Self::CascadesFollowedEarly | Self::CascadesEndAtChildren)
+    }
+
     /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
     /// stands for the runs that every test plays.
     pub fn shown_by(self) -> Vec<Fault> {
@@ -116,7 +130,10 @@ impl Mutation {
             | Mutation::SkipGaps
             | Mutation::OffsetOutsideTransaction
             | Mutation::TombstonesForgottenEarly
-            | Mutation::NoSweep => Vec::new(),
+            | Mutation::NoSweep
+            | Mutation::NoSecondLook
+            | Mutation::CascadesFollowedEarly
+            | Mutation::CascadesEndAtChildren => Vec::new(),
         }
     }
 }

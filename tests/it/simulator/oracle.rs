@@ -13,7 +13,7 @@ use super::{
         Change, Fault, Faults, Moment, Point, Postgres, SessionInfo, Settings, Value, Watch, Weakness, dead_letters,
         fences,
     },
-    source::{Key, Tables, WATCHED},
+    source::{Key, Tables, watched},
     target,
     world::same,
 };
@@ -48,11 +48,17 @@ impl Oracle {
     /// Whether every table is copied.
     pub fn is_copied(&self, postgres: &Postgres) -> bool {
         let tables = postgres.cutover_rows("tables");
-        tables.len() == WATCHED.len() && tables.iter().all(|table| table["state"] == Value::text("copied"))
+        tables.len() == watched(&self.chance).len()
+            && tables.iter().all(|table| table["state"] == Value::text("copied"))
     }
 
     pub fn waiting(&self, postgres: &Postgres) -> usize {
         postgres.cutover_rows("waiting").len()
+    }
+
+    /// Parents whose children are still to be read again.
+    pub fn cascades(&self, postgres: &Postgres) -> usize {
+        postgres.cutover_rows("cascades").len()
     }
 
     /// The requests that nobody has answered.
@@ -126,7 +132,7 @@ impl Oracle {
     pub fn judge(&self, postgres: &Postgres, source: &Tables) -> Result<u64, String> {
         let (mut rows, mut different) = (0, Vec::new());
         let refused = target::refused(source);
-        for (table, expected) in target::expected(source) {
+        for (table, expected) in target::expected(source, &self.chance) {
             let found: BTreeMap<Key, Vec<Value>> = postgres
                 .rows(&format!("public.{table}"))
                 .into_iter()
@@ -183,9 +189,12 @@ pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
         no_tail_check: is(Mutation::NoTailCheck),
         beyond_forgotten: is(Mutation::BeyondForgotten),
         request_passed_over: is(Mutation::RequestPassedOver),
+        no_second_look: is(Mutation::NoSecondLook),
+        cascades_followed_early: is(Mutation::CascadesFollowedEarly),
+        cascades_end_at_children: is(Mutation::CascadesEndAtChildren),
     };
     let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };
-    let postgres = Postgres::with(target::tables(), faults, settings);
+    let postgres = Postgres::with(target::tables(chance), faults, settings);
     postgres.watch(Arc::clone(oracle) as _);
     postgres
 }

@@ -16,16 +16,26 @@ use cutover::{
 };
 use tokio::sync::{Notify, futures::Notified};
 
-use super::chance::{Chance, Fault};
+use super::{
+    chance::{Chance, Fault},
+    family,
+};
 
 pub type Key = Vec<i64>;
 pub type Row = Vec<Value>;
 
 pub const DATABASE: &str = "shop";
 /// The tables that the pipeline follows; `other` is there besides, and moves the clock.
-pub const WATCHED: [&str; 3] = ["users", "items", "notes"];
+const WATCHED: [&str; 3] = ["users", "items", "notes"];
+/// As [`WATCHED`], where foreign keys act below the log.
+const WITH_FAMILY: [&str; 5] = ["users", "items", "notes", "orders", "parts"];
 /// A value that the target refuses.
 pub const BAD: &str = "bad";
+
+/// The tables that a run's pipeline follows.
+pub fn watched(chance: &Chance) -> &'static [&'static str] {
+    if chance.taste.family { &WITH_FAMILY } else { &WATCHED }
+}
 
 /// The schema of a table.
 pub fn schema(table: &str) -> Arc<TableSchema> {
@@ -33,13 +43,17 @@ pub fn schema(table: &str) -> Arc<TableSchema> {
         "users" => (&[("id", ColumnType::BigInt), ("email", ColumnType::Text), ("state", ColumnType::BigInt)], 1),
         "items" => (&[("id", ColumnType::BigInt), ("user_id", ColumnType::BigInt), ("qty", ColumnType::BigInt)], 1),
         "notes" => (&[("a", ColumnType::BigInt), ("b", ColumnType::BigInt), ("body", ColumnType::Text)], 2),
+        "orders" => (&[("id", ColumnType::BigInt), ("user_id", ColumnType::BigInt), ("n", ColumnType::BigInt)], 1),
+        "parts" => {
+            (&[("id", ColumnType::BigInt), ("order_id", ColumnType::BigInt), ("user_id", ColumnType::BigInt)], 1)
+        }
         _ => (&[("id", ColumnType::BigInt), ("n", ColumnType::BigInt)], 1),
     };
     let column = |(name, column_type): &(&str, ColumnType)| Column {
         name: (*name).to_owned(),
         column_type: column_type.clone(),
         source_type: column_type.sql(),
-        nullable: false,
+        nullable: table == "parts" && *name == "user_id",
         charset: None,
         collation: None,
         generated: false,
@@ -89,6 +103,12 @@ pub enum Step {
         column: usize,
         add: i64,
     },
+    /// What a foreign key did to a child, without an event: it is gone, or refers to another parent or none.
+    Cascaded {
+        table: &'static str,
+        before: Row,
+        after: Option<Row>,
+    },
 }
 
 impl Step {
@@ -98,7 +118,8 @@ impl Step {
             | Step::Update { table, .. }
             | Step::Delete { table, .. }
             | Step::Truncate { table }
-            | Step::Alter { table, .. } => table,
+            | Step::Alter { table, .. }
+            | Step::Cascaded { table, .. } => table,
         }
     }
 }
@@ -120,6 +141,8 @@ impl Tables {
                 rows.remove(&key(table, before));
                 rows.insert(key(table, after), after.clone());
             }
+            Step::Cascaded { table, before, after: None } => drop(rows.remove(&key(table, before))),
+            Step::Cascaded { table, after: Some(after), .. } => drop(rows.insert(key(table, after), after.clone())),
             Step::Delete { table, before } => drop(rows.remove(&key(table, before))),
             Step::Truncate { .. } => rows.clear(),
             Step::Alter { column, add, .. } => {
@@ -292,12 +315,12 @@ impl Server {
         let row_free = |table: &'static str, row: &Row| {
             !state.locked.contains(&(table, None)) && !state.locked.contains(&(table, Some(key(table, row))))
         };
-        let parents = steps.iter().filter_map(parent).all(|parent| !state.locked.contains(&parent));
-        parents
+        let mut parents = steps.iter().flat_map(family::held);
+        parents.all(|(table, key)| !state.locked.contains(&(table, Some(key))))
             && steps.iter().all(|step| match step {
                 Step::Insert { table, after } => row_free(table, after),
                 Step::Update { table, before, after } => row_free(table, before) && row_free(table, after),
-                Step::Delete { table, before } => row_free(table, before),
+                Step::Delete { table, before } | Step::Cascaded { table, before, .. } => row_free(table, before),
                 Step::Truncate { table } | Step::Alter { table, .. } => table_free(table),
             })
     }
@@ -319,14 +342,16 @@ impl Server {
             let table = step.table();
             match step {
                 Step::Insert { after, .. } => locks.push((table, Some(key(table, after)))),
-                Step::Delete { before, .. } => locks.push((table, Some(key(table, before)))),
+                Step::Delete { before, .. } | Step::Cascaded { before, .. } => {
+                    locks.push((table, Some(key(table, before))));
+                }
                 Step::Update { before, after, .. } => {
                     locks.extend([before, after].map(|row| (table, Some(key(table, row)))));
                 }
                 Step::Truncate { .. } | Step::Alter { .. } => locks.push((table, None)),
             }
         }
-        locks.extend(steps.iter().filter_map(parent));
+        locks.extend(steps.iter().flat_map(family::held).map(|(table, key)| (table, Some(key))));
         state.locked.extend(locks.iter().cloned());
         self.chance.note(format!("commit {number} of server {} at {commit_us}: {}", state.number, spelled(&steps)));
         let (index, server) = (state.log.len(), state.number);
@@ -383,25 +408,12 @@ impl Server {
     }
 }
 
-/// The parent that a step holds in place.
-fn parent(step: &Step) -> Option<(&'static str, Option<Key>)> {
-    match step {
-        Step::Insert { table: "items", after } | Step::Update { table: "items", after, .. } => {
-            Some(("users", Some(vec![integer(&after[1])])))
-        }
-        Step::Insert { .. }
-        | Step::Update { .. }
-        | Step::Delete { .. }
-        | Step::Truncate { .. }
-        | Step::Alter { .. } => None,
-    }
-}
-
 /// The steps, short.
 fn spelled(steps: &[Step]) -> String {
     let value = |value: &Value| match value {
         Value::Int(number) => number.to_string(),
         Value::Text(text) => text.clone(),
+        Value::Null => "null".into(),
         other => format!("{other:?}"),
     };
     let text = |row: &Row| row.iter().map(value).collect::<Vec<_>>().join(" ");
@@ -410,6 +422,9 @@ fn spelled(steps: &[Step]) -> String {
         Step::Update { table, before, after } => format!("~{table}({} -> {})", text(before), text(after)),
         Step::Delete { table, before } => format!("-{table}({})", text(before)),
         Step::Truncate { table } => format!("truncate {table}"),
+        Step::Cascaded { table, before, after } => {
+            format!("unseen {table}({} -> {})", text(before), after.as_ref().map_or("gone".into(), text))
+        }
         Step::Alter { table, column, add } => format!("alter {table} column {column} by {add}"),
     };
     steps.iter().map(step).collect::<Vec<_>>().join(", ")

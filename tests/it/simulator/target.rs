@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use cutover::{
-    config::Config,
     database::postgres,
     log::{Offset, record::ChunkEnd},
     model::{
@@ -20,9 +19,11 @@ use cutover::{
 };
 
 use super::{
+    chance::Chance,
     mutations::Mutation,
     postgres::{ModelTable, SourceRow, SqlError, Unique, Value as Stored},
     source::{self, BAD, Key, Row, Tables, integer},
+    world::World,
 };
 
 fn column(name: &str, type_sql: &str) -> TargetColumn {
@@ -31,6 +32,7 @@ fn column(name: &str, type_sql: &str) -> TargetColumn {
         type_sql: type_sql.into(),
         cast_sql: type_sql.into(),
         collation: None,
+        folds: false,
         not_null: true,
         has_default: false,
         identity: None,
@@ -46,6 +48,7 @@ fn table(name: &str, columns: &[(&str, &str)], keys: usize) -> TargetTable {
         uniques: Vec::new(),
         foreign_keys: Vec::new(),
         replaceable: true,
+        has_owners: false,
         partitioned: false,
     }
 }
@@ -61,6 +64,7 @@ fn plan(target: TargetTable, coverage: Coverage, filter: &str) -> Plan {
             .collect(),
         role: PlanRole::Whole,
         key_reads: Some((0..target.key.len()).collect()),
+        one_to_one: true,
         reads: names,
         file: None,
         coverage,
@@ -76,7 +80,7 @@ fn all(row: &SourceRow<'_>) -> Vec<Result<Stored, SqlError>> {
 }
 
 /// The tables, with the meaning of their transforms.
-pub fn tables() -> Vec<ModelTable> {
+pub fn tables(chance: &Chance) -> Vec<ModelTable> {
     let mut users = table("users", &[("id", "bigint"), ("email", "text"), ("state", "bigint")], 1);
     users.uniques = vec!["users_email_key".into()];
     let mut items = table("items", &[("id", "bigint"), ("user_id", "bigint"), ("qty", "bigint")], 1);
@@ -93,7 +97,7 @@ pub fn tables() -> Vec<ModelTable> {
     };
     let items = ModelTable::new(
         plan(items, Coverage::Filter, " WHERE qty >= 0"),
-        Arc::new(|row| Ok(if row.get("qty")?.int() >= 0 { vec![all(row)] } else { Vec::new() })),
+        Arc::new(|row| Ok(if passes(&row.get("qty")?) { vec![all(row)] } else { Vec::new() })),
     );
     let notes = ModelTable {
         check: Some(Arc::new(|row| {
@@ -102,16 +106,42 @@ pub fn tables() -> Vec<ModelTable> {
         })),
         ..ModelTable::new(plan(notes, Coverage::Total, ""), Arc::new(|row| Ok(vec![all(row)])))
     };
-    vec![users, items, notes]
+    let mut tables = vec![users, items, notes];
+    if chance.taste.family {
+        tables.extend(family(chance.taste.hides));
+    }
+    tables
+}
+
+/// Whether a filter lets a row with this value through; of a row that is known by its key alone it is null.
+fn passes(value: &Stored) -> bool {
+    matches!(value, Stored::Int(number) if *number >= 0)
+}
+
+/// Children, and their children; at the target they are no such thing.
+fn family(hides: bool) -> [ModelTable; 2] {
+    let orders = table("orders", &[("id", "bigint"), ("user_id", "bigint"), ("n", "bigint")], 1);
+    let mut parts = table("parts", &[("id", "bigint"), ("order_id", "bigint"), ("user_id", "bigint")], 1);
+    parts.columns[2].not_null = false;
+    let orders = if hides {
+        ModelTable::new(
+            plan(orders, Coverage::Filter, " WHERE n >= 0"),
+            Arc::new(|row| Ok(if passes(&row.get("n")?) { vec![all(row)] } else { Vec::new() })),
+        )
+    } else {
+        ModelTable::new(plan(orders, Coverage::Total, ""), Arc::new(|row| Ok(vec![all(row)])))
+    };
+    [orders, ModelTable::new(plan(parts, Coverage::Total, ""), Arc::new(|row| Ok(vec![all(row)])))]
 }
 
 /// What the target must show when the source has these rows: the transforms, said again.
-pub fn expected(source: &Tables) -> BTreeMap<&'static str, BTreeMap<Key, Row>> {
+pub fn expected(source: &Tables, chance: &Chance) -> BTreeMap<&'static str, BTreeMap<Key, Row>> {
     let mut expected = BTreeMap::new();
-    for table in source::WATCHED {
+    for table in source::watched(chance) {
         let mut rows = source.of(table);
-        rows.retain(|_, row| table != "items" || integer(&row[2]) >= 0);
-        expected.insert(table, rows);
+        let filtered = *table == "items" || (*table == "orders" && chance.taste.hides);
+        rows.retain(|_, row| !filtered || integer(&row[2]) >= 0);
+        expected.insert(*table, rows);
     }
     expected
 }
@@ -123,7 +153,8 @@ pub fn refused(source: &Tables) -> Vec<Key> {
 }
 
 /// The real target, with its plans, over the model PostgreSQL.
-pub fn planned(config: &Config, address: postgres::Address, store: Arc<Store>, number: i64) -> PostgresTarget {
+pub fn planned(world: &World, address: postgres::Address, store: Arc<Store>, number: i64) -> PostgresTarget {
+    let config = &world.config;
     let settings = Settings {
         pipeline: config.name.clone(),
         url: config.target.url.clone(),
@@ -134,7 +165,7 @@ pub fn planned(config: &Config, address: postgres::Address, store: Arc<Store>, n
         partitions: config.log.partitions,
         store,
     };
-    let plans = tables().into_iter().map(|table| table.plan).collect();
+    let plans = tables(&world.chance).into_iter().map(|table| table.plan).collect();
     PostgresTarget::planned(settings, address, number, plans)
 }
 

@@ -253,8 +253,8 @@ impl Parts for Models {
         Ok(())
     }
 
-    fn source(&self, _store: Arc<Store>, _frontier: Arc<Frontier>) -> Result<Arc<dyn Source>, WorkerError> {
-        Ok(Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate) }))
+    fn source(&self, store: Arc<Store>, _frontier: Arc<Frontier>) -> Result<Arc<dyn Source>, WorkerError> {
+        Ok(Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate), store }))
     }
 
     async fn log(&self, _lease: Lease) -> Result<Arc<dyn Log>, LogError> {
@@ -262,7 +262,7 @@ impl Parts for Models {
     }
 
     fn target(&self, store: Arc<Store>, number: i64) -> Result<Arc<dyn Target>, TargetError> {
-        let inner = target::planned(&self.world.config, address(&self.world, &self.gate), store, number);
+        let inner = target::planned(&self.world, address(&self.world, &self.gate), store, number);
         Ok(Arc::new(Twisted { inner: Arc::new(inner), mutation: self.world.chance.run.mutation }))
     }
 

@@ -30,7 +30,7 @@ use super::{
     mutations::Mutation,
     oracle::{self, Oracle},
     postgres::{Postgres, Value as Stored},
-    source::{Server, WATCHED},
+    source::{Server, watched},
     worker::{self, Gate, Process},
 };
 
@@ -79,6 +79,7 @@ impl World {
         }
         let atomic = chance.likely(0.5);
         chance.note(format!("{:?} {:?} {:?}, atomic log: {atomic}", config.log, config.snapshot, config.apply));
+        chance.note(format!("{:?}", chance.taste));
         let log = Disk::new(Arc::clone(&chance), config.log.partitions, atomic);
         let source = Server::new(Arc::clone(&chance));
         let oracle = Oracle::new(Arc::clone(&chance));
@@ -200,6 +201,12 @@ impl World {
     }
 }
 
+/// One of the tables that are followed.
+fn any_table(chance: &Chance) -> &'static str {
+    let tables = watched(chance);
+    tables[chance.number(0..tables.len() as u64) as usize]
+}
+
 struct Operator {
     world: Arc<World>,
     process: Option<Process>,
@@ -303,7 +310,7 @@ impl Operator {
             world.source.purge();
         }
         if self.strikes(Fault::Resnapshot, 0.03) {
-            self.copy_again(WATCHED[chance.number(0..3) as usize]).await;
+            self.copy_again(any_table(&chance)).await;
         }
         if self.strikes(Fault::Replay, 0.02) {
             self.replay().await;
@@ -333,7 +340,7 @@ impl Operator {
         } else {
             From::TimeUs(chance.now_us() - chance.number(0..5_000_000).cast_signed())
         };
-        let tables = if chance.likely(0.5) { Vec::new() } else { vec![WATCHED[chance.number(0..3) as usize].into()] };
+        let tables = if chance.likely(0.5) { Vec::new() } else { vec![any_table(chance).into()] };
         let ask = Ask { from, label: "simulated".into(), tables, dry_run: chance.likely(0.1) };
         self.ask(Command::Replay, &serde_json::to_value(ask).unwrap()).await;
     }
@@ -369,7 +376,7 @@ impl Operator {
             self.kill().await;
             self.start();
         } else if source_lost {
-            for table in WATCHED {
+            for table in watched(&self.world.chance) {
                 self.copy_again(table).await;
             }
         } else if log_lost {
@@ -415,6 +422,7 @@ impl Operator {
             && process.vitals().halts.first().is_none()
             && oracle.is_copied(postgres)
             && oracle.waiting(postgres) == 0
+            && oracle.cascades(postgres) == 0
             && oracle.asked(postgres).is_empty()
     }
 
@@ -429,12 +437,13 @@ impl Operator {
             )
         });
         format!(
-            "source at {:?}; {}; asked {:?}, copied {}, waiting {}, dead letters {:?}",
+            "source at {:?}; {}; asked {:?}, copied {}, waiting {}, cascades {:?}, dead letters {:?}",
             self.world.source.end(),
             worker.unwrap_or_default(),
             oracle.asked(postgres),
             oracle.is_copied(postgres),
             format_args!("{:?}", postgres.cutover_rows("waiting")),
+            postgres.cutover_rows("cascades"),
             oracle.dead_letters(postgres)
         )
     }
@@ -445,6 +454,8 @@ pub fn same(source: &Value, target: &Stored) -> bool {
     match (source, target) {
         (Value::Int(one), Stored::Int(other)) => one == other,
         (Value::Text(one), Stored::Text(other)) => one.as_str() == &**other,
+        (Value::Null, Stored::Null) => true,
+        (Value::Null, Stored::Int(_)) | (Value::Int(_), Stored::Null) => false,
         (one, other) => panic!("{one:?} and {other:?} are of no simulated type"),
     }
 }

@@ -40,6 +40,7 @@ alike! {
     claim_events_are_numbered_and_carried_alike: events,
     claim_dead_letters_are_listed_and_closed_alike: letters,
     claim_replays_begin_and_end_alike: replays,
+    claim_cascades_are_stored_and_ended_alike: cascades,
 }
 
 fn queue(session: &'static str, bodies: &[&str]) -> Step {

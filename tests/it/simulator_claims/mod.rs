@@ -4,6 +4,7 @@
 //! and compares answers, SQLSTATEs, who waited and when it went on, and the tables at the end. What a test asserts
 //! beyond that is the point of its claim: `b3: waits` is the third step counted from 0, of session `b`.
 
+mod cascades;
 mod control;
 mod cutover_tables;
 mod foreign_keys;

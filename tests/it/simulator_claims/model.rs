@@ -38,6 +38,7 @@ fn parents_table() -> ModelTable {
         type_sql: kind.into(),
         cast_sql: kind.into(),
         collation: None,
+        folds: false,
         not_null: name == "id",
         has_default: false,
         identity: None,
@@ -50,6 +51,7 @@ fn parents_table() -> ModelTable {
         uniques: Vec::new(),
         foreign_keys: Vec::new(),
         replaceable: true,
+        has_owners: false,
         partitioned: false,
     };
     let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None, source: Some(name.into()) });
@@ -64,6 +66,7 @@ fn parents_table() -> ModelTable {
         coverage: Coverage::Total,
         role: PlanRole::Whole,
         key_reads: Some(vec![0]),
+        one_to_one: true,
     };
     let refused = |row: &[Value]| {
         let bad = row[1] == Value::text("bad");

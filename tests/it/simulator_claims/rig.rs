@@ -171,6 +171,7 @@ impl Rig {
             ("dead_letters", &["source_table", "key_text", "version", "topic", "sqlstate", "record", "state"]),
             ("waiting", &["source_table", "key_text", "version", "attempts"]),
             ("fences", &["source_table", "version"]),
+            ("cascades", &["child", "kind", "key_text", "version", "depth", "held", "hides"]),
             ("schemas", &["id", "source_table", "clock"]),
         ] {
             all.push((format!("cutover.{table}"), columns.to_vec()));
@@ -223,6 +224,7 @@ pub fn param(value: impl ToSql + Sync + Send + 'static) -> Param {
 #[derive(Debug, Clone, Copy)]
 pub enum Part {
     Dead,
+    Gone,
     Live,
     Replace,
     Clashes,
@@ -236,8 +238,10 @@ pub fn plan(session: &'static str, target: &'static str, part: Part, images: &[(
     let dead: Vec<bool> = images.iter().map(|image| image.1).collect();
     let mut params = vec![param(versions)];
     let marked = match (target, part) {
-        ("user_tags", _) | ("open_users", Part::Dead) => true,
-        (_, Part::Dead | Part::Live | Part::Replace | Part::Clashes | Part::Orphans | Part::Unmatched) => false,
+        ("user_tags", _) | ("open_users", Part::Dead | Part::Gone) => true,
+        (_, Part::Dead | Part::Gone | Part::Live | Part::Replace | Part::Clashes | Part::Orphans | Part::Unmatched) => {
+            false
+        }
     };
     if marked {
         params.push(param(dead));
@@ -253,6 +257,7 @@ pub fn plan(session: &'static str, target: &'static str, part: Part, images: &[(
         let builder = Builder { plan, types: &types, pipeline: PIPELINE, replays: false };
         match part {
             Part::Dead => builder.dead(),
+            Part::Gone => builder.gone().unwrap(),
             Part::Live => builder.live(),
             Part::Replace => builder.replace(),
             Part::Clashes => builder.clashes(),

@@ -102,4 +102,10 @@ pub struct Weakness {
     pub beyond_forgotten: bool,
     /// Every other request is not found.
     pub request_passed_over: bool,
+    /// A cascade that is to be followed once more is ended.
+    pub no_second_look: bool,
+    /// Cascades are found before every lane has what came before them.
+    pub cascades_followed_early: bool,
+    /// What follows for children of children is not kept.
+    pub cascades_end_at_children: bool,
 }

@@ -11,6 +11,7 @@
 //! Time is tokio's clock, which the world pauses. Nothing depends on the order of a hash map, on a thread, or on
 //! chance.
 
+mod children;
 mod exec;
 mod faults;
 mod locks;

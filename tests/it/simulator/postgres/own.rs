@@ -34,6 +34,7 @@ own_table!(requests = 10: id, pipeline, command, arguments, state, answer, creat
 own_table!(transforms = 11: pipeline, seq, hash, log_epoch, offsets, plans, since);
 own_table!(replays = 12: pipeline, id, state, details, outcome, started_at, resumed_at, resumed_done, finished_at);
 own_table!(events = 13: pipeline, sequence, id, body, carried);
+own_table!(cascades = 14: pipeline, child, kind, key_text, version, depth, held, hides, since);
 
 /// The tables, in the order of their numbers.
 pub fn shapes() -> Vec<Shape> {
@@ -65,6 +66,7 @@ pub fn shapes() -> Vec<Shape> {
         unique("replays_running", &[replays::pipeline], Some(running)),
     ];
     let waits = [waiting::pipeline, waiting::source_table, waiting::key_text, waiting::version];
+    let cascade = [cascades::pipeline, cascades::child, cascades::kind, cascades::key_text];
     vec![
         keyed("offsets", offsets::NAMES, 3),
         keyed("lease", lease::NAMES, 2),
@@ -80,5 +82,6 @@ pub fn shapes() -> Vec<Shape> {
         keyed("transforms", transforms::NAMES, 2),
         shape("replays", replays::NAMES, &[replays::pipeline, replays::id], replay),
         keyed("events", events::NAMES, 2),
+        shape("cascades", cascades::NAMES, &cascade, vec![unique("cascades_keys", &cascade, None)]),
     ]
 }

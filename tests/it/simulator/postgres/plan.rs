@@ -20,6 +20,8 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Dead,
+    /// Dead facts of rows that are known by their key alone.
+    Gone,
     Replace,
     Live,
     Unmatched,
@@ -63,11 +65,12 @@ impl PlanStatement {
     pub async fn run(&self, exec: &mut Exec<'_>, params: &[Param]) -> Result<Answer, Stop> {
         let images = self.images(exec, params);
         let images: Vec<&Image> = match self.part {
-            Part::Dead | Part::Live | Part::Replace | Part::Unmatched => images.iter().collect(),
+            Part::Dead | Part::Gone | Part::Live | Part::Replace | Part::Unmatched => images.iter().collect(),
             Part::Clashes | Part::Late | Part::Orphans(_) => images.iter().filter(|image| !image.dead).collect(),
         };
         match self.part {
             Part::Dead => self.dead(exec, &images).await,
+            Part::Gone => self.gone(exec, &images).await,
             Part::Live => self.live(exec, &images).await,
             Part::Replace if exec.pg.weakness().no_replace => Ok(Answer::rows(Vec::new())),
             Part::Replace => self.replace(exec, &images).await,
@@ -178,9 +181,26 @@ impl PlanStatement {
                 newest.filter(|(fact, _)| fact.dead).map(|(fact, _)| (fact.key, fact.version)).collect()
             }
         };
+        self.bury(exec, &facts).await
+    }
+
+    /// What was deleted, and what the filter leaves out now.
+    async fn gone(&self, exec: &mut Exec<'_>, images: &[&Image]) -> Result<Answer, Stop> {
+        let mut newest: BTreeMap<Vec<Value>, i64> = BTreeMap::new();
+        for image in images {
+            if image.dead || self.rows(exec, image)?.is_empty() {
+                let version = newest.entry(self.key_read(exec, image)?).or_insert(image.version);
+                *version = image.version.max(*version);
+            }
+        }
+        self.bury(exec, &newest.into_iter().collect::<Vec<_>>()).await
+    }
+
+    /// Removes what dead facts say is gone, and leaves their tombstones.
+    async fn bury(&self, exec: &mut Exec<'_>, facts: &[(Vec<Value>, i64)]) -> Result<Answer, Stop> {
         let weak = exec.pg.weakness();
         let mut deleted = 0;
-        for (key, version) in &facts {
+        for (key, version) in facts {
             let limit = if weak.dead_ignores_version { i64::MAX } else { *version };
             deleted += self.remove(exec, key, limit).await?.is_some() as i64;
         }
@@ -333,28 +353,33 @@ impl PlanStatement {
     }
 
     async fn unmatched(&self, exec: &mut Exec<'_>, images: &[&Image]) -> Result<Answer, Stop> {
-        let plan = &self.model(exec).plan;
-        let places = plan.key_reads.clone().unwrap_or_else(|| panic!("{} has no key to read", plan.name()));
         let mut deleted = 0;
         for image in images {
-            let row = SourceRow { names: &plan.reads, types: &self.types, texts: &image.texts };
-            let key = places.iter().zip(&plan.target.key).map(|(place, name)| {
-                let value = row.get(&plan.reads[*place])?;
-                // The key is compared in the target's type.
-                let number = plan
-                    .target
-                    .column(name)
-                    .is_some_and(|column| matches!(column.cast_sql.as_str(), "bigint" | "integer" | "smallint"));
-                match value {
-                    Value::Text(text) if number => integer(&text, "bigint", i64::MIN, i64::MAX),
-                    Value::Int(value) if !number => Ok(Value::text(value.to_string())),
-                    other => Ok(other),
-                }
-            });
-            let key: Vec<Value> = key.collect::<Result<_, _>>()?;
+            let key = self.key_read(exec, image)?;
             deleted += self.remove(exec, &key, image.version - 1).await?.is_some() as i64;
         }
         Ok(Answer::row(vec![Value::Int(deleted)]))
+    }
+
+    /// The key that an image has, without the `SELECT`.
+    fn key_read(&self, exec: &Exec<'_>, image: &Image) -> Result<Vec<Value>, SqlError> {
+        let plan = &self.model(exec).plan;
+        let places = plan.key_reads.as_ref().unwrap_or_else(|| panic!("{} has no key to read", plan.name()));
+        let row = SourceRow { names: &plan.reads, types: &self.types, texts: &image.texts };
+        let key = places.iter().zip(&plan.target.key).map(|(place, name)| {
+            let value = row.get(&plan.reads[*place])?;
+            // The key is compared in the target's type.
+            let number = plan
+                .target
+                .column(name)
+                .is_some_and(|column| matches!(column.cast_sql.as_str(), "bigint" | "integer" | "smallint"));
+            match value {
+                Value::Text(text) if number => integer(&text, "bigint", i64::MIN, i64::MAX),
+                Value::Int(value) if !number => Ok(Value::text(value.to_string())),
+                other => Ok(other),
+            }
+        });
+        key.collect()
     }
 
     fn clashes(&self, exec: &Exec<'_>, images: &[&Image]) -> Result<Answer, Stop> {

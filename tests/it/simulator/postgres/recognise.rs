@@ -14,6 +14,7 @@ use cutover::{
 
 use super::{
     Postgres,
+    children::Children,
     exec::{Exec, Stop},
     faults::SessionInfo,
     plan::{Part, PlanStatement},
@@ -58,6 +59,8 @@ enum Meaning {
     Sweep(Stale),
     /// Whether there are any left.
     Left(Stale),
+    /// Rows that refer to parents of the source.
+    Children(Children),
 }
 
 impl Known {
@@ -69,6 +72,7 @@ impl Known {
             Meaning::Highest(target, tombstones) => Ok(state::highest(exec, *target, *tombstones)),
             Meaning::Sweep(stale) => stale.sweep(exec, params).await,
             Meaning::Left(stale) => Ok(stale.left(exec, params)),
+            Meaning::Children(children) => Ok(children.run(exec, params)),
         }
     }
 }
@@ -124,7 +128,9 @@ fn of_target(normal: &str, model: &ModelTable, pg: &Postgres) -> Option<Known> {
         let stale = Stale::new(&model.plan, pg.models(), pg)?;
         return known("left", &params, Some(&[Type::Bool]), Tag::Select, Meaning::Left(stale));
     }
-    None
+    let children = Children::find(normal, &model.plan, pg)?;
+    let (params, columns) = ([Type::Texts, Type::Int8s, Type::Texts], children.columns());
+    known("children", &params, Some(&columns), Tag::Select, Meaning::Children(children))
 }
 
 /// Statements that the sink builds for a plan, with source columns of the types that the text shows.
@@ -136,6 +142,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     let builder = Builder { plan, types: &types, pipeline: &pipeline, replays: false };
     let mut built: BTreeMap<String, Part> = BTreeMap::new();
     built.insert(builder.dead(), Part::Dead);
+    built.extend(builder.gone().map(|text| (text, Part::Gone)));
     built.insert(builder.live(), Part::Live);
     built.insert(builder.replace(), Part::Replace);
     built.insert(builder.clashes(), Part::Clashes);
@@ -147,7 +154,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     let part = built.get(text).copied()?;
     let marked = match plan.coverage {
         Coverage::Total => false,
-        Coverage::Filter => part == Part::Dead,
+        Coverage::Filter => matches!(part, Part::Dead | Part::Gone),
         Coverage::Partial => true,
     };
     let mut params = vec![Type::Int8s];
@@ -155,6 +162,7 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     params.extend(vec![Type::Texts; types.len()]);
     let (name, columns, tag) = match part {
         Part::Dead => ("dead", Some(vec![Type::Int8; 2]), Tag::Select),
+        Part::Gone => ("gone", Some(vec![Type::Int8; 2]), Tag::Select),
         Part::Live => ("live", Some(vec![Type::Int8; 4]), Tag::Select),
         Part::Replace => ("replace", None, Tag::Insert),
         Part::Unmatched => ("unmatched", Some(vec![Type::Int8]), Tag::Select),

@@ -3,6 +3,7 @@
 //! Here they run on the model alone, and what it must say is written down; `simulator_claims` runs them on real servers
 //! too. Times are left out: the model's clock stands still, that of a server does not.
 
+mod cascades;
 mod said;
 mod set_aside;
 
@@ -22,6 +23,7 @@ use cutover::{
 use serde_json::json;
 use tokio_postgres::types::{ToSql, Type};
 
+pub use cascades::cascades;
 pub use set_aside::{letters, replays};
 
 use super::postgres::Postgres;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cutover::database::postgres::Address;
 
-use super::{checkpoints, events, letters, replays, requests, status};
+use super::{cascades, checkpoints, events, letters, replays, requests, status};
 use crate::simulator::postgres::{NoFaults, Postgres};
 
 /// A model without tables of the user.
@@ -145,6 +145,39 @@ says! {
         "wait: 1",
         "retried dead letters: (1 2 true) (3 1 true)",
         r#"[(1, "shop.users", "{\"id\": 1}", 2, 9, "open", (20, true)), (3, "shop.users", "{\"id\": 1}", 1, 7, "open", (20, false))]"#,
+    ];
+    cascades_are_stored_and_come_to_their_end: cascades = [
+        "store cascades: 4",
+        r#"next cascades: (shop.orders gone {"user_id":2} 4 0 false) (shop.orders gone {"user_id":1} 7 0 false)"#,
+        "store cascades: 0",
+        "store cascades: 2",
+        "count cascades: (5)",
+        "end cascades: 0",
+        "end cascades: 1",
+        r#"next cascades: (shop.parts gone {"order_id":1} 3 0 false)"#,
+        r#"next cascades: (shop.parts gone {"order_id":1} 3 0 false)"#,
+        "hold cascades: 1",
+        r#"next cascades: (shop.parts gone {"order_id":1} 3 0 false)"#,
+        r#"next cascades: (shop.parts gone {"order_id":1} 3 0 false)"#,
+        "hold cascades: 1",
+        "end cascades: 1",
+        r#"next cascades: (shop.parts gone {"order_id":1} 3 0 false)"#,
+        "end cascades: 1",
+        "next cascades: ",
+        r#"next cascades: (shop.orders gone {"user_id":2} 4 0 true) (shop.orders gone {"user_id":1} 8 0 false)"#,
+        "add cascades: 2",
+        "add cascades: 1",
+        r#"next cascades: (shop.parts gone {"order_id":4} 2 1 false)"#,
+        "store cascades: 1",
+        r#"next cascades: (shop.parts gone {"order_id":4} 2 1 false)"#,
+        "dead letters: 1",
+        "dead letters: 1",
+        "dead letters: 1",
+        "wait: 3",
+        r#"parked children: ({"id":1} {"a":1} 7) ({"id":2} {"b":1} 8) ({"id":3} {"b":2} 2)"#,
+        r#"parked children: ({"id":1} {"a":1} 7) ({"id":2} {"a":1} 6) ({"id":3} {"b":2} 2)"#,
+        r#"parked children: ({"id":2} {"b":1} 8)"#,
+        "parked children: ",
     ];
     replays_begin_and_end: replays = [
         "false",

@@ -1,6 +1,7 @@
 //! What the statements on cutover's own tables mean, one file for each thing that is kept there.
 
 pub mod aside;
+pub mod cascades;
 pub mod checkpoints;
 pub mod copies;
 pub mod events;
@@ -31,6 +32,7 @@ pub enum State {
     Letters(letters::Letters),
     Kept(kept::Kept),
     Copies(copies::Copies),
+    Cascades(cascades::Cascades),
     Lease(lease::Lease),
     Requests(requests::Requests),
     Checkpoints(checkpoints::Checkpoints),
@@ -47,6 +49,7 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
         State::Letters(kind) => letters::run(kind, exec, params).await,
         State::Kept(kind) => kept::run(kind, exec, params).await,
         State::Copies(kind) => copies::run(kind, exec, params).await,
+        State::Cascades(kind) => cascades::run(kind, exec, params).await,
         State::Lease(kind) => lease::run(kind, exec, info, params).await,
         State::Requests(kind) => requests::run(kind, exec, params).await,
         State::Checkpoints(kind) => checkpoints::run(kind, exec, params).await,

@@ -4,6 +4,7 @@
 //! They are copies on purpose: SQL that changes in `src` is no longer known here, and what it means now must be said in
 //! `state` before the simulator runs again.
 
+mod cascades;
 mod copies;
 mod events;
 mod kept;
@@ -60,6 +61,7 @@ pub fn all() -> impl Iterator<Item = &'static Statement> {
         letters::TEXTS,
         kept::TEXTS,
         copies::TEXTS,
+        cascades::TEXTS,
         lease::TEXTS,
         requests::TEXTS,
         status::TEXTS,
