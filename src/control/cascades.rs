@@ -217,6 +217,8 @@ impl Follower {
             round.cascades.iter().map(|cascade| (cascade.key.clone(), cascade.version)).collect();
         let (columns, extra) = (round.columns(), round.extra());
         let any = round.is_every();
+        // What waits may come in on the way, behind the cursor: it is looked for before and after.
+        self.parked(round, schema).await?;
         let of = ChildrenOf { child: round.child(), columns: &columns, keys: &keys, any, extra: &extra };
         let mut cursor = None;
         loop {

@@ -331,6 +331,9 @@ pub(super) async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgErro
             columns.collect::<Vec<_>>().join(", "),
         );
         session.client.batch_execute(&create).await?;
+        if !target.has_owners {
+            warn_of_unowned(session, plan).await?;
+        }
         return tombstones::add_version(session, &target.name, OWNER_COLUMN).await;
     }
     if target.has_owners && exists(session, &owned).await? {
@@ -342,6 +345,20 @@ pub(super) async fn prepare(session: &Session, plan: &Plan) -> Result<(), PgErro
             sql::table(&owned),
         );
         session.client.batch_execute(&keep).await?;
+    }
+    Ok(())
+}
+
+/// Rows from before there were owners belong to whoever comes, and who else claims them was never kept.
+async fn warn_of_unowned(session: &Session, plan: &Plan) -> Result<(), PgError> {
+    let target = &plan.target.name;
+    let written = format!("SELECT EXISTS (SELECT FROM {} WHERE {VERSION_COLUMN} > 0)", sql::table(target));
+    if session.client.query_one(&written, &[]).await?.try_get(0)? {
+        tracing::warn!(
+            %target,
+            "its rows were written before it was known whose they are; `cutover resnapshot {}` finds that out",
+            plan.source.table.table
+        );
     }
     Ok(())
 }

@@ -241,8 +241,8 @@ impl Target for PostgresTarget {
         let session = self.session("plan").await?;
         let planned = self.now();
         let plans = self.plan(&session, &planned.sources).await?;
-        // Another type of the source's key may be no proof any more that keys stay apart.
-        for plan in plans.iter().filter(|plan| plan.is_owned() && !plan.target.has_owners) {
+        // Another type of a key may be no proof any more that keys stay apart, or one now.
+        for plan in plans.iter().filter(|plan| plan.is_owned() || plan.target.has_owners) {
             prepare_target(&session, plan).await?;
         }
         self.set(Planned { plans, ..planned });
