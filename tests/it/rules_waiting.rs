@@ -222,3 +222,48 @@ async fn children_whose_parent_is_gone_for_good_wait_no_more() {
     assert_eq!(code, Some(0), "{said}");
     run.rig.same("SELECT id, parent FROM children ORDER BY 1").await;
 }
+
+/// A parent is given another key: its old row keeps its unique value, its children keep its old row, and they need the
+/// new one.
+async fn a_key_changes_hands(deferral: &str) -> Obedient {
+    let at_source = "CREATE TABLE users (id int PRIMARY KEY, mail varchar(40) NOT NULL UNIQUE);
+        CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL,
+            FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE ON UPDATE CASCADE);
+        INSERT INTO users VALUES (1, 'a@x'), (2, 'b@x');
+        INSERT INTO orders VALUES (1, 1), (2, 1), (3, 2)";
+    let at_target = format!(
+        "CREATE TABLE users (id int PRIMARY KEY, mail text NOT NULL UNIQUE);
+         CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL REFERENCES users {deferral})"
+    );
+    let run =
+        Obedient::new(Mysql::v57().await, Postgres::v15().await, &["users", "orders"], at_source, &at_target).await;
+    let (code, said) = run.until_synced().await;
+    assert_eq!(code, Some(0), "{said}");
+    run.rig.source.exec("UPDATE users SET id = 7 WHERE id = 1").await;
+    run
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_with_a_unique_value_and_children_is_given_another_key() {
+    let run = a_key_changes_hands("DEFERRABLE INITIALLY DEFERRED").await;
+    let (code, said) = run.until_synced().await;
+    assert_eq!(code, Some(0), "{said}");
+    run.rig.same("SELECT id, mail FROM users ORDER BY 1").await;
+    run.rig.same("SELECT id, user_id FROM orders ORDER BY 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_an_immediate_key_and_a_unique_value_tie_waits_and_says_so_until_the_key_is_deferrable() {
+    let run = a_key_changes_hands("").await;
+    let (code, said) = run.until_synced().await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("wait since") && said.contains("DEFERRABLE"), "{said}");
+    assert!(run.rig.status().await["waiting"].as_u64() > Some(0));
+    run.rig.target_has("SELECT id, user_id FROM orders ORDER BY 1", "1 1, 2 1, 3 2").await;
+    let deferrable = "ALTER TABLE orders ALTER CONSTRAINT orders_user_id_fkey DEFERRABLE INITIALLY DEFERRED";
+    run.rig.target.exec(deferrable).await;
+    let (code, said) = run.until_synced().await;
+    assert_eq!(code, Some(0), "{said}");
+    run.rig.same("SELECT id, mail FROM users ORDER BY 1").await;
+    run.rig.same("SELECT id, user_id FROM orders ORDER BY 1").await;
+}
