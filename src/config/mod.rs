@@ -138,7 +138,7 @@ impl Default for SnapshotConfig {
 impl Default for VerifyConfig {
     fn default() -> Self {
         VerifyConfig {
-            rows_per_second: 0,
+            rows_per_second: 1000,
             auto_repair: false,
             confirm_seconds: 60,
             repair_rows_max: 10_000,
