@@ -210,6 +210,16 @@ class Run:
             if answer.returncode != 0:
                 self.journal.problem(f"{script} ended with {answer.returncode}")
 
+    def verify(self):
+        """What cutover itself says, which shares no code with the comparisons."""
+        self.say("cutover verify")
+        for pipeline in self.pipelines:
+            verdict = pipeline.verify()
+            rows = sum(table["rows"] for table in verdict.get("tables", []))
+            self.say(f"  {pipeline.name}: {rows:,} rows, {'clean' if verdict.get('clean') else verdict}")
+            if not verdict.get("clean"):
+                self.journal.problem(f"{pipeline.name}: cutover verify is not clean")
+
     def end_workers(self):
         for pipeline in self.pipelines:
             pipeline.in_hands.set()
@@ -262,6 +272,7 @@ class Run:
             self.torment()
             self.settle()
             self.compare()
+            self.verify()
             self.end_workers()
         except BaseException as error:
             self.journal.problem(f"the run did not reach its end: {error!r}")

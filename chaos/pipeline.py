@@ -175,9 +175,16 @@ class Pipeline:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
     def status(self):
-        answer = self.command("status", "--json").communicate()[0]
+        return self.answer("status", "--json")
+
+    def verify(self):
+        return self.answer("verify", "--json")
+
+    def answer(self, *arguments):
+        """The object that a command prints, after what it says on the way; an empty one if it could not."""
+        answer = self.command(*arguments).communicate()[0]
         try:
-            return json.loads(answer)
+            return json.loads(answer.strip().rpartition("\n")[2])
         except ValueError:
             return {}
 
