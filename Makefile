@@ -10,7 +10,7 @@ MINUTES := 10
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export PATH := $(if $(findstring :$(CARGO_BIN):,:$(PATH):),$(PATH),$(CARGO_BIN):$(PATH))
 
-.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-postgres bench-dynamodb bench-scale fuzz check check-deploy clean-services
+.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-verify bench-tables bench-postgres bench-dynamodb bench-scale fuzz check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
@@ -20,6 +20,8 @@ help:
 	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
+	@echo "make bench-verify    what a verify costs, and whether it is right while everything is written"
+	@echo "make bench-tables    how long many small tables take"
 	@echo "make bench-postgres  throughput from PostgreSQL to PostgreSQL"
 	@echo "make bench-dynamodb  throughput from DynamoDB Local to PostgreSQL"
 	@echo "make bench-scale     throughput with 1, 2 and 4 partitions and 1 and 2 processes (ROUND_TRIP_MS=n: a target that is far away)"
@@ -52,6 +54,12 @@ chaos:
 
 bench-smoke:
 	scripts/bench-smoke
+
+bench-verify:
+	scripts/bench-verify
+
+bench-tables:
+	scripts/bench-tables
 
 bench-postgres:
 	scripts/bench-postgres
