@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{Mysql, Postgres, Worker, Workspace, eventually};
 
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(120);
 const ROWS: &str = "SELECT string_agg(code || ' ' || n, ', ' ORDER BY code) FROM t";
 const AT_TARGET: &str = "CREATE TABLE t (code text PRIMARY KEY, n int)";
 
