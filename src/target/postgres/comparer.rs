@@ -271,7 +271,7 @@ impl PostgresComparer {
             made += input.unsendable.len() as u64;
             let Some((binding, images)) = self.images(index, &input) else { continue };
             let text = self.text(&binding, |c| c.count_made())?;
-            let params = image_params(plan, &binding, &input, images);
+            let params = input.params(plan, &binding, Part::Live, images);
             match self.query(&text, &params).await.map_err(of_comparison) {
                 Ok(found) => made += first_count(&found)?,
                 Err(Failure::Stop(error)) => return Err(error),
@@ -333,24 +333,4 @@ pub(super) fn refused(plan: usize, row: usize, reason: &str) -> Doubt {
         version: Version::MIN,
         reason: Some(reason.to_owned()),
     }
-}
-
-/// The parameters of the images.
-pub(super) fn image_params<'b>(
-    plan: &Plan,
-    binding: &Binding,
-    input: &'b WriteInput<'_>,
-    images: &'b ImageRows,
-) -> Vec<Param<'b>> {
-    let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
-    if is_marked(plan.coverage, Part::Live) {
-        params.push(Box::new(&images.dead));
-    }
-    if plan.is_owned() {
-        params.push(Box::new(input.owners(images)));
-    }
-    for column in &binding.columns {
-        params.push(Box::new(input.column(images, *column)));
-    }
-    params
 }

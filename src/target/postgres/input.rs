@@ -9,7 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{items::Item, owned};
+use super::{
+    items::Item,
+    owned,
+    statement::{Part, is_marked},
+    steps::Param,
+};
 use crate::{
     log::envelope,
     model::{ColumnType, Coverage, Op, Plan, Problem, TTL_COLUMN, TableSchema, Version},
@@ -345,8 +350,23 @@ impl<'a> WriteInput<'a> {
             .collect()
     }
 
+    /// The parameters of these images in a part of a plan's work.
+    pub fn params<'b>(&'b self, plan: &Plan, binding: &Binding, part: Part, images: &'b ImageRows) -> Vec<Param<'b>> {
+        let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
+        if is_marked(plan.coverage, part) {
+            params.push(Box::new(&images.dead));
+        }
+        if plan.is_owned() {
+            params.push(Box::new(self.owners(images)));
+        }
+        for column in &binding.columns {
+            params.push(Box::new(self.column(images, *column)));
+        }
+        params
+    }
+
     /// Which source row each of these images is of.
-    pub fn owners(&self, images: &ImageRows) -> Vec<i64> {
+    fn owners(&self, images: &ImageRows) -> Vec<i64> {
         images.items.iter().map(|item| owned::owner(self.keys.get(*item).copied().unwrap_or_default())).collect()
     }
 

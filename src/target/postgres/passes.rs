@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::{
-    comparer::{Counts, EXTRAS_MAX, NUL, PostgresComparer, counted, image_params, refused},
+    comparer::{Counts, EXTRAS_MAX, NUL, PostgresComparer, counted, refused},
     comparison::seen_table,
     failure::{Failure, of_comparison, stop},
     input::WriteInput,
     items::Item,
     origin::{numbers, span},
+    statement::Part,
     steps::Param,
 };
 use crate::{
@@ -81,7 +82,7 @@ impl PostgresComparer {
             doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
             return Ok(Ended::Done(Counts::default()));
         };
-        let mut params = image_params(plan, &binding, &input, images);
+        let mut params = input.params(plan, &binding, Part::Live, images);
         let (mut upper, mut rows_max, mut counts) = (None, usize::MAX, Counts::default());
         let text = match walk {
             Walk::Seen => self.text(&binding, |c| c.seen())?,

@@ -9,11 +9,12 @@ use std::{
 };
 
 use super::{
-    comparer::{NUL, PostgresComparer, first_count, image_params, refused},
+    comparer::{NUL, PostgresComparer, first_count, refused},
     comparison::shared_table,
     failure::{Failure, of_comparison, stop},
     input::{ImageRows, WriteInput},
     items::Item,
+    statement::Part,
     steps::Param,
 };
 use crate::{
@@ -79,7 +80,7 @@ impl PostgresComparer {
                 Some(found) => found,
                 None => (self.own_binding(index)?, &nothing),
             };
-            let mut params = image_params(plan, &binding, &input, images);
+            let mut params = input.params(plan, &binding, Part::Live, images);
             for column in 0..plan.target.key.len() {
                 let own = keys.iter().filter(|(plan, key)| *plan == index && !key.is_empty());
                 let texts: Vec<Option<String>> = own.map(|(_, key)| key.get(column).cloned().flatten()).collect();
@@ -166,7 +167,7 @@ impl PostgresComparer {
                 let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
                 let Some((binding, images)) = self.images(index, &input) else { continue };
                 let text = self.text(&binding, |c| c.that_share(noted, SHARED_MAX))?;
-                let params = image_params(plan, &binding, &input, images);
+                let params = input.params(plan, &binding, Part::Live, images);
                 match self.query(&text, &params).await.map_err(of_comparison) {
                     Ok(rows) => {
                         for row in &rows {

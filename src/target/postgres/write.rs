@@ -5,7 +5,7 @@ use super::{
     answers::Mark,
     failure::Failure,
     input::{BindingImages, ImageRows, WriteInput},
-    statement::{Part, is_marked},
+    statement::Part,
     steps::{Param, Steps},
 };
 use crate::{log::Topic, model::PlanRole, target::Pass};
@@ -85,19 +85,11 @@ impl PostgresSink {
         part: Part,
         images: &'b ImageRows,
     ) -> Vec<Param<'b>> {
-        let mut params: Vec<Param<'b>> = vec![Box::new(&images.versions)];
-        let Some(binding) = self.bindings.all.get(place) else { return params };
-        let Some(plan) = self.plans.get(binding.plan) else { return params };
-        if is_marked(plan.coverage, part) {
-            params.push(Box::new(&images.dead));
+        let binding = self.bindings.all.get(place);
+        match binding.and_then(|binding| Some((self.plans.get(binding.plan)?, binding))) {
+            Some((plan, binding)) => input.params(plan, binding, part, images),
+            None => vec![Box::new(&images.versions)],
         }
-        if plan.is_owned() {
-            params.push(Box::new(input.owners(images)));
-        }
-        for column in &binding.columns {
-            params.push(Box::new(input.column(images, *column)));
-        }
-        params
     }
 
     /// What a binding's statement of dead facts looks at: of a set also the images that are live, which have fewer rows
