@@ -119,6 +119,12 @@ kill_worker() {
 
 event() { printf '{"at": %s, "event": "%s"}\n' "$(date +%s.%N)" "$1" >>"$run/lag.jsonl"; }
 
+# What cutover says of both databases; it shares no code with the demos' own comparisons.
+prove() {
+  say "cutover verify, which does the same for any pipeline"
+  "$binary" -c "$config" verify
+}
+
 # ---- the scenes that are the same -------------------------------------------------------------------------------
 
 # Begins a run: nothing of an earlier one is left, and this one ends with what it started.
