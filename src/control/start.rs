@@ -34,7 +34,7 @@ use crate::{
     observe::Frontier,
     pipeline::flow::{CopyBounds, Flow},
     source::{Examined, Selection, Source},
-    state::{appliers::Described, lease::Lease, status::Status},
+    state::{appliers::Described, copying::Copying, lease::Lease, status::Status},
     target::{Needs, Target},
 };
 
@@ -218,7 +218,7 @@ impl Worker {
             source,
             selection: Selection::of(&tables, clock_min, needs.full_row_images),
             register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns }),
-            progress: Arc::clone(&self.store) as _,
+            progress: Arc::new(Copying::new(&self.store)),
             fallback,
             copy: CopyBounds {
                 chunk_rows: snapshot.chunk_rows,

@@ -124,6 +124,7 @@ impl Copier {
         if unfinished.iter().all(|copy| resting.contains_key(&copy.table)) && troubled.is_empty() {
             self.halts.well("snapshot");
             shared.scans.rest().await;
+            self.progress.rest().await;
         }
         let may_begin = |copy: &TableCopy| {
             !busy.contains(&copy.table)

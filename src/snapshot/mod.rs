@@ -184,6 +184,8 @@ pub trait Progress: Send + Sync {
     /// The copy is complete, and the stream has passed everything that it read (its barrier). False if the
     /// table was asked to be copied again in the meantime.
     async fn finish(&self, copy: &TableCopy) -> Result<bool, SnapshotError>;
+    /// Nothing is left to be copied: gives up what only copies need.
+    async fn rest(&self);
 }
 
 /// Why a copy could not go on.

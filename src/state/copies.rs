@@ -364,6 +364,8 @@ impl Progress for Store {
         }
         Ok(finished == 1)
     }
+    // The session is everybody's.
+    async fn rest(&self) {}
 }
 
 impl From<StateError> for SnapshotError {

@@ -9,6 +9,7 @@ pub mod appliers;
 pub mod cascades;
 pub mod checkpoints;
 pub mod copies;
+pub mod copying;
 pub mod dead_letter_copies;
 pub mod dead_letters;
 mod error;

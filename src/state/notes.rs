@@ -110,9 +110,23 @@ impl Store {
         Ok(noted.and_then(|noted| serde_json::from_str(&noted).ok()))
     }
 
-    /// Notes which columns a copy without a transform has of a source table.
-    pub(crate) async fn note_columns(&self, source: &TableName, columns: &[String]) -> Result<(), StateError> {
-        self.set_note(&columns_of(source), &serde_json::to_string(columns)?).await
+    /// Notes which columns copies without a transform have of their source tables.
+    pub(crate) async fn note_columns(&self, tables: &[(&TableName, &[String])]) -> Result<(), StateError> {
+        let keys: Vec<String> = tables.iter().map(|(table, _)| columns_of(table)).collect();
+        let values: Result<Vec<String>, _> = tables.iter().map(|(_, columns)| serde_json::to_string(columns)).collect();
+        let session = self.session().await?;
+        let noted = session
+            .client()?
+            .execute(
+                "INSERT INTO cutover.notes (pipeline, key, value, updated_at) \
+                 SELECT $1, n.key, n.value, clock_timestamp() FROM unnest($2::text[], $3::text[]) n(key, value) \
+                 WHERE $4::bigint = 0 \
+                    OR EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $4) \
+                 ON CONFLICT (pipeline, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+                &[&self.pipeline, &keys, &values?, &self.led()],
+            )
+            .await?;
+        if noted == 0 && !keys.is_empty() { Err(StateError::Superseded) } else { Ok(()) }
     }
 
     /// The numbers of a connector's lanes, as [`Store::set_connector_lanes`] has noted them for this log.

@@ -1,6 +1,9 @@
 //! A session on the target's `cutover` schema that opens again after it broke.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -20,7 +23,7 @@ pub struct Store {
     options: Options,
     session: Mutex<Option<Session>>,
     /// The epoch of the lease that this process leads with; 0 before it has led.
-    led: AtomicI64,
+    led: Arc<AtomicI64>,
 }
 
 /// An open session, for as long as it is held.
@@ -37,7 +40,23 @@ impl OpenSession<'_> {
 
 impl Store {
     pub fn new(pipeline: &str, target: Address, options: Options) -> Self {
-        Store { pipeline: pipeline.to_owned(), target, options, session: Mutex::new(None), led: AtomicI64::new(0) }
+        Store { pipeline: pipeline.to_owned(), target, options, session: Mutex::new(None), led: Arc::default() }
+    }
+
+    /// The same, over a session of its own, which is opened when it is needed.
+    pub(super) fn beside(&self) -> Self {
+        Store {
+            pipeline: self.pipeline.clone(),
+            target: self.target.clone(),
+            options: self.options.clone(),
+            session: Mutex::new(None),
+            led: Arc::clone(&self.led),
+        }
+    }
+
+    /// Whether nobody is at its session at this moment.
+    pub(super) fn is_free(&self) -> bool {
+        self.session.try_lock().is_ok()
     }
 
     /// From now on this process leads, with the lease of this epoch: once another one does, nothing is noted any more.

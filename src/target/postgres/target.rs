@@ -25,6 +25,9 @@ use crate::{
     transform::{self, Severity, TransformFile},
 };
 
+/// Sessions that prepare tables beside each other.
+const PREPARED_BESIDE_MAX: usize = 8;
+
 /// The source's tables, and the transforms from them to the target's.
 #[derive(Debug, Clone)]
 struct Planned {
@@ -125,15 +128,37 @@ impl PostgresTarget {
     /// is copied again: its rows from before have a value there too.
     async fn remember_columns(&self, plans: &[Plan]) -> Result<(), StateError> {
         let store = &self.settings.store;
+        let mut changed = Vec::new();
         for plan in plans.iter().filter(|plan| plan.file.is_none()) {
             let table = &plan.source.table;
-            let noted: Option<Vec<String>> = store.noted_columns(table).await?;
-            if noted.is_some_and(|noted| plan.reads.iter().any(|name| !noted.contains(name))) {
+            let noted = store.noted_columns(table).await?;
+            if noted.as_ref().is_some_and(|noted| plan.reads.iter().any(|name| !noted.contains(name))) {
                 tracing::warn!(%table, "the target has a new column of the source; the table is copied again");
                 store.queue_copy(&table.table, 0).await?;
             }
-            store.note_columns(table, &plan.reads).await?;
+            if noted.as_ref() != Some(&plan.reads) {
+                changed.push((table, plan.reads.as_slice()));
+            }
         }
+        store.note_columns(&changed).await
+    }
+
+    /// Adds what the plans' targets lack of ours. Each needs commits of its own, since a table is locked until then.
+    async fn prepare_tables(&self, plans: &[Plan]) -> Result<(), PgError> {
+        let mut by_target: BTreeMap<&TableName, Vec<&Plan>> = BTreeMap::new();
+        for plan in plans {
+            by_target.entry(&plan.target.name).or_default().push(plan);
+        }
+        let targets: Vec<Vec<&Plan>> = by_target.into_values().collect();
+        let share = targets.len().div_ceil(PREPARED_BESIDE_MAX).max(1);
+        let preparing = targets.chunks(share).map(|targets| async move {
+            let session = self.session("prepare").await?;
+            for plan in targets.iter().flatten() {
+                prepare_target(&session, plan).await?;
+            }
+            Ok::<_, PgError>(())
+        });
+        futures::future::try_join_all(preparing).await?;
         Ok(())
     }
 
@@ -221,9 +246,7 @@ impl Target for PostgresTarget {
         if !missing.is_empty() {
             return Err(TargetError::Refused(missing));
         }
-        for plan in plans.iter() {
-            prepare_target(&session, plan).await?;
-        }
+        self.prepare_tables(&plans).await?;
         self.set(Planned { sources, at: planned_at, plans });
         Ok(())
     }
