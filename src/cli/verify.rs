@@ -43,6 +43,9 @@ pub(crate) struct VerifyArgs {
     /// Compare the rows alone of which the target has heard since this checkpoint.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with_all = ["sample", "count_only"])]
     since: Option<String>,
+    /// Compare every row, those of chunks as well that have not changed on either side since they were found equal.
+    #[arg(long, conflicts_with_all = ["sample", "count_only", "since"])]
+    full: bool,
     /// Send drifted rows through the log again, up to [verify] repair_rows_max of them, and compare these once more.
     #[arg(long)]
     repair: bool,
@@ -82,6 +85,7 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
         values: arguments.values,
         sample: arguments.sample,
         count_only: arguments.count_only.then_some(Tolerance::of(config.verify.count_difference_max)),
+        full: arguments.full,
     };
     let verification = Verification::begin(config, &ask).await.map_err(failure)?;
     let shown = Shown::new();

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -114,6 +115,15 @@ impl Estimate {
     }
 }
 
+/// What a range of rows is in short, as its server says it. Two that differ are of different rows; two that are the
+/// same are of the same rows, but for one chance in four billion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    pub rows: u64,
+    /// A number that depends on every value of every row, and not on their order.
+    pub sum: String,
+}
+
 /// A connection that reads chunks of the source.
 #[async_trait]
 pub trait Scan: Send {
@@ -139,6 +149,16 @@ pub trait Scan: Send {
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError>;
+
+    /// A digest of a range, which the server makes where its rows are; none where it cannot make one. If it is `held`,
+    /// the moment that it is of is kept for the next read, which is to come at once.
+    async fn digest(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        held: bool,
+    ) -> Result<Option<Digest>, SnapshotError>;
 }
 
 /// One copy of one table.

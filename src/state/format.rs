@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 4;
+pub const FORMAT: i32 = 5;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -72,7 +72,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
 /// What brings the layout of the format before up: the first to format 2, and so on.
-const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4];
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4, TO_5];
 
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
@@ -118,6 +118,16 @@ CREATE INDEX cascades_order ON cutover.cascades (pipeline, held, version);
 const TO_4: &str = "
 ALTER TABLE cutover.waiting ADD COLUMN needs bigint NOT NULL DEFAULT 0;
 CREATE INDEX waiting_needs ON cutover.waiting (pipeline, needs) WHERE needs <> 0;
+";
+
+/// Format 5: what was compared. A chunk of the source's keys is told by its `lower` bound; `pass` is the comparison that
+/// met it last.
+const TO_5: &str = "
+CREATE TABLE cutover.migration_log (
+  pipeline text, source_table text, lower text, upper text, state text NOT NULL, rows bigint NOT NULL,
+  source_checksum text NOT NULL, target_checksum text, pass bigint NOT NULL,
+  compared_at timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE UNIQUE INDEX migration_log_chunks ON cutover.migration_log (pipeline, source_table, md5(coalesce(lower, '')));
 ";
 
 impl Store {

@@ -19,6 +19,7 @@ pub mod format;
 pub mod lag_history;
 pub mod lanes;
 pub mod lease;
+pub mod migration_log;
 pub mod notes;
 pub mod replays;
 pub mod requests;

@@ -8,10 +8,12 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use super::{ApplyError, RowEvent};
 use crate::{
     model::{TableName, Value, Version},
+    snapshot::Digest,
     state::verifications::Parked,
 };
 
@@ -78,6 +80,24 @@ pub struct Looked {
     pub parked: HashMap<String, Parked>,
 }
 
+/// A stretch of the target's rows that was compared with a chunk of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// What compares and of which columns: by other statements it would be another proof.
+    pub made_by: String,
+    /// Of each plan.
+    pub ends: Vec<StretchEnd>,
+}
+
+/// Where a stretch ends for a plan, and what was there when it was compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StretchEnd {
+    /// The target's key, as text by column. It goes with the stretch.
+    pub upper: Vec<Option<String>>,
+    /// Of the rows behind the stretch before, with their versions.
+    pub there: Digest,
+}
+
 /// What comparing a part of a table gave.
 #[derive(Debug)]
 pub enum Compared {
@@ -111,6 +131,19 @@ pub trait Comparer: Send {
 
     /// Compares the next rows of the table's pass.
     async fn compare(&mut self, rows: &[RowEvent]) -> Result<Compared, ApplyError>;
+
+    /// Whether the pass that was begun has stretches: all of it goes by ranges of keys.
+    fn has_stretches(&self) -> bool;
+
+    /// Ends the stretch of what was compared since the last one ended, each part at the moment of its comparison. None
+    /// where the pass has no stretches, or had nothing to compare.
+    fn end_stretch(&mut self) -> Option<Stretch>;
+
+    /// Whether what is there, from where the pass is to the end of this stretch, is what was there then.
+    async fn is_as(&mut self, stretch: &Stretch) -> Result<bool, ApplyError>;
+
+    /// Goes on behind a stretch without comparing it.
+    fn pass_by(&mut self, stretch: &Stretch);
 
     /// The next extra rows that no part of the pass has met, up to a bound; none when there are no more. All of the
     /// table's rows were handed in before.

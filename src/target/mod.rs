@@ -20,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use self::compare::{Compared, Comparer, Difference, Doubt, Looked, Looks, Shared, Walk};
+pub use self::compare::{Compared, Comparer, Difference, Doubt, Looked, Looks, Shared, Stretch, StretchEnd, Walk};
 use self::postgres::ApplyConfig;
 pub use crate::state::lanes::Pass;
 use crate::{

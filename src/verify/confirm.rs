@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::{
     Progress, Verifier, VerifyError, captured,
     doubts::{Open, Place, Repair, SourceRow, groups, place_of, places, text},
+    reader::Chunks,
     verdict::{Drift, TableVerdict},
     walk::{Encoding, Walker},
 };
@@ -436,7 +437,9 @@ impl<'a> Confirmer<'a> {
     ) -> Result<(), VerifyError> {
         self.begun = captured(&self.verifier.reached().await?).watermark();
         let show = |_: Progress<'_>| {};
-        Walker { verifier: self.verifier, schema: &self.schema, show: &show }.see_again(comparer).await?;
+        Walker { verifier: self.verifier, schema: &self.schema, show: &show, chunks: Chunks::Read }
+            .see_again(comparer)
+            .await?;
         let mut left: Vec<Doubt> = Vec::new();
         loop {
             let extras = comparer.extras().await?;

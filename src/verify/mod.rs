@@ -9,12 +9,13 @@
 
 mod confirm;
 mod doubts;
+mod reader;
 mod verdict;
 mod walk;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use self::{confirm::Confirmer, walk::Walker};
+use self::{confirm::Confirmer, reader::Chunks, walk::Walker};
 pub use self::{
     doubts::Repair,
     verdict::{Drift, TableVerdict, Verdict},
@@ -91,6 +92,8 @@ pub struct Ask {
     pub count_only: Option<Tolerance>,
     /// Compare the rows alone of which the target has heard above this version.
     pub since: Option<Version>,
+    /// Compare the rows of chunks as well that have not changed since they were found equal.
+    pub full: bool,
 }
 
 impl Ask {
@@ -182,7 +185,12 @@ impl Verifier {
             verdict.skipped = Some("nothing of the source's log is applied yet".into());
             return Ok(verdict);
         };
-        let walker = Walker { verifier: self, schema, show };
+        let chunks = match (ask.is_whole(), ask.full) {
+            (false, _) => Chunks::Read,
+            (true, true) => Chunks::Digested,
+            (true, false) => Chunks::Known,
+        };
+        let walker = Walker { verifier: self, schema, show, chunks };
         let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun.clock);
         match (ask.count_only, ask.since) {
             (Some(tolerance), _) => self.count(&walker, comparer, tolerance, &mut verdict).await?,

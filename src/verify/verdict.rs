@@ -36,6 +36,9 @@ pub struct TableVerdict {
     pub table: String,
     /// Rows of the source that were compared.
     pub rows: u64,
+    /// Those of them that are in chunks which are the same on both sides as when they were found equal.
+    #[serde(default)]
+    pub unchanged: u64,
     pub missing: u64,
     pub extra: u64,
     pub different: u64,
@@ -83,6 +86,7 @@ impl TableVerdict {
         TableVerdict {
             table: table.to_owned(),
             rows: 0,
+            unchanged: 0,
             missing: 0,
             extra: 0,
             different: 0,
@@ -239,6 +243,10 @@ impl fmt::Display for Verdict {
                 (
                     table.unconfirmed,
                     "differ whose changes may still be on their way; verify again when the worker has caught up",
+                ),
+                (
+                    table.unchanged,
+                    "have not changed on either side since they were compared, by the digests of their chunks",
                 ),
                 (table.repaired, "repaired"),
                 (table.moving, "changed each time that they were looked at: nothing is proven of them"),

@@ -1,40 +1,40 @@
 //! A table's walk: the source's rows, part by part, and what is left over at the target.
 //!
-//! A reader beside the comparer reads the next part while one is compared; both hold one part at a time. A part is at
-//! most a chunk of rows, and of so many bytes, however heavy a row is. **Invariant**: no read is open while what it has
-//! brought is compared or doubts are settled. Reads are short: a source that takes long for one, or whose rows are
-//! heavier than was thought, is asked for less the next time.
+//! A reader beside the comparer ([`reader`](super::reader)) reads the next part while one is compared; both hold one
+//! part at a time. A part is at most a chunk of rows, and of so many bytes, however heavy a row is. What a chunk was on
+//! both sides, while it was equal, is noted, so that a further comparison passes it by as long as it is that. Settling
+//! doubts is `confirm`'s.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::time::Instant;
 
-use super::{Progress, Verifier, VerifyError, captured, confirm::Confirmer, verdict::TableVerdict};
+use super::{
+    Progress, Verifier, VerifyError,
+    confirm::Confirmer,
+    reader::{Chunks, Known, Step, Steps},
+    verdict::TableVerdict,
+};
 use crate::{
     log::envelope::Encoder,
     model::{Change, DebeziumConnector, Images, Op, Origin, TableSchema, Value, Version},
-    observe::{Captured, Room, Taken},
-    snapshot::{Block, Blocks, KeyRange, READ_BYTES_MAX, Scan, SnapshotError},
-    source::Source,
+    snapshot::{Digest, KeyRange, SnapshotError},
+    state::{
+        StateError,
+        migration_log::{ChunkState, ComparedChunk},
+    },
     target::{Compared, Comparer, RowEvent, Walk},
 };
 
-/// Bytes of records that are compared at once.
-const PART_BYTES_MAX: usize = 8 << 20;
-/// Parts between the reader and the comparer.
-const PARTS_WAITING_MAX: usize = 1;
-/// A read that takes longer is made shorter the next time; none may be open for two seconds.
-const READ_LONG: Duration = Duration::from_millis(1000);
-const CHUNK_ROWS_MIN: u64 = 200;
+/// How many rows that are passed by cost what one costs that is compared, about.
+const ROWS_PASSED_BY: u64 = 10;
 
 pub(super) struct Walker<'a> {
     pub verifier: &'a Verifier,
     pub schema: &'a Arc<TableSchema>,
     pub show: &'a (dyn Fn(Progress<'_>) + Sync),
+    /// What is made of chunks while they are walked by ranges of keys.
+    pub chunks: Chunks,
 }
 
 impl Walker<'_> {
@@ -72,8 +72,8 @@ impl Walker<'_> {
         comparer: &mut dyn Comparer,
         confirmer: &mut Confirmer<'_>,
     ) -> Result<(), VerifyError> {
-        let mut parts = self.read().await?;
-        while let Some(part) = parts.next().await? {
+        let mut parts = self.read(Chunks::Read).await?;
+        while let Some(part) = parts.next_part().await? {
             confirmer.add_shared(comparer.shared(&part, true).await?, &part)?;
         }
         Ok(())
@@ -82,8 +82,8 @@ impl Walker<'_> {
     /// Walks once more, and notes what the source's rows make: what is left over then was not made all the while.
     pub async fn see_again(&self, comparer: &mut dyn Comparer) -> Result<(), VerifyError> {
         comparer.begin(&self.schema.table, Walk::Seen).await?;
-        let mut parts = self.read().await?;
-        while let Some(part) = parts.next().await? {
+        let mut parts = self.read(Chunks::Read).await?;
+        while let Some(part) = parts.next_part().await? {
             comparer.compare(&part).await?;
         }
         Ok(())
@@ -122,9 +122,9 @@ impl Walker<'_> {
         comparer: &mut dyn Comparer,
         verdict: &mut TableVerdict,
     ) -> Result<(u64, u64), VerifyError> {
-        let (mut parts, mut made) = (self.read().await?, 0);
+        let (mut parts, mut made) = (self.read(Chunks::Read).await?, 0);
         verdict.rows = 0;
-        while let Some(part) = parts.next().await? {
+        while let Some(part) = parts.next_part().await? {
             made += comparer.made(&part).await?;
             verdict.rows += part.len() as u64;
             let total = parts.rows_total.max(verdict.rows);
@@ -142,186 +142,102 @@ impl Walker<'_> {
         verdict: &mut TableVerdict,
     ) -> Result<bool, VerifyError> {
         comparer.begin(&self.schema.table, walk).await?;
-        let (mut parts, mut read) = (self.read().await?, 0);
-        while let Some(part) = parts.next().await? {
+        let has_stretches = walk == Walk::Ranged && comparer.has_stretches();
+        let mut steps = self.read(if has_stretches { self.chunks } else { Chunks::Read }).await?;
+        let mut pass = Pass { number: self.verifier.environment.now_us(), ..Pass::default() };
+        while let Some(step) = steps.next().await? {
             let began = Instant::now();
-            let Compared::Part { doubts, rows, shared } = comparer.compare(&part).await? else { return Ok(false) };
-            read += part.len() as u64;
-            verdict.rows += rows;
-            confirmer.add(doubts, &part)?;
-            confirmer.add_shared(shared, &part)?;
-            confirmer.settle_some(comparer, verdict).await?;
-            (self.show)(Progress { table: &verdict.table, rows: read, rows_total: parts.rows_total.max(read) });
-            if let Some(rate) = self.verifier.rows_per_second {
-                let takes = Duration::from_secs_f64(part.len() as f64 / rate.max(1) as f64);
-                tokio::time::sleep(takes.saturating_sub(began.elapsed())).await;
-            }
+            let costs = match step {
+                Step::Part(part) => {
+                    let Compared::Part { doubts, rows, shared } = comparer.compare(&part).await? else {
+                        return Ok(false);
+                    };
+                    pass.rows += part.len() as u64;
+                    pass.is_doubted |= !doubts.is_empty() || !shared.is_empty();
+                    verdict.rows += rows;
+                    confirmer.add(doubts, &part)?;
+                    confirmer.add_shared(shared, &part)?;
+                    confirmer.settle_some(comparer, verdict).await?;
+                    part.len() as u64
+                }
+                Step::End(range, digest) => {
+                    self.end_chunk(range, digest, comparer, &mut pass).await?;
+                    0
+                }
+                Step::Ask(known, answer) => {
+                    // Who asked may have gone, and then wants no answer.
+                    let _ = answer.send(comparer.is_as(&known.stretch).await?);
+                    known.source.rows / ROWS_PASSED_BY
+                }
+                Step::PassBy(known) => {
+                    pass.by(&known, comparer, verdict);
+                    0
+                }
+            };
+            let total = steps.rows_total.max(pass.rows);
+            (self.show)(Progress { table: &verdict.table, rows: pass.rows, rows_total: total });
+            self.rest(costs, began).await;
         }
-        if read > 0 && verdict.rows == 0 {
+        if pass.rows > 0 && verdict.rows == 0 {
             verdict.skipped = Some("none of its rows is in the sample".into());
+        }
+        if has_stretches && self.chunks != Chunks::Read {
+            self.verifier.store.end_pass(&self.schema.table, &pass.unchanged, pass.number).await?;
         }
         Ok(true)
     }
 
-    async fn read(&self) -> Result<Parts, VerifyError> {
-        let Verifier { source, pipeline, connector, chunk_rows, .. } = self.verifier;
-        let mut scan = source.scan().await?;
-        let rows_total = scan.estimate(self.schema).await?.rows;
-        drop(scan);
-        let (parts, incoming) = mpsc::channel(PARTS_WAITING_MAX);
-        let reader = Reader {
-            source: Arc::clone(source),
-            schema: Arc::clone(self.schema),
-            captured: captured(&self.verifier.reached().await?),
-            encoding: Encoding::new(pipeline, *connector),
-            chunk_rows: *chunk_rows,
-            parts,
-        };
-        let mut reading = JoinSet::new();
-        reading.spawn(reader.run());
-        Ok(Parts { incoming, reading, rows_total })
+    /// Notes what was found of a chunk.
+    async fn end_chunk(
+        &self,
+        range: KeyRange,
+        digest: Option<Digest>,
+        comparer: &mut dyn Comparer,
+        pass: &mut Pass,
+    ) -> Result<(), VerifyError> {
+        let (is_doubted, stretch) = (std::mem::take(&mut pass.is_doubted), comparer.end_stretch());
+        let Some(source) = digest else { return Ok(()) };
+        let target = stretch.filter(|_| !is_doubted).map(|stretch| serde_json::to_string(&stretch));
+        let target = target.transpose().map_err(StateError::from)?;
+        let state = if is_doubted { ChunkState::Doubted } else { ChunkState::Equal };
+        let chunk = ComparedChunk { range, state, source, target };
+        Ok(self.verifier.store.note_chunk(&self.schema.table, &chunk, pass.number).await?)
     }
-}
 
-/// The parts of a table, as a task reads them.
-struct Parts {
-    incoming: mpsc::Receiver<Vec<RowEvent>>,
-    /// Dropping it ends the task.
-    reading: JoinSet<Result<(), SnapshotError>>,
-    rows_total: u64,
-}
-
-impl Parts {
-    /// The next part; none at the table's end.
-    async fn next(&mut self) -> Result<Option<Vec<RowEvent>>, VerifyError> {
-        if let Some(part) = self.incoming.recv().await {
-            return Ok(Some(part));
-        }
-        match self.reading.join_next().await {
-            Some(Ok(ended)) => Ok(ended.map(|()| None)?),
-            Some(Err(_)) => Err(SnapshotError::Source("the task that read it has ended early".into()).into()),
-            None => Ok(None),
-        }
-    }
-}
-
-struct Reader {
-    source: Arc<dyn Source>,
-    schema: Arc<TableSchema>,
-    captured: Captured,
-    encoding: Encoding,
-    chunk_rows: u64,
-    parts: mpsc::Sender<Vec<RowEvent>>,
-}
-
-/// How reading a chunk ended.
-enum Chunk {
-    /// With so many bytes, after the longest of its reads.
-    Whole(usize, Duration),
-    /// It is heavier than a part may be: after so many rows it was left, and is to be read anew with fewer.
-    Heavy(u64),
-    /// Nobody wants it any more.
-    Unwanted,
-}
-
-impl Reader {
-    async fn run(mut self) -> Result<(), SnapshotError> {
-        let mut scan = self.source.scan().await?;
-        let row_bytes = scan.estimate(&self.schema).await?.row_bytes;
-        let fit = (PART_BYTES_MAX as u64).checked_div(row_bytes).unwrap_or(u64::MAX);
-        let (mut lower, mut rows) = (None::<String>, self.chunk_rows.min(fit).max(1));
-        // A source without an order hands out pages: nothing is open between two of them.
-        let has_reads = self.captured.position.has_one_order();
-        loop {
-            let upper = scan.next_bound(&self.schema, lower.as_deref(), rows).await?;
-            let range = KeyRange { lower: lower.clone(), upper: upper.clone() };
-            match self.chunk(&mut *scan, range, has_reads && rows > 1).await? {
-                Chunk::Unwanted => return Ok(()),
-                Chunk::Heavy(read) => {
-                    rows = (read / 2).max(1);
-                    // The one that was left may still have rows on their way.
-                    scan = self.source.scan().await?;
-                    continue;
-                }
-                Chunk::Whole(_, took) if took > READ_LONG => {
-                    rows = (rows / 2).max(CHUNK_ROWS_MIN.min(rows));
-                }
-                Chunk::Whole(bytes, _) if bytes < PART_BYTES_MAX / 4 => rows = (rows * 2).min(self.chunk_rows.max(1)),
-                Chunk::Whole(..) => {}
-            }
-            if upper.is_none() {
-                return Ok(());
-            }
-            lower = upper;
+    /// Waits as long as rows that cost so much may take.
+    async fn rest(&self, costs: u64, began: Instant) {
+        if let Some(rate) = self.verifier.rows_per_second {
+            let takes = Duration::from_secs_f64(costs as f64 / rate.max(1) as f64);
+            tokio::time::sleep(takes.saturating_sub(began.elapsed())).await;
         }
     }
 
-    async fn chunk(
-        &mut self,
-        scan: &mut dyn Scan,
-        mut range: KeyRange,
-        may_leave: bool,
-    ) -> Result<Chunk, SnapshotError> {
-        let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
-        let (room, mut bytes, mut longest) = (Room::new(READ_BYTES_MAX), 0, Duration::ZERO);
-        loop {
-            let began = Instant::now();
-            let (blocks, incoming) = Blocks::new(&room);
-            let schema = Arc::clone(&self.schema);
-            let reading = scan.read(&schema, &range, Version::MIN, &mut captured, blocks);
-            let (read, gathered) = tokio::join!(reading, self.gather(incoming, may_leave));
-            longest = longest.max(began.elapsed());
-            match gathered? {
-                Gathered::Part(part, size) => {
-                    bytes += size;
-                    if !part.is_empty() && self.parts.send(part).await.is_err() {
-                        return Ok(Chunk::Unwanted);
-                    }
-                }
-                Gathered::Heavy(rows) => return Ok(Chunk::Heavy(rows)),
-                Gathered::Unwanted => return Ok(Chunk::Unwanted),
-            }
-            match read? {
-                Some(rest) => range.lower = Some(rest),
-                None => return Ok(Chunk::Whole(bytes, longest)),
-            }
-        }
-    }
-
-    /// Takes what a read brings. What is more than a part is left, or, where that may not be, handed on at once.
-    async fn gather(
-        &mut self,
-        mut blocks: mpsc::Receiver<(Block, Taken)>,
-        may_leave: bool,
-    ) -> Result<Gathered, SnapshotError> {
-        let (mut part, mut bytes, mut all) = (Vec::new(), 0, 0);
-        while let Some((block, _taken)) = blocks.recv().await {
-            for row in block.rows {
-                if bytes >= PART_BYTES_MAX {
-                    if may_leave {
-                        return Ok(Gathered::Heavy(part.len() as u64));
-                    }
-                    bytes = 0;
-                    if self.parts.send(std::mem::take(&mut part)).await.is_err() {
-                        return Ok(Gathered::Unwanted);
-                    }
-                }
-                let event = self.encoding.event(&self.schema, row)?;
-                let size = event.key.len() + event.value.len();
-                (bytes, all) = (bytes + size, all + size);
-                part.push(event);
-            }
-        }
-        Ok(Gathered::Part(part, all))
+    async fn read(&self, chunks: Chunks) -> Result<Steps, VerifyError> {
+        Steps::begin(self.verifier, self.schema, chunks).await
     }
 }
 
-/// What a read has brought.
-enum Gathered {
-    /// Its rows, or the last of them, and the bytes of all.
-    Part(Vec<RowEvent>, usize),
-    Heavy(u64),
-    Unwanted,
+/// A pass over a table, as far as it is.
+#[derive(Debug, Default)]
+struct Pass {
+    /// By which its chunks are told from those of earlier ones: when it began, µs since the Unix epoch.
+    number: i64,
+    rows: u64,
+    /// Rows of the present chunk are in doubt.
+    is_doubted: bool,
+    /// Where chunks begin that were passed by.
+    unchanged: Vec<Option<String>>,
+}
+
+impl Pass {
+    /// Goes behind a chunk that has not changed on either side.
+    fn by(&mut self, known: &Known, comparer: &mut dyn Comparer, verdict: &mut TableVerdict) {
+        comparer.pass_by(&known.stretch);
+        self.rows += known.source.rows;
+        verdict.rows += known.source.rows;
+        verdict.unchanged += known.source.rows;
+        self.unchanged.push(known.range.lower.clone());
+    }
 }
 
 /// Rows of the source as records of the log would have them.

@@ -74,5 +74,6 @@ mod types;
 mod types_mysql;
 mod types_postgres;
 mod verify;
+mod verify_digests;
 mod verify_proof;
 mod wide_rows;

@@ -4,6 +4,7 @@ pub(crate) mod cascades;
 pub mod catalog;
 pub mod connect;
 pub(crate) mod details;
+mod digest;
 pub mod filters;
 mod literal;
 pub(crate) mod liveness;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     connect::{ConnectError, Connector, QueryError, quoted},
+    digest::digest_sql,
     literal::{self, Side},
     server::{ServerFacts, table_sql},
     spelling::{RowSpeller, SpellingError},
@@ -93,13 +94,23 @@ pub struct Scanner {
     locker: Option<Conn>,
     /// A transaction is open on `conn`.
     in_snapshot: bool,
+    /// What the open transaction holds at least, if it is kept for the next read.
+    held: Option<Watermark>,
 }
 
 impl Scanner {
     pub async fn connect(connector: &Connector, zero_dates: ZeroDates) -> Result<Self, ScanError> {
         let mut conn = connector.connect().await?;
         let facts = ServerFacts::load(&mut conn).await?;
-        Ok(Scanner { conn, connector: connector.clone(), facts, zero_dates, locker: None, in_snapshot: false })
+        Ok(Scanner {
+            conn,
+            connector: connector.clone(),
+            facts,
+            zero_dates,
+            locker: None,
+            in_snapshot: false,
+            held: None,
+        })
     }
 
     /// The session's number at the server.
@@ -183,7 +194,10 @@ impl Scanner {
         condition: &str,
         watermark: &Watermark,
     ) -> Result<ChunkRows<'_>, ScanError> {
-        self.make_visible(&schema.table, &watermark.position).await?;
+        let held = self.held.take();
+        if held.is_none() {
+            self.make_visible(&schema.table, &watermark.position).await?;
+        }
         let columns: Vec<String> = schema.columns.iter().map(|column| format!("t.{}", quoted(&column.name))).collect();
         let sql = format!("SELECT {} FROM {} AS t WHERE {condition}", columns.join(", "), table_sql(&schema.table));
         let result = self
@@ -195,8 +209,40 @@ impl Scanner {
             result,
             speller: RowSpeller::new(schema, self.zero_dates),
             table: schema.table.clone(),
-            version: watermark.version,
+            version: held.as_ref().unwrap_or(watermark).version,
         })
+    }
+
+    /// How many rows the chunk has, and a hash of them; none if the server cannot say. If it is `held`, the next read
+    /// is of the same moment.
+    pub async fn digest(
+        &mut self,
+        schema: &TableSchema,
+        (lower, upper): (Option<&str>, Option<&str>),
+        watermark: &Watermark,
+        held: bool,
+    ) -> Result<Option<(u64, u64)>, ScanError> {
+        let sql = digest_sql(schema, &chunk_condition(schema, lower, upper)?);
+        self.make_visible(&schema.table, &watermark.position).await?;
+        if !self.in_snapshot {
+            self.begin_snapshot().await?;
+        }
+        let told: Result<Option<(u64, u64, u64)>, _> = self.conn.query_first(sql).await;
+        let told = match told.map_err(|error| QueryError::new(format!("hashing rows of {}", schema.table), error)) {
+            Ok(told) => told,
+            // It is reachable, and cannot make one of these columns.
+            Err(error) if error.code().is_some() && error.disposition() == Disposition::Halt => {
+                tracing::debug!(table = %schema.table, %error, "the source makes no digests of the table");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if held {
+            self.held = Some(watermark.clone());
+        } else {
+            self.end_snapshot().await?;
+        }
+        Ok(told.and_then(|(rows, hashed, hash)| (rows == hashed).then_some((rows, hash))))
     }
 
     /// Waits until the next read sees everything up to `captured`.
@@ -310,6 +356,7 @@ impl Scanner {
 
     /// Ends the transaction of the last read, which keeps the table's definition as it is while it is open.
     pub async fn end_snapshot(&mut self) -> Result<(), ScanError> {
+        self.held = None;
         if self.in_snapshot {
             self.conn.query_drop("COMMIT").await.map_err(|error| QueryError::new("closing a snapshot", error))?;
             self.in_snapshot = false;

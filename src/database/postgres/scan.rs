@@ -114,6 +114,8 @@ pub struct Scanner {
     session: Session,
     in_flight: Arc<InFlight>,
     in_snapshot: bool,
+    /// What rows of the open snapshot are labelled with, if it is kept for the next read.
+    held: Option<Version>,
     /// What a table is read by.
     names: HashMap<TableName, String>,
 }
@@ -123,7 +125,7 @@ impl Scanner {
         let session = Session::open(target, options).await?;
         // A chunk is read as slowly as the target takes it.
         session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
-        Ok(Scanner { session, in_flight, in_snapshot: false, names: HashMap::new() })
+        Ok(Scanner { session, in_flight, in_snapshot: false, held: None, names: HashMap::new() })
     }
 
     /// The session, with no snapshot open, for the catalog.
@@ -261,16 +263,55 @@ impl Scanner {
         upper: Option<&str>,
         watermark: Watermark,
     ) -> Result<ChunkRows<'_>, ScanError> {
+        let version = match self.held.take() {
+            Some(version) => version,
+            None => self.open_snapshot(watermark).await?,
+        };
+        let condition = self.chunk(schema, lower, upper).await?;
+        self.rows(schema, &condition, version).await
+    }
+
+    /// The condition of a chunk, within an open snapshot.
+    async fn chunk(
+        &mut self,
+        schema: &TableSchema,
+        lower: Option<&str>,
+        upper: Option<&str>,
+    ) -> Result<String, ScanError> {
         let (lower, upper) = (decoded(schema, lower)?, decoded(schema, upper)?);
-        let version = self.open_snapshot(watermark).await?;
         for bound in [&lower, &upper].into_iter().flatten() {
             if let Bound::Place { file, .. } = bound {
                 self.same_file(schema, *file).await?;
             }
         }
-        let condition =
-            bound::chunk_condition(schema, lower.as_ref(), upper.as_ref()).ok_or_else(|| bound_error(schema))?;
-        self.rows(schema, &condition, version).await
+        bound::chunk_condition(schema, lower.as_ref(), upper.as_ref()).ok_or_else(|| bound_error(schema))
+    }
+
+    /// How many rows the chunk has, and the sum of their hashes. If it is `held`, the next read is of the same moment.
+    pub async fn digest(
+        &mut self,
+        schema: &TableSchema,
+        (lower, upper): (Option<&str>, Option<&str>),
+        watermark: Watermark,
+        held: bool,
+    ) -> Result<(u64, String), ScanError> {
+        let version = self.open_snapshot(watermark).await?;
+        let condition = self.chunk(schema, lower, upper).await?;
+        let columns = sql::list("t.", schema.columns.iter().map(|column| column.name.as_str()));
+        // A record's text has each value in its place, quoted where it has to be.
+        let sql = format!(
+            "SELECT count(*), coalesce(sum(hashtextextended(r::text, 0)), 0)::text FROM (SELECT {columns} FROM {} t WHERE {condition}) r",
+            self.name(&schema.table).await?
+        );
+        let row = self.session.client.query_one(sql.as_str(), &[]).await.map_err(PgError::from)?;
+        let (rows, sum): (i64, String) =
+            (row.try_get(0).map_err(PgError::from)?, row.try_get(1).map_err(PgError::from)?);
+        if held {
+            self.held = Some(version);
+        } else {
+            self.end_snapshot().await?;
+        }
+        Ok((rows.unsigned_abs(), sum))
     }
 
     /// Rows keep their places until the table is rewritten (VACUUM FULL, CLUSTER): then what was read by place is
@@ -362,6 +403,7 @@ impl Scanner {
 
     /// Ends the transaction of the last read, which keeps the table's definition as it is while it is open.
     pub async fn end_snapshot(&mut self) -> Result<(), ScanError> {
+        self.held = None;
         if self.in_snapshot {
             self.session.client.batch_execute("COMMIT").await.map_err(PgError::from)?;
             self.in_snapshot = false;

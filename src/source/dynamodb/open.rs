@@ -15,7 +15,7 @@ use crate::{
     },
     model::{DebeziumConnector, Disposition, DynamoPosition, Position, Problem, TableSchema, Value, Version},
     observe::{Backoff, Captured, Environment},
-    snapshot::{Block, Blocks, BlocksClosed, Estimate, KeyRange, Scan, SnapshotError},
+    snapshot::{Block, Blocks, BlocksClosed, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         CORRECT_THAT, CaptureError, ChangeStream, Examined, Selection, Settings, Source, SourceError, capture_error,
         copy_error, foreign_position, logs_cascades, not_begun, vanished,
@@ -303,6 +303,17 @@ impl Scan for DynamoScan {
         // A closed channel means that the writer has failed: its error is the one that counts.
         let _ = hand_over(table, &page.items, captured.watermark(), &blocks).await?;
         Ok(page.next.map(|position| position.text()))
+    }
+
+    /// The service computes nothing over its items.
+    async fn digest(
+        &mut self,
+        _table: &Arc<TableSchema>,
+        _range: &KeyRange,
+        _captured: &mut watch::Receiver<Option<Captured>>,
+        _held: bool,
+    ) -> Result<Option<Digest>, SnapshotError> {
+        Ok(None)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     },
     model::{Disposition, MysqlPosition, Position, Problem, TableSchema, Value, Version},
     observe::{Captured, now_us},
-    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
+    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         COPY_GOES_ON, CORRECT_THAT, CaptureError, Cascades, ChangeStream, Examined, Selection, Settings, Source,
         SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
@@ -275,6 +275,11 @@ async fn here(conn: &mut Conn) -> Result<MysqlPosition, QueryError> {
     server::current_position(conn, &facts).await
 }
 
+/// What capture has reached by now.
+fn reached(captured: &mut watch::Receiver<Option<Captured>>) -> Result<Watermark, SnapshotError> {
+    captured.borrow_and_update().as_ref().map_or_else(|| Err(not_begun()), watermark)
+}
+
 /// The error of a scan whose session is gone.
 fn gone<T>() -> Result<T, SnapshotError> {
     Err(SnapshotError::Source("it no longer has the session, though the connection stands".into()))
@@ -309,14 +314,25 @@ impl Scan for MysqlScan {
         captured: &mut watch::Receiver<Option<Captured>>,
         blocks: Blocks,
     ) -> Result<Option<String>, SnapshotError> {
-        let point = captured.borrow_and_update().clone();
-        let Some(Captured { position: Position::Mysql(position), clock, .. }) = point else {
-            return Err(not_begun());
-        };
-        let watermark = Watermark { position, version: clock };
+        let watermark = reached(captured)?;
         let (connector, id) = (self.connector.clone(), self.scanner.id());
         liveness::answered(&connector, id, self.rows(table, range, &watermark, &blocks)).await.unwrap_or_else(gone)?;
         Ok(None)
+    }
+
+    async fn digest(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        held: bool,
+    ) -> Result<Option<Digest>, SnapshotError> {
+        let watermark = reached(captured)?;
+        let (connector, id) = (self.connector.clone(), self.scanner.id());
+        let bounds = (range.lower.as_deref(), range.upper.as_deref());
+        let digest = liveness::answered(&connector, id, self.scanner.digest(table, bounds, &watermark, held)).await;
+        let digest = digest.map_or_else(gone, |digest| Ok(digest?))?;
+        Ok(digest.map(|(rows, hash)| Digest { rows, sum: hash.to_string() }))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     model::{DebeziumConnector, Position, PostgresPosition, TableSchema, Value, Version},
     observe::{Captured, Frontier, now_us},
-    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
+    snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source, SourceError,
         copy_error, foreign_position, known_schemas, logs_cascades, not_begun, vanished,
@@ -291,6 +291,19 @@ impl Scan for PostgresScan {
         // The connection may rest until another table has a chunk to be read.
         self.0.end_snapshot().await?;
         Ok(None)
+    }
+
+    async fn digest(
+        &mut self,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        captured: &mut watch::Receiver<Option<Captured>>,
+        held: bool,
+    ) -> Result<Option<Digest>, SnapshotError> {
+        let watermark = watermark(captured.borrow_and_update().as_ref(), Version::MIN)?;
+        let bounds = (range.lower.as_deref(), range.upper.as_deref());
+        let (rows, sum) = self.0.digest(table, bounds, watermark, held).await?;
+        Ok(Some(Digest { rows, sum }))
     }
 }
 

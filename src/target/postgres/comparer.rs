@@ -18,11 +18,12 @@ use super::{
     passes::Pass,
     statement::{Builder, Part, is_marked},
     steps::Param,
+    stretches::There,
 };
 use crate::{
     database::postgres::{Address, Options, PgError, Refusal, Session},
     model::{Plan, TableName, TargetTable, Version},
-    target::{ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Walk},
+    target::{ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Stretch, Walk},
 };
 
 /// Extra rows that are handed out at once, and that a part's range of keys may have before the table is walked
@@ -41,6 +42,8 @@ pub struct PostgresComparer {
     pub(super) bindings: Bindings,
     pub(super) statements: HashMap<String, Statement>,
     pub(super) passes: Vec<Pass>,
+    /// The functions that the table's transforms may call.
+    pub(super) functions: String,
 }
 
 impl PostgresComparer {
@@ -65,6 +68,7 @@ impl PostgresComparer {
             bindings: Bindings::default(),
             statements: HashMap::new(),
             passes: Vec::new(),
+            functions: String::new(),
         })
     }
 
@@ -161,6 +165,7 @@ impl PostgresComparer {
 impl Comparer for PostgresComparer {
     async fn begin(&mut self, table: &TableName, walk: Walk) -> Result<(), ApplyError> {
         self.passes.clear();
+        self.note_functions().await?;
         let plans = Arc::clone(&self.plans);
         for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.source.table == *table) {
             let binding = self.own_binding(index)?;
@@ -171,7 +176,8 @@ impl Comparer for PostgresComparer {
                 // What was prepared for the table before it is for one that is gone.
                 self.statements.clear();
             }
-            self.passes.push(Pass { plan: index, walk, lower: None, analyzed: false, ended: plan.role.keeps() });
+            let ended = plan.role.keeps();
+            self.passes.push(Pass { plan: index, walk, lower: None, there: There::default(), analyzed: false, ended });
         }
         Ok(())
     }
@@ -188,6 +194,22 @@ impl Comparer for PostgresComparer {
         let looked_at = if self.looks.sample.is_some() { most } else { rows.len() as u64 };
         let shared = if keys_shared > 0 { self.that_share(rows, false).await? } else { Vec::new() };
         Ok(Compared::Part { doubts, rows: looked_at, shared })
+    }
+
+    fn has_stretches(&self) -> bool {
+        self.is_ranged()
+    }
+
+    fn end_stretch(&mut self) -> Option<Stretch> {
+        self.stretch()
+    }
+
+    async fn is_as(&mut self, stretch: &Stretch) -> Result<bool, ApplyError> {
+        self.stretch_is(stretch).await
+    }
+
+    fn pass_by(&mut self, stretch: &Stretch) {
+        self.go_behind(stretch);
     }
 
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError> {
@@ -306,14 +328,27 @@ pub(super) struct Counts {
     pub keys_shared: u64,
 }
 
-/// How many rows were looked at, if that is what an answer's row says.
-pub(super) fn counted(row: &Row) -> Result<Option<Counts>, tokio_postgres::Error> {
-    if row.try_get::<_, &str>(0)? != "rows" {
-        return Ok(None);
+/// What an answer's row says of all rows, if it does.
+pub(super) enum Summed {
+    Rows(Counts),
+    There(There),
+}
+
+pub(super) fn summed(row: &Row) -> Result<Option<Summed>, tokio_postgres::Error> {
+    let kind: &str = row.try_get(0)?;
+    match kind {
+        "rows" => {
+            let rows: Option<i64> = row.try_get(1)?;
+            let keys_shared: i64 = row.try_get(7)?;
+            let rows = rows.unwrap_or_default().unsigned_abs();
+            Ok(Some(Summed::Rows(Counts { rows, keys_shared: keys_shared.unsigned_abs() })))
+        }
+        "there" => {
+            let (rows, sum): (i64, Vec<String>) = (row.try_get(1)?, row.try_get(2)?);
+            Ok(sum.first().and_then(|sum| There::of(rows, sum)).map(Summed::There))
+        }
+        _ => Ok(None),
     }
-    let rows: Option<i64> = row.try_get(1)?;
-    let keys_shared: i64 = row.try_get(7)?;
-    Ok(Some(Counts { rows: rows.unwrap_or_default().unsigned_abs(), keys_shared: keys_shared.unsigned_abs() }))
 }
 
 pub(super) fn first_count(answer: &[Row]) -> Result<u64, ApplyError> {

@@ -37,6 +37,8 @@ const BY_TEXT: [&str; 9] = ["xml", "point", "lseg", "path", "box", "polygon", "l
 /// What a value of `json` may hold and none of `jsonb` can: the null character, and halves of a surrogate pair.
 const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 
+const NO_TEXTS: &str = "ARRAY[]::text[]";
+
 impl Comparison<'_> {
     fn keys(&self) -> &[String] {
         &self.builder.plan.target.key
@@ -103,7 +105,7 @@ impl Comparison<'_> {
     }
 
     /// What is there, within a `scope` over the key's columns of `g`.
-    fn shown(&self, scope: &str) -> String {
+    pub(super) fn shown(&self, scope: &str) -> String {
         let scope = match self.picked("g") {
             Some(picked) => format!("{scope} AND {picked}"),
             None => scope.to_owned(),
@@ -248,13 +250,27 @@ impl Comparison<'_> {
     /// Compares rows of the source with the keys above the first bound, if there is one, up to the second; the last
     /// parameter says how many rows are told at most.
     pub fn ranged(&self, has_lower: bool) -> String {
-        let upper = if has_lower { self.first + self.keys().len() } else { self.first };
-        let lower = if has_lower { format!("{} AND ", self.beside(">", self.first)) } else { String::new() };
-        let scope = format!("{lower}{}", self.beside("<=", upper));
+        let scope = self.between(has_lower, self.first);
         let joined = format!("r FULL JOIN ({}) g ON {}", self.shown(&scope), self.builder.same_key("r", "g"));
-        let most = upper + self.keys().len();
+        let most = self.first + self.keys().len() * (1 + usize::from(has_lower));
         let shared = format!("(SELECT count(*) FROM ({}) d)", self.shared_among());
-        format!("WITH {}\n({}\nLIMIT ${most}::bigint){}", self.made(), self.told(&joined), counts(&shared))
+        let there = format!(
+            "SELECT 'there', d.count, ARRAY[d.sum], {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, 0::bigint FROM ({}) d(count, sum)",
+            self.there_within(&scope)
+        );
+        format!(
+            "WITH {}\n({}\nLIMIT ${most}::bigint){}\nUNION ALL {there}",
+            self.made(),
+            self.told(&joined),
+            counts(&shared)
+        )
+    }
+
+    /// Keys above those in the parameters from `place` on, if there is a lower bound, up to those in the next ones.
+    pub(super) fn between(&self, has_lower: bool, place: usize) -> String {
+        let upper = if has_lower { place + self.keys().len() } else { place };
+        let lower = if has_lower { format!("{} AND ", self.beside(">", place)) } else { String::new() };
+        format!("{lower}{}", self.beside("<=", upper))
     }
 
     /// The condition that a row of the source makes one with a key.
@@ -413,8 +429,7 @@ impl Comparison<'_> {
 /// A last row, which counts the rows that were looked at, and the keys that several of them make.
 fn counts(shared: &str) -> String {
     format!(
-        "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], \
-         ARRAY[]::text[], {shared}::bigint"
+        "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {shared}::bigint"
     )
 }
 

@@ -39,6 +39,7 @@ mod sets;
 mod side_work;
 mod statement;
 mod steps;
+mod stretches;
 mod suspects;
 mod sweep;
 mod target;

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use tokio_postgres::Row;
+
 use super::{
-    comparer::{Counts, EXTRAS_MAX, NUL, PostgresComparer, counted, refused},
+    comparer::{Counts, EXTRAS_MAX, NUL, PostgresComparer, Summed, refused, summed},
     comparison::seen_table,
     failure::{Failure, of_comparison, stop},
-    input::WriteInput,
+    input::{Binding, WriteInput},
     items::Item,
     origin::{numbers, span},
     statement::Part,
     steps::Param,
+    stretches::There,
 };
 use crate::{
     model::Version,
@@ -25,6 +28,13 @@ enum Ended {
     Halve,
 }
 
+/// What a statement says of all rows.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    counts: Counts,
+    there: There,
+}
+
 /// A pass over the rows of one plan.
 #[derive(Debug)]
 pub(super) struct Pass {
@@ -32,6 +42,8 @@ pub(super) struct Pass {
     pub walk: Walk,
     /// The key up to which extra rows have been looked for.
     pub lower: Option<Vec<Option<String>>>,
+    /// What is there, of the stretch that it is in.
+    pub there: There,
     /// Everything was handed in and noted.
     pub analyzed: bool,
     pub ended: bool,
@@ -83,7 +95,7 @@ impl PostgresComparer {
             return Ok(Ended::Done(Counts::default()));
         };
         let mut params = input.params(plan, &binding, Part::Live, images);
-        let (mut upper, mut rows_max, mut counts) = (None, usize::MAX, Counts::default());
+        let (mut upper, mut rows_max, mut told) = (None, usize::MAX, Told::default());
         let text = match walk {
             Walk::Seen => self.text(&binding, |c| c.seen())?,
             Walk::Ranged => {
@@ -97,7 +109,7 @@ impl PostgresComparer {
                 for bound in lower.into_iter().flatten().chain(most.clone()) {
                     params.push(Box::new(bound));
                 }
-                (upper, rows_max) = (Some(most), images.versions.len() + EXTRAS_MAX + 1);
+                (upper, rows_max) = (Some(most), images.versions.len() + EXTRAS_MAX + 2);
                 // One more is told, so that too many are known without reading them all.
                 params.push(Box::new(i64::try_from(rows_max + 1).unwrap_or(i64::MAX)));
                 self.text(&binding, |c| c.ranged(has_lower))?
@@ -105,17 +117,7 @@ impl PostgresComparer {
         };
         match self.query(&text, &params).await.map_err(of_comparison) {
             Ok(found) if found.len() > rows_max => return Ok(Ended::Unordered),
-            Ok(found) => {
-                for row in &found {
-                    if let Some(found) = counted(row).map_err(|error| stop(error.into()))? {
-                        counts = found;
-                        continue;
-                    }
-                    let mut doubt = self.doubt(&binding, row)?;
-                    doubt.row = doubt.row.and_then(|image| images.items.get(image)).map(|item| first + item);
-                    doubts.push(doubt);
-                }
-            }
+            Ok(found) => told = self.told(&binding, &found, |image| Some(first + images.items.get(image)?), doubts)?,
             Err(Failure::Stop(error)) => return Err(error),
             Err(Failure::Rows(_)) if rows.len() > 1 => return Ok(Ended::Halve),
             Err(Failure::Rows(refusal)) => {
@@ -128,8 +130,32 @@ impl PostgresComparer {
         doubts.extend(input.unsendable.iter().map(|row| refused(index, first + row, NUL)));
         if let (Some(pass), Some(upper)) = (self.passes.get_mut(pass), upper) {
             pass.lower = Some(upper);
+            pass.there.add(told.there);
         }
-        Ok(Ended::Done(counts))
+        Ok(Ended::Done(told.counts))
+    }
+
+    /// Takes what a statement has told: doubts, and what it says of all rows. `item` is a row's place by its image.
+    fn told(
+        &self,
+        binding: &Binding,
+        found: &[Row],
+        item: impl Fn(usize) -> Option<usize>,
+        doubts: &mut Vec<Doubt>,
+    ) -> Result<Told, ApplyError> {
+        let mut told = Told::default();
+        for row in found {
+            match summed(row).map_err(|error| stop(error.into()))? {
+                Some(Summed::Rows(counts)) => told.counts = counts,
+                Some(Summed::There(there)) => told.there = there,
+                None => {
+                    let mut doubt = self.doubt(binding, row)?;
+                    doubt.row = doubt.row.and_then(&item);
+                    doubts.push(doubt);
+                }
+            }
+        }
+        Ok(told)
     }
 
     /// The next rows that were not made, or, with a version, of which the target has heard above it.

@@ -14,7 +14,7 @@ use cutover::{
         TableSchema, Value, Version,
     },
     observe::{self, Environment},
-    snapshot::{Block, Blocks, Estimate, KeyRange, Scan, SnapshotError},
+    snapshot::{Block, Blocks, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Source, SourceError, mysql::Links},
     state::Store,
 };
@@ -436,6 +436,16 @@ impl Scan for ModelScan {
                 return Ok(None);
             }
         }
+        Ok(None)
+    }
+
+    async fn digest(
+        &mut self,
+        _table: &Arc<TableSchema>,
+        _range: &KeyRange,
+        _captured: &mut watch::Receiver<Option<observe::Captured>>,
+        _held: bool,
+    ) -> Result<Option<Digest>, SnapshotError> {
         Ok(None)
     }
 }

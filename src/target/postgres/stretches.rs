@@ -1,0 +1,131 @@
+//! Stretches of a pass: what was there when it was compared, and whether it still is.
+//!
+//! What enters is where a pass is, what leaves is digests of the target's rows up to a key. A digest is made by the
+//! statement that compares, so that both are of one moment: what somebody writes past cutover a moment later is not in
+//! it. Versions are part of it, so that a row that was changed and changed back is another one. Deliberately absent:
+//! chunks of the source, and what was found of them (`verify`).
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    comparer::PostgresComparer, comparison::Comparison, failure::stop, origin::numbers, passes::Pass, steps::Param,
+};
+use crate::{
+    snapshot::Digest,
+    target::{ApplyError, Stretch, StretchEnd, Walk},
+};
+
+/// Every function that is not the server's own, and its last change, in short.
+const FUNCTIONS: &str = "SELECT coalesce(sum(pg_catalog.hashtextextended(p.oid || ' ' || p.xmin, 0)), 0)::text \
+                         FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                         WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'";
+
+/// Digests of the parts of a stretch, put together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct There {
+    pub rows: u64,
+    pub sum: i128,
+}
+
+impl There {
+    /// From the answer of a statement.
+    pub fn of(rows: i64, sum: &str) -> Option<Self> {
+        Some(There { rows: rows.unsigned_abs(), sum: sum.parse().ok()? })
+    }
+
+    pub fn add(&mut self, other: There) {
+        self.rows += other.rows;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
+    fn digest(self) -> Digest {
+        Digest { rows: self.rows, sum: self.sum.to_string() }
+    }
+}
+
+impl PostgresComparer {
+    /// Whether all passes of the table go by ranges of keys, so that they have stretches.
+    pub(super) fn is_ranged(&self) -> bool {
+        !self.passes.is_empty() && self.passes.iter().all(|pass| pass.walk == Walk::Ranged)
+    }
+
+    /// Notes the functions that transforms may call: one that is replaced makes other rows.
+    pub(super) async fn note_functions(&mut self) -> Result<(), ApplyError> {
+        let answer = self.query(FUNCTIONS, &[]).await.map_err(stop)?;
+        let read = answer.first().map(|row| row.try_get(0)).transpose().map_err(|error| stop(error.into()))?;
+        self.functions = read.unwrap_or_default();
+        Ok(())
+    }
+
+    /// What compares, in short: the statements of the passes, and what they may call.
+    fn made_by(&self) -> Result<String, ApplyError> {
+        let mut hash = Sha256::new();
+        hash.update(&self.functions);
+        for pass in &self.passes {
+            let binding = self.own_binding(pass.plan)?;
+            hash.update(self.text(&binding, |c| c.ranged(true))?);
+        }
+        Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Ends the stretch that the passes are in.
+    pub(super) fn stretch(&mut self) -> Option<Stretch> {
+        let is_ranged = self.is_ranged();
+        let taken = self.passes.iter_mut().map(|pass| (pass.lower.clone(), std::mem::take(&mut pass.there)));
+        let ends: Vec<_> = taken.collect();
+        if !is_ranged {
+            return None;
+        }
+        let ends = ends.into_iter().map(|(upper, there)| Some(StretchEnd { upper: upper?, there: there.digest() }));
+        Some(Stretch { made_by: self.made_by().ok()?, ends: ends.collect::<Option<_>>()? })
+    }
+
+    /// Whether what is there is what a stretch had.
+    pub(super) async fn stretch_is(&mut self, stretch: &Stretch) -> Result<bool, ApplyError> {
+        let fits = self.is_ranged() && stretch.ends.len() == self.passes.len();
+        if !fits || self.made_by()? != stretch.made_by {
+            return Ok(false);
+        }
+        for (place, end) in stretch.ends.iter().enumerate() {
+            let Some(Pass { plan, lower, .. }) = self.passes.get(place) else { return Ok(false) };
+            let (lower, binding) = (lower.clone(), self.own_binding(*plan)?);
+            let text = self.text(&binding, |c| c.there(lower.is_some()))?;
+            let bounds = lower.into_iter().flatten().chain(end.upper.iter().cloned());
+            let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
+            let answer = self.query(&text, &params).await.map_err(stop)?;
+            let read = answer.first().map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
+            let read: Option<(i64, String)> = read.transpose().map_err(|error| stop(error.into()))?;
+            let there = read.and_then(|(rows, sum)| There::of(rows, &sum));
+            if there.is_none_or(|there| there.digest() != end.there) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Goes on behind a stretch.
+    pub(super) fn go_behind(&mut self, stretch: &Stretch) {
+        for (pass, end) in self.passes.iter_mut().zip(&stretch.ends) {
+            // A chunk without rows ends where the one before it did.
+            let is_behind = pass.lower.as_deref().and_then(numbers) < numbers(&end.upper);
+            if is_behind {
+                pass.lower = Some(end.upper.clone());
+            }
+        }
+    }
+}
+
+impl Comparison<'_> {
+    /// How many rows are there within a scope, and the sum of their hashes.
+    pub fn there_within(&self, scope: &str) -> String {
+        format!(
+            "SELECT count(*), coalesce(sum(pg_catalog.hashtextextended(g::text, 0)), 0)::text FROM ({}) g",
+            self.shown(scope)
+        )
+    }
+
+    /// The same above the first bound, if there is one, up to the second.
+    pub fn there(&self, has_lower: bool) -> String {
+        self.there_within(&self.between(has_lower, 1))
+    }
+}
