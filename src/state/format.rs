@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 4;
+pub const FORMAT: i32 = 5;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -72,7 +72,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
 /// What brings the layout of the format before up: the first to format 2, and so on.
-const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4];
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4, TO_5];
 
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
@@ -118,6 +118,19 @@ CREATE INDEX cascades_order ON cutover.cascades (pipeline, held, version);
 const TO_4: &str = "
 ALTER TABLE cutover.waiting ADD COLUMN needs bigint NOT NULL DEFAULT 0;
 CREATE INDEX waiting_needs ON cutover.waiting (pipeline, needs) WHERE needs <> 0;
+";
+
+/// Format 5: drifted rows that are to be reviewed by hand.
+///
+/// A row is unique by its key's digest, as a waiting one is. `digest` is of the way in which it differs: what was
+/// accepted is so no longer when that changes.
+const TO_5: &str = "
+CREATE TABLE cutover.drift (
+  id bigserial PRIMARY KEY, pipeline text NOT NULL, source_table text NOT NULL, target text NOT NULL, key text NOT NULL,
+  source_key text, kind text NOT NULL, columns text[] NOT NULL, digest bigint NOT NULL, reason text,
+  state text NOT NULL DEFAULT 'open', found_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now());
+CREATE UNIQUE INDEX drift_rows ON cutover.drift (pipeline, source_table, target, md5(key));
 ";
 
 impl Store {

@@ -11,6 +11,7 @@ pub mod checkpoints;
 pub mod copies;
 pub mod dead_letter_copies;
 pub mod dead_letters;
+pub mod drift;
 mod error;
 pub mod events;
 mod fences;
