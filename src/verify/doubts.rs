@@ -209,6 +209,7 @@ mod tests {
             columns: Vec::new(),
             values: Vec::new(),
             version,
+            digest: 0,
             reason: None,
         }
     }
