@@ -75,4 +75,5 @@ mod types_mysql;
 mod types_postgres;
 mod verify;
 mod verify_proof;
+mod verify_review;
 mod wide_rows;
