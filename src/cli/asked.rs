@@ -46,6 +46,11 @@ pub(super) async fn is_known(store: &Store, table: &str) -> Result<(), Failure> 
 
 /// A worker is there to do it; nothing is asked of one that is not.
 pub(super) async fn worker_runs(store: &Store, command: Command) -> Result<(), Failure> {
+    worker_runs_for(store, command.name()).await
+}
+
+/// As [`worker_runs`]; `words` are what the command is called.
+pub(super) async fn worker_runs_for(store: &Store, words: &str) -> Result<(), Failure> {
     let asked = Instant::now();
     while asked.elapsed() < LEADS_WITHIN {
         if store.status().await?.worker_running {
@@ -54,8 +59,7 @@ pub(super) async fn worker_runs(store: &Store, command: Command) -> Result<(), F
         tokio::time::sleep(LOOK_EVERY).await;
     }
     eprintln!(
-        "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {}` again",
-        command.name()
+        "cutover: no worker runs, and nothing was done; start one with `cutover run`, then `cutover {words}` again"
     );
     Err(Failure::No)
 }

@@ -122,6 +122,7 @@ impl Prover {
         };
         let began = Instant::now();
         let mut verdict = self.verifier.run(std::slice::from_ref(&schema), &plans, &ask, &show).await?;
+        self.verifier.note_drift(&verdict).await?;
         let drifted = verdict.drifted();
         if drifted > 0 && self.config.auto_repair && drifted <= self.config.repair_rows_max {
             for table in &verdict.tables {
@@ -129,6 +130,7 @@ impl Prover {
                 repairing::send(&self.refetch, &repairs(table, |repair| !repair.was_discarded)).await?;
             }
             verdict = self.verifier.look_again(&[schema], &plans, &ask, verdict).await?;
+            self.verifier.note_drift(&verdict).await?;
         }
         self.tell(&verdict, began).await
     }
@@ -144,7 +146,7 @@ impl Prover {
                     missing = table.missing,
                     extra = table.extra,
                     different = table.different,
-                    "rows have drifted; `cutover verify` names them"
+                    "rows have drifted; `cutover verify --review list` names them"
                 );
             }
             self.verifier.store.note_verified(&table.noted(self.verifier.environment.now_us())).await?;

@@ -141,7 +141,7 @@ impl Verification {
         Ok(Verification { verifier, schemas, plans, match_min, count_difference_max, lock })
     }
 
-    /// Compares as asked, and notes what a whole comparison of a table has found.
+    /// Compares as asked, and notes which rows are to be reviewed and what a whole comparison of a table has found.
     ///
     /// # Errors
     /// When a side cannot be read.
@@ -150,6 +150,7 @@ impl Verification {
         let verdict =
             self.locked(async { Ok(self.verifier.run(&self.schemas, &self.plans, ask, show).await?) }).await?;
         let verdict = self.judge(verdict).await?;
+        self.note_drift(&verdict).await?;
         let verdict = self.gated(ask, verdict).await?;
         if ask.is_whole() {
             self.note(&verdict, began).await?;
@@ -173,6 +174,7 @@ impl Verification {
             Ok(self.verifier.look_again(&self.schemas, &self.plans, ask, verdict).await?)
         };
         let verdict = self.locked(Box::pin(again)).await?;
+        self.note_drift(&verdict).await?;
         let verdict = self.gated(ask, verdict).await?;
         if ask.is_whole() {
             self.note(&verdict, began).await?;
@@ -217,6 +219,14 @@ impl Verification {
                 }
             }
         }
+    }
+
+    /// By transforms that are not in force a row may differ that is as it should be.
+    async fn note_drift(&self, verdict: &Verdict) -> Result<(), Unverified> {
+        if verdict.caveat.is_none() {
+            self.verifier.note_drift(verdict).await?;
+        }
+        Ok(())
     }
 
     async fn note(&self, verdict: &Verdict, began: Instant) -> Result<(), StateError> {

@@ -120,9 +120,18 @@ ALTER TABLE cutover.waiting ADD COLUMN needs bigint NOT NULL DEFAULT 0;
 CREATE INDEX waiting_needs ON cutover.waiting (pipeline, needs) WHERE needs <> 0;
 ";
 
-/// Format 5: what was compared. A chunk of the source's keys is told by its `lower` bound; `pass` is the comparison that
-/// met it last.
+/// Format 5: drifted rows that are to be reviewed by hand, and what was compared.
+///
+/// A row is unique by its key's digest, as a waiting one is. `digest` is of the way in which it differs: what was
+/// accepted is so no longer when that changes. A chunk of the source's keys is told by its `lower` bound; `pass` is the
+/// comparison that met it last.
 const TO_5: &str = "
+CREATE TABLE cutover.drift (
+  id bigserial PRIMARY KEY, pipeline text NOT NULL, source_table text NOT NULL, target text NOT NULL, key text NOT NULL,
+  source_key text, kind text NOT NULL, columns text[] NOT NULL, digest bigint NOT NULL, reason text,
+  state text NOT NULL DEFAULT 'open', found_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now());
+CREATE UNIQUE INDEX drift_rows ON cutover.drift (pipeline, source_table, target, md5(key));
 CREATE TABLE cutover.migration_log (
   pipeline text, source_table text, lower text, upper text, state text NOT NULL, rows bigint NOT NULL,
   source_checksum text NOT NULL, target_checksum text, pass bigint NOT NULL,

@@ -12,6 +12,7 @@ pub mod copies;
 pub mod copying;
 pub mod dead_letter_copies;
 pub mod dead_letters;
+pub mod drift;
 mod error;
 pub mod events;
 mod fences;

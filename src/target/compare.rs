@@ -48,6 +48,9 @@ pub struct Doubt {
     pub values: Vec<(Option<String>, Option<String>)>,
     /// The highest version at which the target heard of this row: of the row, its tombstone, its set, or a fence.
     pub version: Version,
+    /// Of what the source's row makes and what is there, in the columns that differ: the same only for as long as the
+    /// row differs in the same way. It says something only after a look at the row ([`Comparer::again`]).
+    pub digest: i64,
     /// What it says, of a row that cannot be transformed.
     pub reason: Option<String>,
 }

@@ -19,9 +19,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Progress, Verifier, VerifyError, captured,
+    Ask, Progress, Verifier, VerifyError, captured,
     doubts::{Open, Place, Repair, SourceRow, groups, place_of, places, text},
     reader::Chunks,
+    review::Reviewed,
     verdict::{Drift, TableVerdict},
     walk::{Encoding, Walker},
 };
@@ -30,12 +31,10 @@ use crate::{
     model::{Plan, Position, Problem, TableSchema, Value, Version},
     observe::{Captured, Room},
     snapshot::{Block, Blocks, READ_BYTES_MAX, take_blocks},
-    state::verifications::Parked,
-    target::{Comparer, Difference, Doubt, Looked, RowEvent, Shared},
+    state::drift::DriftKey,
+    target::{Comparer, Doubt, Looked, RowEvent, Shared},
 };
 
-/// Drifted rows of a table that are kept for a repair; more are left to another run.
-const REPAIRS_MAX: usize = 100_000;
 /// Doubts that are kept before they are settled, and their bytes.
 const DOUBTS_MAX: usize = 10_000;
 const DOUBTS_BYTES_MAX: usize = 8 << 20;
@@ -69,14 +68,13 @@ const WALKS_MAX: u32 = 3;
 /// Where only time tells, rows that go on moving are waited for as long as so many rows that do not.
 const LASTS_MAX: u32 = 3;
 
-/// What is said of an extra row that a repair cannot delete.
-const ALONE: &str = "its key does not lead back to the source: if it is not wanted, delete it by hand";
-
 pub(super) struct Confirmer<'a> {
     verifier: &'a Verifier,
-    schema: Arc<TableSchema>,
+    pub schema: Arc<TableSchema>,
     /// The target tables of the plans.
-    targets: Vec<String>,
+    pub targets: Vec<String>,
+    /// What is known of rows that drifted before.
+    pub reviewed: Reviewed,
     encoding: Encoding,
     doubts: Vec<Open>,
     /// Bytes of the doubts.
@@ -99,11 +97,18 @@ struct Round {
 }
 
 impl<'a> Confirmer<'a> {
-    pub fn new(verifier: &'a Verifier, schema: Arc<TableSchema>, plans: &[Plan], begun: Version) -> Self {
-        Confirmer {
+    /// Begins with a table, whose accepted rows it asks for; `begun` is the clock that the target has.
+    pub async fn new(
+        verifier: &'a Verifier,
+        schema: Arc<TableSchema>,
+        plans: &[Plan],
+        begun: Version,
+        ask: &Ask,
+    ) -> Result<Self, VerifyError> {
+        Ok(Confirmer {
             verifier,
-            schema,
             targets: plans.iter().map(|plan| plan.target.name.to_string()).collect(),
+            reviewed: Reviewed::of(verifier, &schema.table.table, ask).await?,
             encoding: Encoding::new(&verifier.pipeline, verifier.connector),
             doubts: Vec::new(),
             bytes: 0,
@@ -111,7 +116,8 @@ impl<'a> Confirmer<'a> {
             unseen: HashMap::new(),
             sharing: BTreeMap::new(),
             sharing_rows: 0,
-        }
+            schema,
+        })
     }
 
     /// The table is walked anew.
@@ -119,6 +125,7 @@ impl<'a> Confirmer<'a> {
         self.doubts.clear();
         self.unseen.clear();
         self.sharing.clear();
+        self.reviewed.begin_again();
         (self.bytes, self.sharing_rows) = (0, 0);
     }
 
@@ -160,6 +167,7 @@ impl<'a> Confirmer<'a> {
 
     /// Takes rows that had drifted.
     pub fn resume(&mut self, repairs: Vec<Repair>) {
+        self.reviewed.look_for(repairs.iter().map(|repair| (repair.drift_key(), Some(repair.key.clone()))));
         for repair in repairs {
             self.keep(Open::new(repair.open.doubt, repair.open.source));
         }
@@ -344,53 +352,6 @@ impl<'a> Confirmer<'a> {
         Ok(rows)
     }
 
-    /// Says of rows that differ for good whether that is known already.
-    fn tell(&self, drifted: Vec<Open>, verdict: &mut TableVerdict) {
-        for open in drifted {
-            let target = self.targets.get(open.doubt.plan).map_or("", String::as_str);
-            let explained = match open.parked {
-                Some(Parked::Waits) => Some("it waits for another row"),
-                Some(Parked::Dead) => Some("it is a dead letter; `cutover dlq list` shows it"),
-                Some(Parked::Discarded) | None => None,
-            };
-            if let Some(why) = explained {
-                verdict.explained += 1;
-                self.show(open, "explained", Some(why.to_owned()), verdict);
-                continue;
-            }
-            if verdict.repairs.len() < REPAIRS_MAX {
-                verdict.repairs.extend(Repair::of(&open, target));
-            }
-            let discarded = (open.parked == Some(Parked::Discarded)).then(|| DISCARDED.to_owned());
-            let reason = open.doubt.reason.clone();
-            let (kind, reason) = match open.doubt.difference {
-                Difference::Missing => {
-                    verdict.missing += 1;
-                    ("missing", reason)
-                }
-                Difference::Refused => {
-                    verdict.missing += 1;
-                    ("missing", reason.map(|reason| format!("it cannot be made: {reason}")))
-                }
-                Difference::Extra => {
-                    verdict.extra += 1;
-                    ("extra", reason.or(open.source.is_none().then(|| ALONE.to_owned())))
-                }
-                Difference::Different => {
-                    verdict.different += 1;
-                    ("different", reason)
-                }
-            };
-            self.show(open, kind, discarded.or(reason), verdict);
-        }
-    }
-
-    fn show(&self, open: Open, kind: &str, reason: Option<String>, verdict: &mut TableVerdict) {
-        let target = self.targets.get(open.doubt.plan).cloned().unwrap_or_default();
-        let Doubt { key, columns, values, .. } = open.doubt;
-        verdict.show(Drift { target, kind: kind.to_owned(), key, columns, values, reason });
-    }
-
     /// Reads rows again that were seen to make the same row of the target, those of one together: that they do so at
     /// one moment is certain, whatever the target has.
     async fn settle_shared(
@@ -421,6 +382,7 @@ impl<'a> Confirmer<'a> {
                 let makers: Vec<String> = makers.into_iter().take(MAKERS_SHOWN).collect();
                 let reason = format!("several rows of the source make it: {}", makers.join(", "));
                 let target = self.targets.get(plan).cloned().unwrap_or_default();
+                self.reviewed.meet(&DriftKey::new(&target, &key));
                 let (kind, columns, values) = ("shared".to_owned(), Vec::new(), Vec::new());
                 verdict.show(Drift { target, kind, key, columns, values, reason: Some(reason) });
             }
@@ -454,8 +416,6 @@ impl<'a> Confirmer<'a> {
     }
 }
 
-/// What is said of a row whose dead letter somebody has closed.
-const DISCARDED: &str = "its dead letter was discarded; `cutover verify --repair` sends the row again";
 /// Rows of the source that are shown of those that make one row of the target.
 const MAKERS_SHOWN: usize = 3;
 

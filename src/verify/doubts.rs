@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::verdict::Drift;
 use crate::{
     model::{Value, Version},
-    state::verifications::Parked,
+    state::{drift::DriftKey, verifications::Parked},
     target::{Difference, Doubt, RowEvent},
 };
 
@@ -60,6 +60,11 @@ impl Repair {
 
     pub(super) fn difference(&self) -> Difference {
         self.open.doubt.difference
+    }
+
+    /// The row of the target.
+    pub(super) fn drift_key(&self) -> DriftKey {
+        self.open.drift_key(&self.target)
     }
 
     /// Whether that is what was told of this row.
@@ -118,6 +123,14 @@ impl Open {
             (Difference::Missing | Difference::Extra | Difference::Different | Difference::Refused, _) => {
                 (self.doubt.plan, self.doubt.key.clone())
             }
+        }
+    }
+
+    /// The row of this target table that it is about, or, if it cannot be made, the source's.
+    pub fn drift_key(&self, target: &str) -> DriftKey {
+        match self.doubt.difference {
+            Difference::Refused => DriftKey::new(target, &[self.key_text()]),
+            Difference::Missing | Difference::Extra | Difference::Different => DriftKey::new(target, &self.doubt.key),
         }
     }
 
@@ -209,6 +222,7 @@ mod tests {
             columns: Vec::new(),
             values: Vec::new(),
             version,
+            digest: 0,
             reason: None,
         }
     }

@@ -5,11 +5,12 @@
 //! The two reads are of different moments, so that a difference is only a doubt; it is looked at again between two
 //! bounds of the source's log until it is equal, explained or drift ([`confirm`]). **Invariant** (rule 39): what is
 //! called drift would not be mended by anything in the source's log. Deliberately absent: a timer, locks beyond a
-//! copy's, and any write to the target.
+//! copy's, and any write to the rows of the target.
 
 mod confirm;
 mod doubts;
 mod reader;
+mod review;
 mod verdict;
 mod walk;
 
@@ -25,7 +26,7 @@ use crate::{
     observe::{Captured, Environment},
     snapshot::SnapshotError,
     source::Source,
-    state::{StateError, Store, copies::CopyState, verifications::Reached},
+    state::{StateError, Store, copies::CopyState, drift::DriftRow, verifications::Reached},
     target::{ApplyError, Comparer, Looks, Target},
 };
 
@@ -94,12 +95,14 @@ pub struct Ask {
     pub since: Option<Version>,
     /// Compare the rows of chunks as well that have not changed since they were found equal.
     pub full: bool,
+    /// Look at these rows alone, which had drifted, whether somebody has accepted that or not.
+    pub rows: Option<Vec<DriftRow>>,
 }
 
 impl Ask {
     /// Every row of the tables is compared.
     pub fn is_whole(&self) -> bool {
-        self.sample.is_none() && self.count_only.is_none() && self.since.is_none()
+        self.sample.is_none() && self.count_only.is_none() && self.since.is_none() && self.rows.is_none()
     }
 }
 
@@ -191,13 +194,18 @@ impl Verifier {
             (true, false) => Chunks::Known,
         };
         let walker = Walker { verifier: self, schema, show, chunks };
-        let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun.clock);
-        match (ask.count_only, ask.since) {
-            (Some(tolerance), _) => self.count(&walker, comparer, tolerance, &mut verdict).await?,
-            (None, Some(since)) => walker.changed(since, comparer, &mut confirmer, &mut verdict).await?,
-            (None, None) => walker.run(comparer, &mut confirmer, &mut verdict).await?,
+        let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun.clock, ask).await?;
+        match (&ask.rows, ask.count_only, ask.since) {
+            (Some(rows), ..) => verdict.rows = confirmer.add_reviewed(rows, plans)?,
+            (None, Some(tolerance), _) => self.count(&walker, comparer, tolerance, &mut verdict).await?,
+            (None, None, Some(since)) => walker.changed(since, comparer, &mut confirmer, &mut verdict).await?,
+            (None, None, None) => walker.run(comparer, &mut confirmer, &mut verdict).await?,
         }
         confirmer.finish(comparer, &mut verdict).await?;
+        // A part of a table says nothing of the rows beside it.
+        if ask.is_whole() || ask.rows.is_some() {
+            verdict.equal = confirmer.reviewed.equal();
+        }
         // What was copied again meanwhile was not there as a whole.
         if let Some(why) = self.not_yet(name).await? {
             verdict.skipped = Some(why);
@@ -249,7 +257,8 @@ impl Verifier {
         Ok(())
     }
 
-    /// Looks again at rows that had drifted, which have been sent through the log since.
+    /// Looks again at rows that had drifted, which have been sent through the log since. What was found before has been
+    /// noted ([`Self::note_drift`]); what is found now is to be noted anew.
     ///
     /// # Errors
     /// When a side cannot be read.
@@ -266,14 +275,16 @@ impl Verifier {
         for mut table in before.tables {
             let schema = schemas.iter().find(|schema| schema.table.table == table.table);
             let repairs = std::mem::take(&mut table.repairs);
+            (table.found, table.equal) = (Vec::new(), Vec::new());
             if let Some(schema) = schema.filter(|_| !repairs.is_empty()) {
                 let begun = self.reached().await?.clock;
-                let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun);
+                let mut confirmer = Confirmer::new(self, Arc::clone(schema), plans, begun, ask).await?;
                 let sent = repairs.len() as u64;
                 table.begin_again(&repairs);
                 let before = table.unequal();
                 confirmer.resume(repairs);
                 Box::pin(confirmer.finish(&mut *comparer, &mut table)).await?;
+                table.equal = confirmer.reviewed.equal();
                 // Only what was looked at again and is equal is repaired.
                 table.repaired = sent.saturating_sub(table.unequal() - before);
             }
@@ -284,6 +295,17 @@ impl Verifier {
             Some(caveat) => again.but(caveat),
             None => again,
         })
+    }
+
+    /// Notes the rows that are to be reviewed by hand, and forgets those that do not differ any more.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn note_drift(&self, verdict: &Verdict) -> Result<(), VerifyError> {
+        for table in verdict.tables.iter().filter(|table| table.skipped.is_none()) {
+            self.store.note_drift(&table.table, &table.found, &table.equal).await?;
+        }
+        Ok(())
     }
 
     /// Why a table cannot be compared as a whole now, if it cannot.

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::doubts::Repair;
 use crate::{
     observe::{Event, VerifiedTable as VerifiedEvent},
-    state::verifications::{Gate, NotedVerdict, VerifiedTable},
+    state::{
+        drift::{DriftKey, FoundDrift},
+        verifications::{Gate, NotedVerdict, VerifiedTable},
+    },
     target::Difference,
 };
 
@@ -17,7 +20,7 @@ const SHOWN_MAX: usize = 100;
 /// What comparing the tables gave: `verify --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Every row of every table was compared, and is equal.
+    /// Every row of every table was compared, and is equal or was accepted as it is.
     pub clean: bool,
     /// The share of rows that did not drift, 0 to 1.
     pub match_rate: f64,
@@ -51,6 +54,9 @@ pub struct TableVerdict {
     /// Rows of the target that several rows of the source make.
     #[serde(default)]
     pub shared: u64,
+    /// Rows that drifted in a way that somebody has accepted: they are no drift.
+    #[serde(default)]
+    pub accepted: u64,
     /// Rows that had drifted, and were found equal when they had been sent again.
     #[serde(default)]
     pub repaired: u64,
@@ -59,6 +65,12 @@ pub struct TableVerdict {
     /// Drifted rows that a repair can send again.
     #[serde(skip)]
     pub repairs: Vec<Repair>,
+    /// Drifted rows to be reviewed, a bounded number of them.
+    #[serde(skip)]
+    pub found: Vec<FoundDrift>,
+    /// Rows that were to be reviewed, and do not differ any more.
+    #[serde(skip)]
+    pub equal: Vec<DriftKey>,
     /// Why the table was not compared; null if it was.
     pub skipped: Option<String>,
 }
@@ -94,9 +106,12 @@ impl TableVerdict {
             unconfirmed: 0,
             moving: 0,
             shared: 0,
+            accepted: 0,
             repaired: 0,
             drift: Vec::new(),
             repairs: Vec::new(),
+            found: Vec::new(),
+            equal: Vec::new(),
             skipped: None,
         }
     }
@@ -116,7 +131,7 @@ impl TableVerdict {
         self.drifted() + self.unproven()
     }
 
-    /// Compared as a whole, and equal.
+    /// Compared as a whole, and equal, but for rows that were accepted.
     pub fn is_clean(&self) -> bool {
         self.unequal() == 0 && self.skipped.is_none()
     }
@@ -251,6 +266,7 @@ impl fmt::Display for Verdict {
                 (table.repaired, "repaired"),
                 (table.moving, "changed each time that they were looked at: nothing is proven of them"),
                 (table.shared, "are made by several rows of the source each"),
+                (table.accepted, "differ, and are accepted by review"),
             ];
             for (rows, remark) in remarks.iter().filter(|(rows, _)| *rows > 0) {
                 let _ = write!(text, "\n  {rows} rows {remark}");
@@ -271,7 +287,11 @@ impl fmt::Display for Verdict {
 impl Verdict {
     fn summary(&self) -> String {
         let rows: u64 = self.tables.iter().map(|table| table.rows).sum();
+        let accepted: u64 = self.tables.iter().map(|table| table.accepted).sum();
         let said = match (self.clean, self.drifted()) {
+            (true, _) if accepted > 0 => {
+                format!("clean: {rows} rows compared, all equal but {accepted} that are accepted by review")
+            }
             (true, _) => format!("clean: {rows} rows compared, all equal"),
             (false, 0) => format!("not proven: {rows} rows compared, none drifted, and not all could be called equal"),
             (false, drifted) => format!("drift: {drifted} of {rows} rows, match rate {:.6}", self.match_rate),
@@ -329,6 +349,17 @@ mod tests {
             assert_eq!((verdict.gates[0].passed, verdict.gates[0].found), (false, table.unproven() as f64));
             assert!(verdict.to_string().contains("not proven"), "{verdict}");
         }
+    }
+
+    #[test]
+    fn rows_that_were_accepted_are_no_drift_and_are_told() {
+        let table = TableVerdict { rows: 10, accepted: 2, ..TableVerdict::new("t") };
+        let verdict = Verdict::of(vec![table]).gated(0.999, 0.01, Vec::new());
+        assert!(verdict.clean && verdict.drifted() == 0 && verdict.gates.iter().all(|gate| gate.passed));
+        assert!((verdict.match_rate - 1.0).abs() < 1e-9);
+        let said = verdict.to_string();
+        assert!(said.contains("2 rows differ, and are accepted by review"), "{said}");
+        assert!(said.contains("all equal but 2 that are accepted"), "{said}");
     }
 
     #[test]

@@ -76,4 +76,5 @@ mod types_postgres;
 mod verify;
 mod verify_digests;
 mod verify_proof;
+mod verify_review;
 mod wide_rows;

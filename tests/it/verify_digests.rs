@@ -93,7 +93,7 @@ async fn what_has_changed_is_compared(source: Mysql) {
 /// one column to another, a null that does.
 async fn what_the_source_does_not_log_is_found(source: Mysql) {
     let rig = moved(source).await;
-    rig.sync().await;
+    let _worker = rig.following().await;
     assert_eq!(finds(&rig.work, &[], &[]).await, 0);
     assert_eq!(finds(&rig.work, &[], &[]).await, ROWS);
     let changes = [
@@ -198,7 +198,7 @@ async fn a_transform_or_a_function_that_has_changed_has_everything_compared() {
     };
     rig.target.exec("CREATE FUNCTION shown(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1'").await;
     rig.work.transform("items", &transform("shown(name)"));
-    rig.sync().await;
+    let _worker = rig.following().await;
     assert_eq!(finds(&rig.work, &[], &[]).await, 0);
     assert_eq!(finds(&rig.work, &[], &[]).await, ROWS);
     let other = "CREATE OR REPLACE FUNCTION shown(text) RETURNS text LANGUAGE sql IMMUTABLE AS \

@@ -1,10 +1,10 @@
 //! What a range of rows is in short, made by the server: how many they are, and a hash of all of them.
 //!
 //! What enters is a table's schema and a condition, what leaves is SQL. Each row is spelled so that no two rows have
-//! one spelling, its CRC-32 is multiplied by one of its key, and all products are put together by exclusive or. The product
-//! is what makes two rows that trade a value another pair: CRC-32 alone is linear, and their changes would cancel each
-//! other out. **Invariant**: the spelling is of bytes, whatever the character sets of the columns. Deliberately absent:
-//! proof that two different rows differ here; a change goes unseen once in four billion.
+//! one spelling, its CRC-32 is multiplied by one of its key, and all products are put together by exclusive or. The
+//! product is what makes two rows that trade a value another pair: CRC-32 alone is linear, and their changes would
+//! cancel each other out. **Invariant**: the spelling is of bytes, whatever the character sets of the columns.
+//! Deliberately absent: proof that two different rows differ here; a change goes unseen once in four billion.
 
 use super::{connect::quoted, server::table_sql};
 use crate::model::{Column, TableSchema};

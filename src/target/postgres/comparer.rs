@@ -156,6 +156,7 @@ impl PostgresComparer {
             columns: names,
             values,
             version: row.try_get(7)?,
+            digest: row.try_get(8)?,
             reason: None,
         })
     }
@@ -366,6 +367,7 @@ pub(super) fn refused(plan: usize, row: usize, reason: &str) -> Doubt {
         columns: Vec::new(),
         values: Vec::new(),
         version: Version::MIN,
+        digest: 0,
         reason: Some(reason.to_owned()),
     }
 }

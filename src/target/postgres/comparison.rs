@@ -149,7 +149,7 @@ impl Comparison<'_> {
     }
 
     /// Picks what differs out of `joined`, in which `r` and `g` stand beside each other, and says of each row:
-    /// (difference, image, key, origin, columns, what is made, what is there, version).
+    /// (difference, image, key, origin, columns, what is made, what is there, version, digest).
     fn told(&self, joined: &str) -> String {
         let unequal = self.unequal();
         let any: String = unequal.iter().map(|(_, differs)| format!(" OR {differs}")).collect();
@@ -177,17 +177,30 @@ impl Comparison<'_> {
         };
         let (ours, theirs) = if self.looks.values { (flat("r"), flat("g")) } else { (nothing.clone(), nothing) };
         format!(
-            "SELECT c.kind, c.n, {key}, {origin}, c.columns, c.ours, c.theirs, {version}\nFROM (\n\
+            "SELECT c.kind, c.n, {key}, {origin}, c.columns, c.ours, c.theirs, {version}, {digest}\nFROM (\n\
              SELECT CASE WHEN g.cutover_v IS NULL THEN 'missing' WHEN r.cutover_n IS NULL THEN 'extra' ELSE 'different' END AS kind,\n\
-             r.cutover_n AS n, g.cutover_v{keys}{origins},\n{columns} AS columns, {ours} AS ours, {theirs} AS theirs\n\
+             r.cutover_n AS n, g.cutover_v{keys}{origins},\n{columns} AS columns, {ours} AS ours, {theirs} AS theirs, \
+             {digests} AS digests\n\
              FROM {joined}\nWHERE r.cutover_n IS NULL OR g.cutover_v IS NULL{any}) c",
             key = texts("k", self.keys().len()),
             origin = texts("p", self.origin().len()),
             version = self.version(),
+            digest = hash("c.kind || ' ' || pg_catalog.array_to_string(c.digests, ',')"),
+            digests = array(&self.digests(&unequal), "text"),
             keys = from_either("k", self.keys()),
             origins = from_either("p", self.origin()),
             columns = array(&columns, "text"),
         )
+    }
+
+    /// Of each column that differs its name, and digests of what is made and of what is there.
+    fn digests(&self, unequal: &[(&str, String)]) -> Vec<String> {
+        let digest = |(name, differs): &(&str, String)| {
+            let column = sql::ident(name);
+            let (ours, theirs) = (hash(&format!("r.{column}::text")), hash(&format!("g.{column}::text")));
+            format!("CASE WHEN {differs} THEN {} || ARRAY[{ours}, {theirs}]::text END", sql::literal(name))
+        };
+        unequal.iter().map(digest).collect()
     }
 
     /// The highest version at which the target heard of the row `c`.
@@ -255,7 +268,7 @@ impl Comparison<'_> {
         let most = self.first + self.keys().len() * (1 + usize::from(has_lower));
         let shared = format!("(SELECT count(*) FROM ({}) d)", self.shared_among());
         let there = format!(
-            "SELECT 'there', d.count, ARRAY[d.sum], {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, 0::bigint FROM ({}) d(count, sum)",
+            "SELECT 'there', d.count, ARRAY[d.sum], {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, 0::bigint, 0::bigint FROM ({}) d(count, sum)",
             self.there_within(&scope)
         );
         format!(
@@ -347,7 +360,7 @@ impl Comparison<'_> {
             named.collect::<String>()
         };
         format!(
-            "SELECT '{kind}', NULL::bigint, {keys}, {origins}, ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], {version}\n\
+            "SELECT '{kind}', NULL::bigint, {keys}, {origins}, ARRAY[]::text[], ARRAY[]::text[], ARRAY[]::text[], {version}, 0::bigint\n\
              FROM (SELECT g.cutover_v{named}{parents} FROM {from} ORDER BY {order} LIMIT {rows_max}) c ORDER BY {ordered}",
             keys = texts("k", self.keys().len()),
             origins = texts("p", self.origin().len()),
@@ -429,8 +442,14 @@ impl Comparison<'_> {
 /// A last row, which counts the rows that were looked at, and the keys that several of them make.
 fn counts(shared: &str) -> String {
     format!(
-        "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {shared}::bigint"
+        "\nUNION ALL SELECT 'rows', (SELECT count(*) FROM r), {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {NO_TEXTS}, {shared}::bigint, \
+         0::bigint"
     )
+}
+
+/// The digest of a text, by its bytes.
+fn hash(text: &str) -> String {
+    format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", 0)")
 }
 
 /// `ARRAY[c.k0::text, …]`

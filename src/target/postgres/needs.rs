@@ -55,7 +55,12 @@ pub(super) fn of_child(key: &ForeignKey, values: &str) -> i64 {
 }
 
 fn digest(parent: &TableName, values: &str) -> i64 {
-    let digest = Sha256::digest(format!("{parent}{BETWEEN}{values}").as_bytes());
+    digest_of(format!("{parent}{BETWEEN}{values}").as_bytes())
+}
+
+/// Eight bytes of a digest, the same in every release.
+pub(super) fn digest_of(bytes: &[u8]) -> i64 {
+    let digest = Sha256::digest(bytes);
     digest.iter().take(8).fold(0i64, |number, byte| number << 8 | i64::from(*byte))
 }
 

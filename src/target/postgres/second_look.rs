@@ -14,6 +14,7 @@ use super::{
     failure::{Failure, of_comparison, stop},
     input::{ImageRows, WriteInput},
     items::Item,
+    needs::digest_of,
     statement::Part,
     steps::Param,
 };
@@ -39,7 +40,11 @@ impl PostgresComparer {
     ) -> Result<Looked, ApplyError> {
         self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
         let looked = async {
-            let Some(doubts) = self.look(rows, keys).await? else { return Ok(None) };
+            let Some(mut doubts) = self.look(rows, keys).await? else { return Ok(None) };
+            // Nobody can say what should be there: such a row differs in the same way while the source's is the same.
+            for doubt in doubts.iter_mut().filter(|doubt| doubt.difference == Difference::Refused) {
+                doubt.digest = doubt.row.and_then(|row| rows.get(row)).map_or(0, |row| digest_of(&row.value));
+            }
             Ok(Some(Looked { doubts, parked: self.parked(table, sources).await? }))
         };
         match looked.await {

@@ -1,12 +1,14 @@
 //! `cutover verify`.
 
+mod review;
+
 use std::{
     io::IsTerminal as _,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
@@ -20,7 +22,7 @@ use crate::{
     },
     model::Version,
     state::{Store, requests::Command},
-    verify::{Ask, Progress, Tolerance},
+    verify::{Ask, Progress, Tolerance, Verdict},
 };
 
 /// How often a line is written where there is no terminal.
@@ -52,9 +54,30 @@ pub(crate) struct VerifyArgs {
     /// As --repair, however many they are.
     #[arg(long, conflicts_with = "repair")]
     repair_all: bool,
+    /// Drifted rows that comparisons have found: list them, accept that they differ as they do, or repair them alone.
+    #[arg(long, value_enum, value_name = "WHAT",
+        conflicts_with_all = ["values", "sample", "count_only", "since", "repair", "repair_all"])]
+    review: Option<Review>,
+    /// With --review, the rows with these IDs; without any, all that are open.
+    #[arg(value_name = "ID", value_parser = row_id, requires = "review", conflicts_with = "tables")]
+    ids: Vec<i64>,
     /// One JSON object.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Review {
+    /// Show them, those that were accepted as well.
+    List,
+    /// They may differ as they do.
+    Accept,
+    /// Send them through the log again, and compare them once more.
+    Repair,
+}
+
+fn row_id(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "an ID is a whole number; `cutover verify --review list` shows them".to_owned())
 }
 
 /// `1%` or `0.5` of a hundred.
@@ -70,10 +93,13 @@ fn share(text: &str) -> Result<f64, String> {
 pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(), Failure> {
     let store = parts::store(config)?;
     asked::state_is_ours(&store).await?;
+    if let Some(what) = arguments.review {
+        return review::review(config, &store, what, arguments).await;
+    }
     let repairs = arguments.repair || arguments.repair_all;
     if repairs {
         asked::worker_runs(&store, Command::Repair).await?;
-        not_halted(&store).await?;
+        not_halted(&store, Command::Repair.name()).await?;
     }
     let since = match &arguments.since {
         Some(name) => Some(clock_of(&store, name).await?),
@@ -81,17 +107,14 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
     };
     let ask = Ask {
         since,
+        rows: None,
         tables: arguments.tables,
         values: arguments.values,
         sample: arguments.sample,
         count_only: arguments.count_only.then_some(Tolerance::of(config.verify.count_difference_max)),
         full: arguments.full,
     };
-    let verification = Verification::begin(config, &ask).await.map_err(failure)?;
-    let shown = Shown::new();
-    let verdict = verification.run(&ask, &|progress| shown.show(progress)).await;
-    shown.bar.finish_and_clear();
-    let mut verdict = verdict.map_err(failure)?;
+    let (verification, mut verdict) = compared(config, &ask).await?;
     if repairs && verdict.drifted() > 0 {
         let bound = config.verify.repair_rows_max;
         if verdict.drifted() > bound && !arguments.repair_all {
@@ -111,11 +134,20 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
     if verdict.clean { Ok(()) } else { Err(Failure::No) }
 }
 
+/// Compares as asked, and shows how far that is.
+async fn compared(config: &Config, ask: &Ask) -> Result<(Verification, Verdict), Failure> {
+    let verification = Verification::begin(config, ask).await.map_err(failure)?;
+    let shown = Shown::new();
+    let verdict = verification.run(ask, &|progress| shown.show(progress)).await;
+    shown.bar.finish_and_clear();
+    Ok((verification, verdict.map_err(failure)?))
+}
+
 /// A halted worker repairs nothing, and what it has not applied makes doubts of rows that are as they should be.
-async fn not_halted(store: &Store) -> Result<(), Failure> {
+async fn not_halted(store: &Store, words: &str) -> Result<(), Failure> {
     let Some(halt) = store.status().await?.halted else { return Ok(()) };
     Err(Failure::Runtime(anyhow::anyhow!(
-        "the worker is halted, and nothing was compared or repaired: {}; {}; then `cutover verify --repair` again",
+        "the worker is halted, and nothing was compared or repaired: {}; {}; then `cutover {words}` again",
         halt.what,
         halt.fix
     )))
