@@ -111,8 +111,11 @@ class Bench:
         spent = ", ".join(f"{name} {processes.tree_cpu_seconds(pid) - cpu[name]:.1f}" for name, pid in self.servers())
         if verdict["tables"][0]["rows"] != rows:
             raise SystemExit(f"bench: not every row was compared: {verdict}")
+        again, seconds_again, _ = self.clean()
+        unchanged = again["tables"][0]["unchanged"]
         self.tell(f"two SELECT ... ORDER BY id at once       {rows / selects:>12,.0f} rows/s")
         self.tell(f"verify, through the transform            {rows / seconds:>12,.0f} rows/s, {selects / seconds:.2f} of the SELECTs")
+        self.tell(f"verify again, {unchanged:,} rows unchanged   {rows / seconds_again:>12,.0f} rows/s")
         self.tell(f"verify, peak memory                      {peak:>12,.0f} MiB")
         self.tell(f"verify, CPU seconds of the servers       {spent:>12}")
 

@@ -44,6 +44,8 @@ pub struct PostgresComparer {
     pub(super) passes: Vec<Pass>,
     /// The functions that the table's transforms may call.
     pub(super) functions: String,
+    /// The server has a hash of records.
+    pub(super) hashes_records: bool,
 }
 
 impl PostgresComparer {
@@ -69,6 +71,7 @@ impl PostgresComparer {
             statements: HashMap::new(),
             passes: Vec::new(),
             functions: String::new(),
+            hashes_records: false,
         })
     }
 
@@ -101,6 +104,7 @@ impl PostgresComparer {
         let comparison = Comparison {
             builder: Builder { plan, types: &binding.types, pipeline: &self.pipeline, replays: false },
             looks: self.looks,
+            hashes_records: self.hashes_records,
             seen: &seen,
             shared: &shared,
             first: 2 + usize::from(marked) + usize::from(plan.is_owned()) + binding.types.len(),

@@ -21,6 +21,7 @@ use crate::{
 pub(super) struct Comparison<'a> {
     pub builder: Builder<'a>,
     pub looks: Looks,
+    pub hashes_records: bool,
     /// Where the keys that were made are noted.
     pub seen: &'a str,
     /// Where those are noted that several rows of the source have made.
@@ -53,7 +54,7 @@ impl Comparison<'_> {
     }
 
     /// Every column of the target that is needed, once.
-    fn columns(&self) -> Vec<&str> {
+    pub(super) fn columns(&self) -> Vec<&str> {
         let mut columns: Vec<&str> = self.builder.names().collect();
         for name in self.origin().iter().chain(self.keys()) {
             if !columns.contains(&name.as_str()) {
@@ -63,7 +64,7 @@ impl Comparison<'_> {
         columns
     }
 
-    fn target_column(&self, name: &str) -> Option<&TargetColumn> {
+    pub(super) fn target_column(&self, name: &str) -> Option<&TargetColumn> {
         self.builder.plan.target.column(name)
     }
 

@@ -11,12 +11,35 @@ use super::{
     comparer::PostgresComparer, comparison::Comparison, failure::stop, origin::numbers, passes::Pass, steps::Param,
 };
 use crate::{
+    database::postgres::sql,
     snapshot::Digest,
     target::{ApplyError, Stretch, StretchEnd, Walk},
 };
 
-/// Every function that is not the server's own, and its last change, in short.
-const FUNCTIONS: &str = "SELECT coalesce(sum(pg_catalog.hashtextextended(p.oid || ' ' || p.xmin, 0)), 0)::text \
+/// Types whose values have a hash of their own, equal where the values are.
+const HASHED: [&str; 17] = [
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "real",
+    "double precision",
+    "text",
+    "character varying",
+    "bpchar",
+    "boolean",
+    "date",
+    "timestamp without time zone",
+    "timestamp with time zone",
+    "interval",
+    "uuid",
+    "bytea",
+    "jsonb",
+];
+/// Every function that is not the server's own, and its last change, in short; and whether the server hashes records,
+/// as PostgreSQL does from 14 on.
+const FUNCTIONS: &str = "SELECT coalesce(sum(pg_catalog.hashtextextended(p.oid || ' ' || p.xmin, 0)), 0)::text, \
+                         to_regprocedure('pg_catalog.hash_record_extended(record, bigint)') IS NOT NULL \
                          FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
                          WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'";
 
@@ -52,8 +75,9 @@ impl PostgresComparer {
     /// Notes the functions that transforms may call: one that is replaced makes other rows.
     pub(super) async fn note_functions(&mut self) -> Result<(), ApplyError> {
         let answer = self.query(FUNCTIONS, &[]).await.map_err(stop)?;
-        let read = answer.first().map(|row| row.try_get(0)).transpose().map_err(|error| stop(error.into()))?;
-        self.functions = read.unwrap_or_default();
+        let read = answer.first().map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
+        let read = read.transpose().map_err(|error| stop(error.into()))?;
+        (self.functions, self.hashes_records) = read.unwrap_or_default();
         Ok(())
     }
 
@@ -116,12 +140,23 @@ impl PostgresComparer {
 }
 
 impl Comparison<'_> {
-    /// How many rows are there within a scope, and the sum of their hashes.
+    /// How many rows are there within a scope, and the sum of their hashes. Values that are equal, as a comparison has
+    /// it, may have one hash.
     pub fn there_within(&self, scope: &str) -> String {
-        format!(
-            "SELECT count(*), coalesce(sum(pg_catalog.hashtextextended(g::text, 0)), 0)::text FROM ({}) g",
-            self.shown(scope)
-        )
+        let hash = if self.hashes_records {
+            let value = |name: &&str| {
+                let is_hashed =
+                    self.target_column(name).is_some_and(|column| HASHED.contains(&column.cast_sql.as_str()));
+                format!("g.{}{}", sql::ident(name), if is_hashed { "" } else { "::text" })
+            };
+            let values: Vec<String> = self.columns().iter().map(value).collect();
+            // The hash of a record is a sum over its values: two rows that trade one would have the same sum. Hashed
+            // once more, they have not.
+            format!("hashint8extended(pg_catalog.hash_record_extended(ROW({}, g.cutover_v), 0), 0)", values.join(", "))
+        } else {
+            "hashtextextended(g::text, 0)".to_owned()
+        };
+        format!("SELECT count(*), coalesce(sum(pg_catalog.{hash}), 0)::text FROM ({}) g", self.shown(scope))
     }
 
     /// The same above the first bound, if there is one, up to the second.
