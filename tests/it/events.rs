@@ -128,7 +128,8 @@ async fn a_killed_worker_leaves_no_event_out_and_repeats_have_the_same_id() {
     assert!(!torn.is_empty(), "something was told before the kills");
     std::fs::write(file(&pipe), [&torn[..], b"{\"format\":1,\"id\":\"to"].concat()).unwrap();
     let mut worker = pipe.work.start(&["--until-synced"]);
-    assert!(worker.wait_exit(PATIENCE).await.success(), "{}", worker.stderr());
+    // 1,200 chunks, each of which waits for several commits.
+    assert!(worker.wait_exit(5 * PATIENCE).await.success(), "{}", worker.stderr());
     let all = lines(&pipe);
     let events = followed(&all);
     assert!(all.len() > events.len(), "lines were repeated");
