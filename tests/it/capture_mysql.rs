@@ -13,7 +13,7 @@ use mysql_async::prelude::Queryable;
 
 use crate::support::{Mysql, Own};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn now_us() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()

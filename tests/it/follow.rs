@@ -16,7 +16,7 @@ use tokio::{
 use crate::support::{Mysql, Postgres, Rows, Worker, Workspace, eventually};
 
 /// How long anything may take that takes a second on a quiet machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const CONTENTS: &str = "SELECT id, n, note FROM t ORDER BY id";
 

@@ -16,7 +16,7 @@ use crate::{
     support::{Mysql, Postgres, Workspace, eventually},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const SOURCE: &str = "
     CREATE TABLE users (id int PRIMARY KEY, email varchar(60) NOT NULL, state varchar(10) NOT NULL);
