@@ -61,10 +61,20 @@ pub enum Mutation {
     CascadesFollowedEarly,
     /// Rule 38: what follows for children of children is not kept.
     CascadesEndAtChildren,
+    /// Rule 39: a compare does not wait until the target has what the source's log had.
+    VerifyDoesNotWait,
+    /// Rule 39: a compare does not look for rows that no row of the source makes.
+    VerifyForgetsExtras,
+    /// Rule 39: the source's row is read again where what the target has may not be visible yet.
+    VerifyTrustsStalePosition,
+    /// Rule 39: a compare does not ask which rows wait or are dead letters.
+    VerifyPassesOverParked,
+    /// Rule 39: a digest of the target's rows is of their number alone.
+    VerifyTrustsNumbers,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 27] = [
+    pub const ALL: [Mutation; 32] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -92,6 +102,11 @@ impl Mutation {
         Mutation::NoSecondLook,
         Mutation::CascadesFollowedEarly,
         Mutation::CascadesEndAtChildren,
+        Mutation::VerifyDoesNotWait,
+        Mutation::VerifyForgetsExtras,
+        Mutation::VerifyTrustsStalePosition,
+        Mutation::VerifyPassesOverParked,
+        Mutation::VerifyTrustsNumbers,
     ];
 }
 
@@ -99,6 +114,18 @@ impl Mutation {
     /// Whether it shows only where foreign keys act below the source's log; the others are played without such keys.
     pub fn is_of_cascades(self) -> bool {
         matches!(self, Self::NoSecondLook | Self::CascadesFollowedEarly | Self::CascadesEndAtChildren)
+    }
+
+    /// Whether it shows only where somebody compares; the others are played without that.
+    pub fn is_of_verify(self) -> bool {
+        matches!(
+            self,
+            Self::VerifyDoesNotWait
+                | Self::VerifyForgetsExtras
+                | Self::VerifyTrustsStalePosition
+                | Self::VerifyPassesOverParked
+                | Self::VerifyTrustsNumbers
+        )
     }
 
     /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
@@ -133,7 +160,12 @@ impl Mutation {
             | Mutation::NoSweep
             | Mutation::NoSecondLook
             | Mutation::CascadesFollowedEarly
-            | Mutation::CascadesEndAtChildren => Vec::new(),
+            | Mutation::CascadesEndAtChildren
+            | Mutation::VerifyDoesNotWait
+            | Mutation::VerifyForgetsExtras
+            | Mutation::VerifyTrustsStalePosition
+            | Mutation::VerifyPassesOverParked
+            | Mutation::VerifyTrustsNumbers => Vec::new(),
         }
     }
 }
