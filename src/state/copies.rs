@@ -364,6 +364,7 @@ impl Progress for Store {
         }
         Ok(finished == 1)
     }
+
     // The session is everybody's.
     async fn rest(&self) {}
 }

@@ -42,8 +42,8 @@ pub struct PostgresComparer {
     pub(super) bindings: Bindings,
     pub(super) statements: HashMap<String, Statement>,
     pub(super) passes: Vec<Pass>,
-    /// The functions that the table's transforms may call.
-    pub(super) functions: String,
+    /// What compares the table, in short.
+    pub(super) made_by: String,
     /// The server has a hash of records.
     pub(super) hashes_records: bool,
 }
@@ -70,7 +70,7 @@ impl PostgresComparer {
             bindings: Bindings::default(),
             statements: HashMap::new(),
             passes: Vec::new(),
-            functions: String::new(),
+            made_by: String::new(),
             hashes_records: false,
         })
     }
@@ -170,7 +170,6 @@ impl PostgresComparer {
 impl Comparer for PostgresComparer {
     async fn begin(&mut self, table: &TableName, walk: Walk) -> Result<(), ApplyError> {
         self.passes.clear();
-        self.note_functions().await?;
         let plans = Arc::clone(&self.plans);
         for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.source.table == *table) {
             let binding = self.own_binding(index)?;
@@ -183,6 +182,9 @@ impl Comparer for PostgresComparer {
             }
             let ended = plan.role.keeps();
             self.passes.push(Pass { plan: index, walk, lower: None, there: There::default(), analyzed: false, ended });
+        }
+        if self.is_ranged() {
+            self.note_maker().await?;
         }
         Ok(())
     }

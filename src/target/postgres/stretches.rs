@@ -72,24 +72,22 @@ impl PostgresComparer {
         !self.passes.is_empty() && self.passes.iter().all(|pass| pass.walk == Walk::Ranged)
     }
 
-    /// Notes the functions that transforms may call: one that is replaced makes other rows.
-    pub(super) async fn note_functions(&mut self) -> Result<(), ApplyError> {
+    /// Notes what compares, in short: the statements of the passes, and the functions that they may call, since one
+    /// that is replaced makes other rows.
+    pub(super) async fn note_maker(&mut self) -> Result<(), ApplyError> {
         let answer = self.query(FUNCTIONS, &[]).await.map_err(stop)?;
         let read = answer.first().map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
-        let read = read.transpose().map_err(|error| stop(error.into()))?;
-        (self.functions, self.hashes_records) = read.unwrap_or_default();
-        Ok(())
-    }
-
-    /// What compares, in short: the statements of the passes, and what they may call.
-    fn made_by(&self) -> Result<String, ApplyError> {
+        let read: Option<(String, bool)> = read.transpose().map_err(|error| stop(error.into()))?;
+        let (functions, hashes_records) = read.unwrap_or_default();
+        self.hashes_records = hashes_records;
         let mut hash = Sha256::new();
-        hash.update(&self.functions);
+        hash.update(functions);
         for pass in &self.passes {
             let binding = self.own_binding(pass.plan)?;
             hash.update(self.text(&binding, |c| c.ranged(true))?);
         }
-        Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        self.made_by = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(())
     }
 
     /// Ends the stretch that the passes are in.
@@ -101,13 +99,13 @@ impl PostgresComparer {
             return None;
         }
         let ends = ends.into_iter().map(|(upper, there)| Some(StretchEnd { upper: upper?, there: there.digest() }));
-        Some(Stretch { made_by: self.made_by().ok()?, ends: ends.collect::<Option<_>>()? })
+        Some(Stretch { made_by: self.made_by.clone(), ends: ends.collect::<Option<_>>()? })
     }
 
     /// Whether what is there is what a stretch had.
     pub(super) async fn stretch_is(&mut self, stretch: &Stretch) -> Result<bool, ApplyError> {
         let fits = self.is_ranged() && stretch.ends.len() == self.passes.len();
-        if !fits || self.made_by()? != stretch.made_by {
+        if !fits || self.made_by != stretch.made_by {
             return Ok(false);
         }
         for (place, end) in stretch.ends.iter().enumerate() {
