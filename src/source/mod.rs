@@ -6,6 +6,7 @@
 //! It owns what only it can know: positions, commit times, the clock that makes versions, schemas at a point of the
 //! log. Deliberately absent: the log that events and rows go to, and who applies them.
 
+mod asked;
 mod config;
 pub(crate) mod dynamodb;
 pub mod mysql;

@@ -1,7 +1,7 @@
 //! The schemas that records refer to.
 
 use super::{StateError, Store};
-use crate::model::{TableSchema, Version};
+use crate::model::{TableName, TableSchema, Version};
 
 impl Store {
     /// Stores a schema before the first record that refers to it is appended.
@@ -40,5 +40,23 @@ impl Store {
                 Ok((row.get(0), schema))
             })
             .collect()
+    }
+
+    /// The newest schema that is stored of each of these tables.
+    pub async fn newest_schemas(&self, tables: &[TableName]) -> Result<Vec<TableSchema>, StateError> {
+        let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+        let session = self.session().await?;
+        let rows = session
+            .client()?
+            .query(
+                "SELECT DISTINCT ON (source_table) definition::text FROM cutover.schemas \
+                 WHERE pipeline = $1 AND source_table = ANY($2) ORDER BY source_table, clock DESC, seq DESC",
+                &[&self.pipeline, &names],
+            )
+            .await?;
+        let read = |row: &tokio_postgres::Row| {
+            serde_json::from_str(row.get(0)).map_err(|error| StateError::unreadable("a stored schema", &error))
+        };
+        rows.iter().map(read).collect()
     }
 }

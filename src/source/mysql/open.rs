@@ -16,12 +16,14 @@ use crate::{
         scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::{self, Grants, ServerFacts},
     },
-    model::{Disposition, MysqlPosition, Position, Problem, TableSchema, Value, Version},
+    model::{Disposition, MysqlPosition, Position, Problem, TableName, TableSchema, Value, Version},
     observe::{Captured, now_us},
     snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         COPY_GOES_ON, CORRECT_THAT, CaptureError, Cascades, ChangeStream, Examined, Selection, Settings, Source,
-        SourceError, capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
+        SourceError,
+        asked::{Asked, Kept},
+        capture_error, copy_error, foreign_position, known_schemas, not_begun, vanished,
     },
 };
 
@@ -30,6 +32,24 @@ use crate::{
 pub struct MysqlSource {
     settings: Settings,
     connector: Connector,
+    asked: Asked<Asking>,
+}
+
+/// A session that is asked, with what is known of the server once its log has been asked for.
+struct Asking {
+    conn: Conn,
+    facts: Option<ServerFacts>,
+}
+
+impl Asking {
+    /// Where the source's log ends now.
+    async fn end(&mut self) -> Result<MysqlPosition, QueryError> {
+        let facts = match &mut self.facts {
+            Some(facts) => facts,
+            unknown => unknown.insert(ServerFacts::load(&mut self.conn).await?),
+        };
+        server::current_position(&mut self.conn, facts).await
+    }
 }
 
 impl MysqlSource {
@@ -39,7 +59,7 @@ impl MysqlSource {
     /// When the URL cannot be used.
     pub fn new(settings: Settings) -> Result<Self, SourceError> {
         let connector = Connector::new(&settings.config.url)?;
-        Ok(MysqlSource { settings, connector })
+        Ok(MysqlSource { settings, connector, asked: Asked::default() })
     }
 
     fn database(&self) -> &str {
@@ -51,10 +71,19 @@ impl MysqlSource {
         Ok(Scanner::connect(&self.connector, zero_dates).await?)
     }
 
+    /// A session to ask over.
+    async fn asking(&self) -> Result<Kept<Asking>, ScanError> {
+        match self.asked.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept::new(Asking { conn: self.connector.connect().await?, facts: None })),
+        }
+    }
+
     /// Schemas with their columns spelled as they were when they were captured first: a MODIFY that changes the case of
     /// a name changes nothing for a transform. Nothing is known before the first start.
     async fn spelled(&self, tables: Vec<TableSchema>) -> Vec<TableSchema> {
-        let known = known_schemas(&self.settings.store, Version::MAX).await.unwrap_or_default();
+        let names: Vec<TableName> = tables.iter().map(|schema| schema.table.clone()).collect();
+        let known = self.settings.store.newest_schemas(&names).await.unwrap_or_default();
         let spelled = |schema: TableSchema| match known.iter().find(|known| known.table == schema.table) {
             Some(known) => schema.spelled_as(known),
             None => schema,
@@ -172,21 +201,21 @@ impl Source for MysqlSource {
     }
 
     async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
-        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
-        let (id, only) = (conn.id(), [table.to_owned()]);
-        let found = catalog::load_tables(&mut conn, self.database(), Some(&only));
+        let mut asking = self.asking().await?;
+        let (id, only) = (asking.session.conn.id(), [table.to_owned()]);
+        let found = catalog::load_tables(&mut asking.session.conn, self.database(), Some(&only));
         let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
         let found = self.spelled(found?).await;
-        drop(conn.disconnect().await);
+        self.asked.keep(asking);
         found.into_iter().next().map(Arc::new).ok_or_else(|| vanished(&format!("{}.{table}", self.database())))
     }
 
     async fn end(&self) -> Result<Position, SnapshotError> {
-        let mut conn = self.connector.connect().await.map_err(ScanError::from)?;
-        let id = conn.id();
-        let end = liveness::answered(&self.connector, id, here(&mut conn)).await;
+        let mut asking = self.asking().await?;
+        let id = asking.session.conn.id();
+        let end = liveness::answered(&self.connector, id, asking.session.end()).await;
         let end = end.map_or_else(gone, |end| Ok(end.map_err(ScanError::from)?))?;
-        drop(conn.disconnect().await);
+        self.asked.keep(asking);
         Ok(Position::Mysql(end))
     }
 
@@ -267,12 +296,6 @@ async fn hand_over(mut rows: ChunkRows<'_>, version: Version, blocks: &Blocks) -
             return Ok(());
         }
     }
-}
-
-/// Where the source's log ends now.
-async fn here(conn: &mut Conn) -> Result<MysqlPosition, QueryError> {
-    let facts = ServerFacts::load(conn).await?;
-    server::current_position(conn, &facts).await
 }
 
 /// What capture has reached by now.

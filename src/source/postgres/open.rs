@@ -25,6 +25,7 @@ use crate::{
     snapshot::{BLOCK_BYTES_MAX, BLOCK_ROWS_MAX, Block, Blocks, Digest, Estimate, KeyRange, Scan, SnapshotError},
     source::{
         COPY_GOES_ON, CaptureError, CaptureEvent, ChangeStream, Examined, Selection, Settings, Source, SourceError,
+        asked::{Asked, Kept},
         copy_error, foreign_position, known_schemas, logs_cascades, not_begun, vanished,
     },
     state::Store,
@@ -52,6 +53,7 @@ const PEEKED_MAX: i64 = 100_000;
 pub struct PostgresSource {
     settings: Settings,
     capture: PostgresSourceConfig,
+    asked: Asked<Session>,
 }
 
 impl PostgresSource {
@@ -66,7 +68,7 @@ impl PostgresSource {
         let mut capture = PostgresSourceConfig::new(&settings.pipeline, target, options, now_us);
         capture.state = Some(Arc::clone(&settings.store));
         capture.clock_ahead_max_us = settings.config.clock_ahead_max_us();
-        Ok(PostgresSource { settings, capture })
+        Ok(PostgresSource { settings, capture, asked: Asked::default() })
     }
 
     fn schema_name(&self) -> &str {
@@ -84,6 +86,14 @@ impl PostgresSource {
 
     async fn session(&self) -> Result<Session, PgError> {
         Session::open(&self.capture.target, &self.capture.options).await
+    }
+
+    /// A session to ask over.
+    async fn asking(&self) -> Result<Kept<Session>, ScanError> {
+        match self.asked.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept::new(self.session().await?)),
+        }
     }
 
     async fn scanner(&self) -> Result<Scanner, SnapshotError> {
@@ -153,8 +163,10 @@ impl Source for PostgresSource {
     }
 
     async fn schema(&self, table: &str) -> Result<Arc<TableSchema>, SnapshotError> {
-        let (session, only) = (self.session().await.map_err(ScanError::from)?, [table.to_owned()]);
-        let found = tables::load(&session.client, self.schema_name(), Some(&only)).await.map_err(ScanError::from)?;
+        let (asking, only) = (self.asking().await?, [table.to_owned()]);
+        let found = tables::load(&asking.session.client, self.schema_name(), Some(&only)).await;
+        let found = found.map_err(ScanError::from)?;
+        self.asked.keep(asking);
         found
             .into_iter()
             .next()
@@ -163,8 +175,9 @@ impl Source for PostgresSource {
     }
 
     async fn end(&self) -> Result<Position, SnapshotError> {
-        let session = self.session().await.map_err(ScanError::from)?;
-        let facts = ServerFacts::load(&session.client).await.map_err(ScanError::from)?;
+        let asking = self.asking().await?;
+        let facts = ServerFacts::load(&asking.session.client).await.map_err(ScanError::from)?;
+        self.asked.keep(asking);
         Ok(Position::Postgres(facts.position(&self.capture.slot)))
     }
 
