@@ -17,7 +17,7 @@ help:
 	@echo "make demo-merge      seven tables of one PostgreSQL become four of another, live"
 	@echo "make demo-dynamodb   a bookshop moves from DynamoDB to typed tables, the same way"
 	@echo "make test            all tests, against real servers, which stay up for the next run"
-	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), or one run with its history (RUN=seed=…)"
+	@echo "make simulate        a million seeds of the simulator (SEEDS=from..to), one run with its history (RUN=seed=…), or runs like it (both)"
 	@echo "make chaos           real servers under faults of every kind for MINUTES=10, then every row compared (SEED=n)"
 	@echo "make bench-smoke     throughput and latency beside their floors, in one run"
 	@echo "make bench-verify    what a verify costs, and whether it is right while everything is written"
@@ -46,7 +46,7 @@ test:
 
 simulate:
 	$(SERVICES) install build
-	CUTOVER_SIMULATE_SEEDS=$(or $(SEEDS),0..1000000) $(if $(RUN),CUTOVER_SIMULATE_RUN=$(RUN)) \
+	$(if $(SEEDS),CUTOVER_SIMULATE_SEEDS=$(SEEDS)) $(if $(RUN),CUTOVER_SIMULATE_RUN=$(RUN)) \
 		cargo test --locked --profile simulate --test it -- --ignored --nocapture simulator::as_many_seeds_as_asked
 
 chaos:

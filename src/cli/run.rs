@@ -76,7 +76,7 @@ async fn stop_on_signal(stop: CancellationToken) {
         tracing::warn!("signals cannot be caught; stop the worker with SIGKILL, it loses nothing");
         return;
     };
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    tokio::select! { biased; _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     tracing::info!("stopping: finishing the batches at work");
     stop.cancel();
 }

@@ -229,7 +229,7 @@ pub(super) async fn carry(store: Arc<Store>, sink: Arc<dyn EventSink>, halts: Ar
             if is_last {
                 break;
             }
-            tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(CARRY_EVERY) => {} }
+            tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(CARRY_EVERY) => {} }
         }
     };
     let late = async {
@@ -237,6 +237,7 @@ pub(super) async fn carry(store: Arc<Store>, sink: Arc<dyn EventSink>, halts: Ar
         tokio::time::sleep(LAST_CARRY_MAX).await;
     };
     tokio::select! {
+        biased;
         () = carried => {}
         () = late => tracing::warn!("the last events are not carried on yet; the next worker does it"),
     }

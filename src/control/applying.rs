@@ -34,7 +34,11 @@ impl Applying {
             Applying::Elsewhere => {
                 while let Err(error) = worker.store.wake().await {
                     worker.halts.trouble("rest", &error.to_string());
-                    tokio::select! { () = until.cancelled() => return, () = tokio::time::sleep(RETRY_EVERY) => {} }
+                    tokio::select! {
+                        biased;
+                        () = until.cancelled() => return,
+                        () = tokio::time::sleep(RETRY_EVERY) => {},
+                    }
                 }
                 worker.halts.well("rest");
             }

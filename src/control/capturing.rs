@@ -182,7 +182,11 @@ impl Capturing {
                 Err(error) if error.is_outage() => self.worker.halts.trouble("after_copy", &error.to_string()),
                 planned => return planned,
             }
-            tokio::select! { () = stop.cancelled() => return Ok(()), () = tokio::time::sleep(RETRY_EVERY) => {} }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY_EVERY) => {},
+            }
         }
     }
 

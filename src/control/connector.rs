@@ -149,6 +149,7 @@ pub(super) async fn run(
     let mut renewing = JoinSet::new();
     renewing.spawn(renew(Arc::clone(&leases), lease));
     let ended = tokio::select! {
+        biased;
         ended = lead(worker, config, topics, lease, (until_synced, show), &work) => ended,
         _lost = renewing.join_next() => Err(WorkerError::LeaseLost(worker.config.name.clone())),
     };

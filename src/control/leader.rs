@@ -225,7 +225,11 @@ impl<'a> Leader<'a> {
         let mut requests = Rounds::at_once(POLL_EVERY);
         let mut tombstones = Rounds::later(self.worker.parts.forget_every());
         loop {
-            tokio::select! { () = stop.cancelled() => return Ok(Ended::Stopped), () = tokio::time::sleep(TICK) => {} }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = tokio::time::sleep(TICK) => {},
+            }
             if let Some(ended) = charge.look_after(stop).await? {
                 return Ok(ended);
             }

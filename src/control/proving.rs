@@ -74,7 +74,7 @@ impl Prover {
         let (prover, stop) =
             (Prover { verifier, refetch: flow.refetch(), config, tried: BTreeMap::new() }, stop.clone());
         task.spawn(async move {
-            tokio::select! { () = stop.cancelled() => {}, () = prover.run() => {} }
+            tokio::select! { biased; () = stop.cancelled() => {}, () = prover.run() => {} }
         });
         task
     }

@@ -72,6 +72,7 @@ pub async fn run(
         let (config, parts, store) = (Arc::clone(&config), Arc::clone(&parts), Arc::clone(&store));
         let worker = Worker { config, role, parts, halts, frontier, store, stop: stop.clone() };
         let ended = tokio::select! {
+            biased;
             ended = worker.run(until_synced, show) => ended,
             () = drained(&stop) => {
                 tracing::warn!("not every batch could be finished in time; the next start repeats them");
@@ -130,6 +131,7 @@ impl Worker {
             let mut renewing = JoinSet::new();
             renewing.spawn(renew(Arc::clone(&leases), lease));
             tokio::select! {
+                biased;
                 ended = Box::pin(self.lead(source, examined, lease, log, end, show, &work)) => ended,
                 _lost = renewing.join_next() => Err(WorkerError::LeaseLost(self.config.name.clone())),
             }
@@ -254,7 +256,7 @@ impl Worker {
             let following = self.follow(self.parts.store()?, log.epoch().to_owned(), follower::OFTEN);
             let stop = work.clone();
             tasks.spawn(async move {
-                tokio::select! { () = stop.cancelled() => {}, () = following => {} }
+                tokio::select! { biased; () = stop.cancelled() => {}, () = following => {} }
             });
         }
         let Some(mut leader) = Leader::begin(self, lease.epoch, show, work).await? else { return Ok(Ended::Stopped) };

@@ -192,7 +192,11 @@ impl Verification {
                 }
             }
         };
-        let done = tokio::select! { done = work => done?, () = lost => return Err(Unverified::LockLost) };
+        let done = tokio::select! {
+            biased;
+            done = work => done?,
+            () = lost => return Err(Unverified::LockLost),
+        };
         if matches!(self.lock.has_verify_lock().await, Ok(true)) { Ok(done) } else { Err(Unverified::LockLost) }
     }
 

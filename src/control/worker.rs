@@ -82,7 +82,11 @@ impl Worker {
                 Err(Attempt::Later(why)) => self.halts.trouble(part, &why),
                 Err(Attempt::Hopeless(error)) => return Err(error),
             }
-            tokio::select! { () = self.stop.cancelled() => return Ok(None), () = tokio::time::sleep(RETRY_EVERY) => {} }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(RETRY_EVERY) => {},
+            }
         }
     }
 

@@ -458,6 +458,20 @@ fn comments_fit_on_a_line() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Otherwise it polls in an order of chance, and a run of the simulator is another each time.
+#[test]
+fn what_is_selected_is_polled_in_the_order_of_its_writing() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        for (at, _) in text.match_indices("select! {") {
+            if !text[at + "select! {".len()..].trim_start().starts_with("biased;") {
+                wrong.push(format!("{}:{}: select! without `biased`", path.display(), text[..at].lines().count()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn a_module_with_a_folder_is_the_mod_file_in_it() {
     let paths: Vec<PathBuf> = sources("src").into_iter().chain(sources("tests")).map(|(path, _)| path).collect();

@@ -23,7 +23,7 @@ pub async fn answered<T>(connector: &Connector, id: u32, work: impl Future<Outpu
             }
         }
     };
-    tokio::select! { done = work => Some(done), () = gone => None }
+    tokio::select! { biased; done = work => Some(done), () = gone => None }
 }
 
 /// Whether the server has the session; none if it cannot be asked.

@@ -283,6 +283,7 @@ async fn drive(connection: Connection, target: Address, options: Options, watch:
         }
     };
     tokio::select! {
+        biased;
         () = connection => {}
         () = lost => tracing::warn!(
             session = options.application_name,

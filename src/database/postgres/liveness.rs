@@ -48,5 +48,9 @@ async fn is_there(target: &Address, options: &Options, session: &SessionIdentity
         Ok::<bool, PgError>(found.is_some())
     };
     // The connection ends with the answer.
-    tokio::select! { found = asking => found, () = connection => Err(PgError::Unreachable("the server closed the connection".into())) }
+    tokio::select! {
+        biased;
+        found = asking => found,
+        () = connection => Err(PgError::Unreachable("the server closed the connection".into())),
+    }
 }

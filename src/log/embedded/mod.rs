@@ -317,8 +317,9 @@ impl Log for EmbeddedLog {
                 continue;
             }
             tokio::select! {
-                changed = tail.changed() => if changed.is_err() { return Ok(Vec::new()) },
+                biased;
                 () = &mut patience => return Ok(Vec::new()),
+                changed = tail.changed() => if changed.is_err() { return Ok(Vec::new()) },
             }
         }
     }

@@ -150,6 +150,7 @@ impl PostgresStream {
                 self.report().await?;
             }
             let payload = tokio::select! {
+                biased;
                 payload = self.stream.next() => payload.map_err(|error| stream_error(error, &self.config.slot))?,
                 () = tokio::time::sleep_until(self.report_at) => continue,
             };

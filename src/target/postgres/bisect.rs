@@ -5,7 +5,7 @@
 //! parent, or whose unique value or key another row still has, wait; they are tried again when everything else of the
 //! batch is in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use tokio_postgres::Row;
 
@@ -115,7 +115,7 @@ impl PostgresSink {
         let input = WriteInput::new(&plans, &mut self.bindings, &items).map_err(Failure::Stop)?;
         self.queue_prelude(&mut steps, batch, &input).await?;
         drop(input);
-        self.queue_side_work(&mut steps, batch, &items, &HashSet::new()).await?;
+        self.queue_side_work(&mut steps, batch, &items, &BTreeSet::new()).await?;
         self.begin().await?;
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;

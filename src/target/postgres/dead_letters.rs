@@ -4,7 +4,7 @@
 //! gets the new version, which fences the row from then on, and the new error. What the target shows of such a row is
 //! still what it showed before the oldest letter, so that image is kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::{
     PostgresSink,
@@ -188,7 +188,7 @@ impl PostgresSink {
         let mut open = self.open_letters(dead).await?;
         let mut fresh = Vec::new();
         // A row's newest failure is the one that counts.
-        let mut newest: HashMap<SourceKey, (&ParkedRow<'a>, Vec<Letter>)> = HashMap::new();
+        let mut newest: BTreeMap<SourceKey, (&ParkedRow<'a>, Vec<Letter>)> = BTreeMap::new();
         for row in dead {
             let key = SourceKey::of(row.event);
             match (open.remove(&key), newest.get_mut(&key)) {
@@ -233,9 +233,9 @@ impl PostgresSink {
     }
 
     /// The open letters of these rows, oldest first.
-    async fn open_letters(&self, dead: &[ParkedRow<'_>]) -> Result<HashMap<SourceKey, Vec<Letter>>, PgError> {
+    async fn open_letters(&self, dead: &[ParkedRow<'_>]) -> Result<BTreeMap<SourceKey, Vec<Letter>>, PgError> {
         let keys = texts(dead, |row| json(&row.event.key));
-        let mut letters: HashMap<SourceKey, Vec<Letter>> = HashMap::new();
+        let mut letters: BTreeMap<SourceKey, Vec<Letter>> = BTreeMap::new();
         for row in self.session.client.query(OPEN, &[&self.options.pipeline, &keys]).await? {
             let key: String = row.try_get(2)?;
             let key = SourceKey { table: row.try_get(1)?, key: key.into() };

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Which source row: the table and the record's key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey {
     pub table: String,
     pub key: Bytes,

@@ -5,7 +5,7 @@
 //! inside each transaction whether it is still the newest.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -81,7 +81,7 @@ struct Letters {
 #[derive(Debug, Default)]
 pub struct Fenced<'a> {
     /// The rows among the rest that have something parked.
-    pub touched: HashSet<SourceKey>,
+    pub touched: BTreeSet<SourceKey>,
     /// Events that are kept out, and without which nobody would know what the target shows of their rows.
     pub kept_out: Vec<&'a RowEvent>,
 }
@@ -89,9 +89,9 @@ pub struct Fenced<'a> {
 /// What is parked, by source row.
 #[derive(Debug, Default)]
 pub struct Parked {
-    dead: HashMap<SourceKey, Letters>,
+    dead: BTreeMap<SourceKey, Letters>,
     /// The newest waiting event of each row.
-    pub waiting: HashMap<SourceKey, Version>,
+    pub waiting: BTreeMap<SourceKey, Version>,
     /// How many dead letters are open.
     pub open: u64,
     pub mark: i64,
@@ -118,7 +118,7 @@ impl Parked {
 
     /// Reads the dead letters again; of rows that wait there may be many.
     pub async fn load_dead(&mut self, client: &Client, pipeline: &str) -> Result<(), PgError> {
-        (self.dead, self.open, self.mark) = (HashMap::new(), 0, 0);
+        (self.dead, self.open, self.mark) = (BTreeMap::new(), 0, 0);
         for row in client.query(OPEN, &[&pipeline]).await? {
             self.mark = row.try_get(0)?;
             self.open += 1;
@@ -218,7 +218,7 @@ fn source_key(row: &Row, first: usize) -> Result<SourceKey, PgError> {
 pub async fn events(
     client: &Client,
     pipeline: &str,
-    keys: &HashSet<SourceKey>,
+    keys: &BTreeSet<SourceKey>,
     schemas: &mut HashMap<u64, Arc<TableSchema>>,
 ) -> Result<Vec<RowEvent>, PgError> {
     if keys.is_empty() {

@@ -1,6 +1,6 @@
 //! What a batch writes besides rows: schemas, fences, chunks, and what its rows clear.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     PostgresSink,
@@ -40,7 +40,7 @@ impl PostgresSink {
         steps: &mut Steps<'_, Mark>,
         batch: &Batch,
         items: &[Item<'_>],
-        touched: &HashSet<SourceKey>,
+        touched: &BTreeSet<SourceKey>,
     ) -> Result<(), PgError> {
         let mut fences: BTreeMap<String, Version> = BTreeMap::new();
         for event in &batch.events {
@@ -124,7 +124,7 @@ impl PostgresSink {
         &mut self,
         steps: &mut Steps<'_, Mark>,
         items: &[Item<'_>],
-        touched: &HashSet<SourceKey>,
+        touched: &BTreeSet<SourceKey>,
     ) -> Result<(), PgError> {
         let newest = || items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version));
         if self.forgets_noted() {

@@ -4,7 +4,7 @@
 //! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
 //! rows that exchange a unique value may be in a ring that no partition can open alone.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use tokio_postgres::types::ToSql;
 
@@ -175,7 +175,7 @@ impl PostgresSink {
         let all: Vec<(SourceKey, Version)> =
             items.iter().filter_map(Item::newest).map(|event| (SourceKey::of(event), event.version)).collect();
         let kept_out = self.parked.fence(&mut items).kept_out;
-        let touched: HashSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
+        let touched: BTreeSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
         let mut outcome = self.settle(items).await?;
@@ -184,7 +184,7 @@ impl PostgresSink {
         self.clear_parked(&outcome.written).await?;
         self.clear_parked(&outcome.superseded).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
-        let left: HashSet<SourceKey> =
+        let left: BTreeSet<SourceKey> =
             outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();
         let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();

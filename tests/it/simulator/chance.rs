@@ -270,6 +270,7 @@ impl Chance {
         let stream = |salt: u64| SmallRng::seed_from_u64(run.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt);
         let dice = Fault::ALL.iter().map(|fault| (*fault, stream(1 + *fault as u64))).collect();
         let odds = odds(stream(ODDS), &run.often);
+        let given = |name| std::env::var_os(name).is_some();
         Chance {
             taste: Taste::new(stream(TASTE), run.cascades),
             began: Instant::now(),
@@ -277,7 +278,7 @@ impl Chance {
             faults: Mutex::new(Faults { dice, odds, left: run.faults_max, calm: false, struck: BTreeMap::new() }),
             history: Mutex::default(),
             kill: Notify::new(),
-            detailed: std::env::var_os("CUTOVER_SIMULATE_RUN").is_some(),
+            detailed: given("CUTOVER_SIMULATE_RUN") && !given("CUTOVER_SIMULATE_SEEDS"),
             run,
         }
     }

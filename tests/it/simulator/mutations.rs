@@ -101,6 +101,35 @@ impl Mutation {
         matches!(self, Self::NoSecondLook | Self::CascadesFollowedEarly | Self::CascadesEndAtChildren)
     }
 
+    /// A seed with which a run noticed it when this was written.
+    pub fn noticed_with(self) -> Option<u64> {
+        Some(match self {
+            Mutation::NoTombstoneCheck
+            | Mutation::NoTombstones
+            | Mutation::LiveIgnoresVersion
+            | Mutation::ClockPerTransaction
+            | Mutation::NoTruncateFence
+            | Mutation::OffsetOutsideTransaction
+            | Mutation::RequestPassedOver => 0,
+            Mutation::NoWatermarkWait => 6,
+            Mutation::CascadesEndAtChildren => 7,
+            Mutation::ClockStartsLow | Mutation::SkipGaps | Mutation::NoSweep => 11,
+            Mutation::TombstonesForgottenEarly => 16,
+            Mutation::OffsetUnchecked => 18,
+            Mutation::DeadIgnoresVersion => 26,
+            Mutation::CascadesFollowedEarly => 34,
+            Mutation::TombstonesForgottenInReplay => 39,
+            Mutation::BeyondForgotten => 58,
+            Mutation::NoDeadLetterFence => 62,
+            Mutation::NoLaneLock => 76,
+            Mutation::NoSecondLook => 79,
+            Mutation::ResumeAtTheNewestPartition => 122,
+            Mutation::NoReplace => 354,
+            Mutation::NoTailCheck => 1248,
+            Mutation::NoStartRecord | Mutation::RecopyTooEarly | Mutation::NoCopyWithoutPosition => return None,
+        })
+    }
+
     /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
     /// stands for the runs that every test plays.
     pub fn shown_by(self) -> Vec<Fault> {
@@ -119,6 +148,8 @@ impl Mutation {
             Mutation::OffsetUnchecked => vec![Fault::Zombie],
             Mutation::RecopyTooEarly => vec![Fault::Alter, Fault::LogRefuses],
             Mutation::NoWatermarkWait => vec![Fault::Resnapshot, Fault::Slow],
+            // A lane that stands still has what came before the cascade after it is followed.
+            Mutation::CascadesFollowedEarly => vec![Fault::Slow],
             Mutation::NoTruncateFence => vec![Fault::Truncate, Fault::Resnapshot, Fault::Slow],
             Mutation::NoLaneLock
             | Mutation::NoTombstoneCheck
@@ -132,7 +163,6 @@ impl Mutation {
             | Mutation::TombstonesForgottenEarly
             | Mutation::NoSweep
             | Mutation::NoSecondLook
-            | Mutation::CascadesFollowedEarly
             | Mutation::CascadesEndAtChildren => Vec::new(),
         }
     }
