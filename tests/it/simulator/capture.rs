@@ -129,13 +129,15 @@ impl Source for ModelServer {
             None if self.is(Mutation::ClockStartsLow) => (self.server.end(), 0),
             None => (self.server.end(), selection.clock_min.max(self.chance().now_us())),
         };
+        // Before the place is looked up, which another server may not have.
+        let links = self.links().await?;
         for attempt in 0..50 {
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             let (reason, remedy) = match self.server.seek(&from) {
                 Ok(next) => {
-                    return Ok(self.stream_at(next, from, Clock::new(clock, AHEAD_MAX_US), self.links().await?));
+                    return Ok(self.stream_at(next, from, Clock::new(clock, AHEAD_MAX_US), links));
                 }
                 Err(Refused::Away) => return Err(away()),
                 Err(Refused::NeverExecuted(set)) if attempt == 49 => (format!("never executed {set}"), String::new()),
@@ -145,7 +147,7 @@ impl Source for ModelServer {
             if self.is(Mutation::SkipGaps) {
                 let end = self.server.end();
                 if let Ok(next) = self.server.seek(&end) {
-                    return Ok(self.stream_at(next, end, Clock::new(clock, AHEAD_MAX_US), self.links().await?));
+                    return Ok(self.stream_at(next, end, Clock::new(clock, AHEAD_MAX_US), links));
                 }
             }
             return Err(CaptureError::Lost(Problem::new(reason, remedy)));
