@@ -92,6 +92,8 @@ pub struct SnapshotConfig {
 pub struct VerifyConfig {
     /// Rows that the worker compares in the background each second; none with 0.
     pub rows_per_second: u64,
+    /// What is noted of what was compared.
+    pub log: VerifyLog,
     /// Whether it sends rows again that have drifted, up to `repair_rows_max` of a table.
     pub auto_repair: bool,
     /// How long a difference has to last before it is drift, where the source's log has no order: DynamoDB.
@@ -102,6 +104,16 @@ pub struct VerifyConfig {
     pub match_min: f64,
     /// The share of rows by which numbers of rows may differ; [`crate::verify::Tolerance`] says what holds without it.
     pub count_difference_max: Option<f64>,
+}
+
+/// `[verify] log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyLog {
+    /// Each chunk of the source's rows, so that it can be passed by while it has not changed.
+    Chunks,
+    /// Each row as well. Every comparison of a whole table then looks at every row.
+    Rows,
 }
 
 /// `[http]`.
@@ -139,6 +151,7 @@ impl Default for VerifyConfig {
     fn default() -> Self {
         VerifyConfig {
             rows_per_second: 1000,
+            log: VerifyLog::Chunks,
             auto_repair: false,
             confirm_seconds: 60,
             repair_rows_max: 10_000,
