@@ -28,7 +28,7 @@ pub(super) struct Kept<T> {
 
 impl<T> Kept<T> {
     /// One that has just been opened.
-    pub(super) fn new(session: T) -> Self {
+    fn new(session: T) -> Self {
         Kept { session, until: Instant::now() + USED_FOR }
     }
 }
@@ -46,8 +46,16 @@ impl<T> fmt::Debug for Asked<T> {
 }
 
 impl<T: Send + 'static> Asked<T> {
+    /// A session to ask over: one that may be asked once more, or what `open` gives.
+    pub(super) async fn session<E>(&self, open: impl Future<Output = Result<T, E>>) -> Result<Kept<T>, E> {
+        match self.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Kept::new(open.await?)),
+        }
+    }
+
     /// A session that may be asked once more, if there is one.
-    pub(super) fn take(&self) -> Option<Kept<T>> {
+    fn take(&self) -> Option<Kept<T>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|kept| kept.until > Instant::now());
         idle.pop()

@@ -33,13 +33,7 @@ impl Store {
                 &[&self.pipeline],
             )
             .await?;
-        rows.iter()
-            .map(|row| {
-                let schema = serde_json::from_str(row.get(1))
-                    .map_err(|error| StateError::unreadable("a stored schema", &error))?;
-                Ok((row.get(0), schema))
-            })
-            .collect()
+        rows.iter().map(|row| Ok((row.get(0), read(row.get(1))?))).collect()
     }
 
     /// The newest schema that is stored of each of these tables.
@@ -54,9 +48,10 @@ impl Store {
                 &[&self.pipeline, &names],
             )
             .await?;
-        let read = |row: &tokio_postgres::Row| {
-            serde_json::from_str(row.get(0)).map_err(|error| StateError::unreadable("a stored schema", &error))
-        };
-        rows.iter().map(read).collect()
+        rows.iter().map(|row| read(row.get(0))).collect()
     }
+}
+
+fn read(definition: &str) -> Result<TableSchema, StateError> {
+    serde_json::from_str(definition).map_err(|error| StateError::unreadable("a stored schema", &error))
 }

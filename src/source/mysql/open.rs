@@ -73,10 +73,8 @@ impl MysqlSource {
 
     /// A session to ask over.
     async fn asking(&self) -> Result<Kept<Asking>, ScanError> {
-        match self.asked.take() {
-            Some(kept) => Ok(kept),
-            None => Ok(Kept::new(Asking { conn: self.connector.connect().await?, facts: None })),
-        }
+        let open = async { Ok(Asking { conn: self.connector.connect().await?, facts: None }) };
+        self.asked.session(Box::pin(open)).await
     }
 
     /// Schemas with their columns spelled as they were when they were captured first: a MODIFY that changes the case of
@@ -205,8 +203,9 @@ impl Source for MysqlSource {
         let (id, only) = (asking.session.conn.id(), [table.to_owned()]);
         let found = catalog::load_tables(&mut asking.session.conn, self.database(), Some(&only));
         let Some(found) = liveness::answered(&self.connector, id, found).await else { return gone() };
-        let found = self.spelled(found?).await;
+        let found = found?;
         self.asked.keep(asking);
+        let found = self.spelled(found).await;
         found.into_iter().next().map(Arc::new).ok_or_else(|| vanished(&format!("{}.{table}", self.database())))
     }
 

@@ -90,10 +90,7 @@ impl PostgresSource {
 
     /// A session to ask over.
     async fn asking(&self) -> Result<Kept<Session>, ScanError> {
-        match self.asked.take() {
-            Some(kept) => Ok(kept),
-            None => Ok(Kept::new(self.session().await?)),
-        }
+        Ok(self.asked.session(Box::pin(self.session())).await?)
     }
 
     async fn scanner(&self) -> Result<Scanner, SnapshotError> {

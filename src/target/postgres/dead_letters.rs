@@ -4,7 +4,7 @@
 //! gets the new version, which fences the row from then on, and the new error. What the target shows of such a row is
 //! still what it showed before the oldest letter, so that image is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
     PostgresSink,
@@ -187,7 +187,7 @@ impl PostgresSink {
     async fn renew<'a>(&mut self, dead: &[ParkedRow<'a>]) -> Result<Vec<ParkedRow<'a>>, Failure> {
         let mut open = self.open_letters(dead).await?;
         let mut fresh = Vec::new();
-        // A row's newest failure is the one that counts.
+        // A row's newest failure is the one that counts. They are told in the order of keys, not in one of chance.
         let mut newest: BTreeMap<SourceKey, (&ParkedRow<'a>, Vec<Letter>)> = BTreeMap::new();
         for row in dead {
             let key = SourceKey::of(row.event);
@@ -233,9 +233,9 @@ impl PostgresSink {
     }
 
     /// The open letters of these rows, oldest first.
-    async fn open_letters(&self, dead: &[ParkedRow<'_>]) -> Result<BTreeMap<SourceKey, Vec<Letter>>, PgError> {
+    async fn open_letters(&self, dead: &[ParkedRow<'_>]) -> Result<HashMap<SourceKey, Vec<Letter>>, PgError> {
         let keys = texts(dead, |row| json(&row.event.key));
-        let mut letters: BTreeMap<SourceKey, Vec<Letter>> = BTreeMap::new();
+        let mut letters: HashMap<SourceKey, Vec<Letter>> = HashMap::new();
         for row in self.session.client.query(OPEN, &[&self.options.pipeline, &keys]).await? {
             let key: String = row.try_get(2)?;
             let key = SourceKey { table: row.try_get(1)?, key: key.into() };

@@ -5,7 +5,7 @@
 //! inside each transaction whether it is still the newest.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -89,9 +89,9 @@ pub struct Fenced<'a> {
 /// What is parked, by source row.
 #[derive(Debug, Default)]
 pub struct Parked {
-    dead: BTreeMap<SourceKey, Letters>,
+    dead: HashMap<SourceKey, Letters>,
     /// The newest waiting event of each row.
-    pub waiting: BTreeMap<SourceKey, Version>,
+    pub waiting: HashMap<SourceKey, Version>,
     /// How many dead letters are open.
     pub open: u64,
     pub mark: i64,
@@ -118,7 +118,7 @@ impl Parked {
 
     /// Reads the dead letters again; of rows that wait there may be many.
     pub async fn load_dead(&mut self, client: &Client, pipeline: &str) -> Result<(), PgError> {
-        (self.dead, self.open, self.mark) = (BTreeMap::new(), 0, 0);
+        (self.dead, self.open, self.mark) = (HashMap::new(), 0, 0);
         for row in client.query(OPEN, &[&pipeline]).await? {
             self.mark = row.try_get(0)?;
             self.open += 1;

@@ -4,7 +4,7 @@
 //! partition tries its own rows; where that brings none in, it tries those of all partitions together now and then, for
 //! rows that exchange a unique value may be in a ring that no partition can open alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use tokio_postgres::types::ToSql;
 
@@ -184,7 +184,7 @@ impl PostgresSink {
         self.clear_parked(&outcome.written).await?;
         self.clear_parked(&outcome.superseded).await?;
         // What waits still is stored again below; what a newer dead letter keeps out is over.
-        let left: BTreeSet<SourceKey> =
+        let left: HashSet<SourceKey> =
             outcome.waiting.iter().filter_map(|waiting| waiting.item.newest()).map(SourceKey::of).collect();
         let written = outcome.written.len();
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
