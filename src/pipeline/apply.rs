@@ -256,8 +256,14 @@ impl ApplyLoop {
         let Resume { from, schemas, fences: _ } = resume;
         let mut batcher = Batcher::new(self.topic, self.partition, self.log.epoch(), from, schemas, self.bounds);
         let (mut next, mut number, mut goes_on) = (from, 0, false);
+        // Others wait for the locks of a transaction that is open at the target: what goes on with it does not wait for
+        // their room, only for what this lane has of it already.
+        let own = Room::new((1 + BATCHES_AHEAD_MAX) * self.bounds.bytes_max);
         loop {
-            let reading = self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT);
+            let reading = async {
+                own.wait(1).await;
+                self.log.read(self.topic, self.partition, next, READ_BYTES_MAX, READ_WAIT).await
+            };
             let records = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -272,13 +278,12 @@ impl ApplyLoop {
             }
             // A short or empty read is the end of the log for now: what there is goes out at once.
             for step in batcher.take(records, bytes < READ_BYTES_MAX / 2)? {
-                // Others wait for the locks of a transaction that is open at the target: what goes on with it does not
-                // wait for their room.
-                let bytes = if goes_on { None } else { bytes_of(&step) };
+                let room = if goes_on { &own } else { &self.room };
+                let bytes = bytes_of(&step);
                 goes_on = matches!(&step, Step::Apply(batch) if !batch.complete);
                 let taken = async {
                     match bytes {
-                        Some(bytes) => Some(self.room.take(bytes).await),
+                        Some(bytes) => Some(room.take(bytes).await),
                         None => None,
                     }
                 };

@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub rows_max: usize,
+    /// A row that has more goes alone.
     pub bytes_max: usize,
 }
 
@@ -96,8 +97,12 @@ impl Batcher {
     /// batch smaller than its bounds is handed out: the log has nothing more for now.
     pub fn take(&mut self, records: Vec<Stored>, drain: bool) -> Result<Vec<Step>, LogError> {
         let mut records = records.into_iter().peekable();
+        let mut last = None;
         while let Some(stored) = records.next() {
             let offset = stored.offset;
+            if last.replace(offset) != Some(offset) {
+                self.make_room(stored.record.key.len() + stored.record.value.len());
+            }
             self.record(stored)?;
             // Records of one offset belong together: what is stored of a lane goes with the row that it is about.
             if records.peek().is_some_and(|next| next.offset == offset) {
@@ -114,6 +119,17 @@ impl Batcher {
             self.hand_out();
         }
         Ok(std::mem::take(&mut self.batches))
+    }
+
+    /// Hands out what would pass the bound with these bytes more.
+    fn make_room(&mut self, bytes: usize) {
+        let bytes_max = self.bounds.bytes_max;
+        if self.ready.bytes > 0 && self.ready.bytes + self.open_bytes + bytes > bytes_max {
+            self.hand_out();
+        }
+        if self.open_bytes > 0 && self.open_bytes + bytes > bytes_max {
+            self.hand_out_open();
+        }
     }
 
     fn record(&mut self, Stored { offset, record }: Stored) -> Result<(), LogError> {
@@ -312,6 +328,19 @@ mod tests {
         let records = vec![row(10, End), row(11, Open), row(12, Open), row(13, Open), row(14, End)];
         let steps = batcher.take(records, true).expect("sound");
         assert_eq!(shape(&steps), [(10, 11, 1, true), (11, 11, 2, false), (11, 15, 2, true)]);
+    }
+
+    #[test]
+    fn a_row_that_would_pass_the_bound_begins_the_next_batch() {
+        let wide = |offset, transaction| {
+            let mut stored = row(offset, transaction);
+            stored.record.value = vec![b' '; 600 << 10].into();
+            stored
+        };
+        let alone = batcher(100).take(vec![wide(10, End), wide(11, End), row(12, End)], true).expect("sound");
+        assert_eq!(shape(&alone), [(10, 11, 1, true), (11, 13, 2, true)]);
+        let parts = batcher(100).take(vec![row(10, End), wide(11, Open), wide(12, End)], true).expect("sound");
+        assert_eq!(shape(&parts), [(10, 11, 1, true), (11, 11, 1, false), (11, 13, 1, true)]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Rows of megabytes: memory is bounded by bytes, whatever rows there are, in copy, stream, one large transaction, dead
-//! letters, rows that are read again, and replay (docs/adr/0022-memory-is-bounded-by-bytes.md).
+//! letters, rows that are read again, replay, and in the comparing beside all of it
+//! (docs/adr/0022-memory-is-bounded-by-bytes.md).
 
 use std::time::Duration;
 
@@ -17,6 +18,11 @@ const BYTES: u32 = 4_000_000;
 const ROWS: u32 = 40;
 /// What a worker with nothing to do has, and a hundred more. All rows together have more than 150.
 const PEAK_MIB_MAX: u64 = 150;
+/// What comparing takes beside the stream, which it does whenever it pleases.
+const COMPARING_MIB_MAX: u64 = 50;
+/// A worker has other things to do in its first minute.
+const FIRST_COMPARED_AFTER: Duration = Duration::from_secs(60);
+const NOTHING_COMPARED: &str = "[verify]\nrows_per_second = 0\n";
 
 const AT_SOURCE: &str = "CREATE TABLE docs (id int PRIMARY KEY, n int NOT NULL, body longtext)";
 const AT_TARGET: &str = "CREATE TABLE docs (id integer PRIMARY KEY, n integer NOT NULL, body text)";
@@ -26,8 +32,14 @@ fn bounded(worker: &Worker, what: &str) {
     assert!(peak < PEAK_MIB_MAX, "{what}: the worker had {peak} MiB");
 }
 
-/// A pipeline from MySQL or MariaDB, with `ROWS` rows.
+/// A pipeline from MySQL or MariaDB, with `ROWS` rows, that compares nothing.
 async fn wide(source: Mysql) -> Rig {
+    let rig = wide_and_compared(source).await;
+    rig.work.configure_also(NOTHING_COMPARED);
+    rig
+}
+
+async fn wide_and_compared(source: Mysql) -> Rig {
     let rig = Rig::new(source, Postgres::v15().await, &["docs"], AT_SOURCE, AT_TARGET).await;
     fill(&rig.source, 0).await;
     rig
@@ -85,6 +97,7 @@ async fn wide_rows_of_postgresql_are_copied_and_followed_in_bounded_memory() {
     };
     fill(0).await;
     let work = Workspace::new(source.database(), &source.url(), &target.url(), &["docs"]);
+    work.configure_also(NOTHING_COMPARED);
     let worker = work.start(&[]);
     has(&target, "SELECT count(*) FROM docs", ROWS).await;
     bounded(&worker, "copy");
@@ -114,7 +127,7 @@ async fn wide_items_of_dynamodb_are_copied_and_followed_in_bounded_memory() {
     target.exec(&format!("CREATE TABLE \"{table}\" (id text PRIMARY KEY, item jsonb NOT NULL)")).await;
     let mut work = Workspace::new("wide_items", &source.url, &target.url(), &[&table]);
     // The table's own limit would allow one of these items a second.
-    work.configure_also("[snapshot]\nread_units_per_second = 1000000\n");
+    work.configure_also(&format!("[snapshot]\nread_units_per_second = 1000000\n{NOTHING_COMPARED}"));
     work.set_env("AWS_ACCESS_KEY_ID", "cutover");
     work.set_env("AWS_SECRET_ACCESS_KEY", "cutover");
     let worker = work.start(&[]);
@@ -145,6 +158,25 @@ async fn wide_rows_pass_through_kafka_in_bounded_memory() {
     // librdkafka holds what it sends and what it has fetched ahead.
     assert!(peak < PEAK_MIB_MAX + 100, "the worker had {peak} MiB");
     is_whole(&rig.target, 2 * ROWS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wide_rows_are_compared_beside_the_stream_in_bounded_memory() {
+    let rig = wide_and_compared(Mysql::v80().await).await;
+    let worker = rig.following().await;
+    tokio::time::sleep(FIRST_COMPARED_AFTER).await;
+    let compared = "SELECT count(*) FROM cutover.notes WHERE key LIKE 'verified %'";
+    let mut n = 0;
+    eventually("the table is compared", PATIENCE, async || {
+        n += 1;
+        rig.source.exec(&format!("UPDATE docs SET n = {n}")).await;
+        has(&rig.target, &format!("SELECT count(*) FROM docs WHERE n = {n}"), ROWS).await;
+        rig.target.value(compared).await.as_deref() == Some("1")
+    })
+    .await;
+    let peak = worker.peak_mib();
+    assert!(peak < PEAK_MIB_MAX + COMPARING_MIB_MAX, "the worker had {peak} MiB");
+    is_whole(&rig.target, ROWS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

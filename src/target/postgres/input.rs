@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    column::Column,
     items::Item,
     owned,
     statement::{Part, is_marked},
@@ -343,11 +344,8 @@ impl<'a> WriteInput<'a> {
 
     /// One column of these images, as the array to send.
     pub fn column(&self, images: &ImageRows, column: Option<usize>) -> Vec<Option<&str>> {
-        images
-            .rows
-            .iter()
-            .map(|row| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref()))
-            .collect()
+        let cell = |row: &usize| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref());
+        images.rows.iter().map(cell).collect()
     }
 
     /// The parameters of these images in a part of a plan's work.
@@ -360,7 +358,7 @@ impl<'a> WriteInput<'a> {
             params.push(Box::new(self.owners(images)));
         }
         for column in &binding.columns {
-            params.push(Box::new(self.column(images, *column)));
+            params.push(Box::new(Column(self.column(images, *column))));
         }
         params
     }

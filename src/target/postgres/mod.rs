@@ -15,6 +15,7 @@ mod answers;
 mod batch;
 mod bisect;
 mod cascades;
+mod column;
 mod comparer;
 mod comparison;
 mod config;
