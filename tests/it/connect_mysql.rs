@@ -3,8 +3,8 @@
 use cutover::database::mysql::connect::{ConnectError, Connector};
 use cutover::model::Disposition;
 use cutover::{
-    database::mysql::server::{Grants, ServerFacts, problems},
-    model::Flavor,
+    database::mysql::server::{Grants, ServerFacts, current_position, problems},
+    model::{Flavor, MariadbGtids},
 };
 use mysql_async::prelude::Queryable;
 
@@ -85,4 +85,32 @@ async fn a_server_says_what_it_is() {
         assert!(facts.now_us > 1_700_000_000_000_000);
         assert!(Grants::load(&mut conn).await.unwrap().everywhere("REPLICATION SLAVE"));
     }
+}
+
+/// MariaDB tells the place and the GTIDs apart: a set that is past the place would pass by what lies between.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gtids_of_the_logs_end_are_all_before_its_place_while_others_write() {
+    const ROUNDS: u32 = 20;
+    let server = Mysql::mariadb().await;
+    // What is asked for below reads the file up to the place.
+    server.exec("CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY); FLUSH BINARY LOGS").await;
+    let url = server.url();
+    let writer = tokio::spawn(async move {
+        let mut conn = connect(&url).await.unwrap();
+        loop {
+            conn.query_drop("INSERT INTO t VALUES ()").await.unwrap();
+        }
+    });
+    let mut conn = connect(&server.url()).await.unwrap();
+    let facts = ServerFacts::load(&mut conn).await.unwrap();
+    let set = |text: Option<String>| text.unwrap().parse::<MariadbGtids>().unwrap();
+    for _ in 0..ROUNDS {
+        let before = set(server.value("SELECT @@gtid_binlog_pos").await);
+        let end = current_position(&mut conn, &facts).await.unwrap();
+        let (place, told) = (format!("BINLOG_GTID_POS('{}', {})", end.file, end.offset), set(end.gtids));
+        assert!(told.contains(&before), "{told:?} has all that was committed before, {before:?}");
+        let at_place = set(server.value(&format!("SELECT {place}")).await);
+        assert!(at_place.contains(&told), "{place} is {at_place:?}, told was {told:?}");
+    }
+    writer.abort();
 }

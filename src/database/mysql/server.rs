@@ -11,7 +11,6 @@ use mysql_async::{Conn, Row, prelude::Queryable};
 use super::{
     connect::{QueryError, quoted},
     filters::Filters,
-    literal::quoted_literal,
 };
 use crate::model::{Flavor, MysqlPosition, Problem, TableSchema};
 
@@ -105,8 +104,15 @@ impl ServerFacts {
     }
 }
 
-/// The end of the server's log. With GTIDs the set never holds a transaction that is past the file position.
+/// The end of the server's log, with everything in it that was committed before. With GTIDs the set may lack what is
+/// committed meanwhile, and never holds a transaction that is past the file position.
 pub async fn current_position(conn: &mut Conn, facts: &ServerFacts) -> Result<MysqlPosition, QueryError> {
+    // The set is asked for first. `BINLOG_GTID_POS` would tell it for the very place, and reads the log file up to
+    // there to do so: gigabytes, for each chunk of a copy.
+    let before = match facts.flavor {
+        Flavor::Mariadb => Some(global(conn, "gtid_binlog_pos").await?),
+        Flavor::Mysql => None,
+    };
     let sql = match facts.flavor {
         Flavor::Mysql if facts.version >= (8, 2, 0) => "SHOW BINARY LOG STATUS",
         Flavor::Mysql | Flavor::Mariadb => "SHOW MASTER STATUS",
@@ -116,20 +122,8 @@ pub async fn current_position(conn: &mut Conn, facts: &ServerFacts) -> Result<My
     let text = |row: &Row, index: usize| row.get_opt::<String, _>(index).and_then(Result::ok).unwrap_or_default();
     let file = row.as_ref().map(|row| text(row, 0)).unwrap_or_default();
     let offset = row.as_ref().and_then(|row| row.get_opt::<u64, _>(1)).and_then(Result::ok).unwrap_or(4);
-    let gtids = match facts.flavor {
-        Flavor::Mysql if facts.gtids => Some(row.as_ref().map(|row| text(row, 4)).unwrap_or_default()),
-        Flavor::Mysql => None,
-        Flavor::Mariadb => {
-            let sql = format!("SELECT BINLOG_GTID_POS({}, {offset})", quoted_literal(&file));
-            let gtids: Option<Option<String>> =
-                conn.query_first(sql).await.map_err(|error| QueryError::new("asking for the GTID position", error))?;
-            match gtids.flatten() {
-                Some(gtids) => Some(gtids),
-                None => Some(global(conn, "gtid_binlog_pos").await?),
-            }
-        }
-    };
-    let gtids = gtids.map(|gtids| gtids.split_whitespace().collect());
+    let beside = || row.as_ref().map(|row| text(row, 4)).unwrap_or_default();
+    let gtids = before.or_else(|| facts.gtids.then(beside)).map(|gtids| gtids.split_whitespace().collect());
     Ok(MysqlPosition { file, offset, server: facts.server.clone(), gtids })
 }
 
