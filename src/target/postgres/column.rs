@@ -56,11 +56,11 @@ mod tests {
         let wide = "w".repeat(WIDE_BYTES);
         let column = Column(vec![Some(&wide), None, Some("narrow")]);
         let mut out = BytesMut::from(&b"before"[..]);
-        column.to_sql(&Type::TEXT_ARRAY, &mut out).unwrap();
+        column.to_sql(&Type::TEXT_ARRAY, &mut out).expect("encodes");
         assert_eq!(out.len(), "before".len() + column.bytes());
         assert!(out.capacity() <= out.len() + REST_BYTES);
         let mut same = BytesMut::from(&b"before"[..]);
-        column.0.to_sql(&Type::TEXT_ARRAY, &mut same).unwrap();
+        column.0.to_sql(&Type::TEXT_ARRAY, &mut same).expect("encodes");
         assert_eq!(out, same);
     }
 }
