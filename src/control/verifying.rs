@@ -11,7 +11,7 @@ use super::{
     repairing::Repairs,
 };
 use crate::{
-    config::Config,
+    config::{Config, VerifyLog},
     model::{Disposition, Plan, TableName, TableSchema},
     observe::Frontier,
     source::SourceError,
@@ -133,6 +133,7 @@ impl Verification {
             partitions: config.log.partitions,
             chunk_rows: config.snapshot.chunk_rows,
             confirm_for: Duration::from_secs(config.verify.confirm_seconds),
+            notes_rows: config.verify.log == VerifyLog::Rows,
             rows_per_second: None,
             barrier: None,
         };
