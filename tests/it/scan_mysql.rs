@@ -23,7 +23,7 @@ async fn schema(server: &Mysql, table: &str) -> TableSchema {
 async fn watermark(server: &Mysql) -> Watermark {
     let mut conn = Connector::new(&server.url()).unwrap().connect().await.unwrap();
     let facts = server::ServerFacts::load(&mut conn).await.unwrap();
-    Watermark { position: facts.position.unwrap(), version: 7 }
+    Watermark { position: server::current_position(&mut conn, &facts).await.unwrap(), version: 7 }
 }
 
 /// Walks the table in chunks of `rows` and returns every row, with how many chunks there were.

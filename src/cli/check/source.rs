@@ -231,7 +231,6 @@ mod tests {
             order_commits: true,
             checksum: "CRC32".into(),
             names_fold: false,
-            position: None,
             purged: None,
             filters: Filters::default(),
             now_us: now_us() + ahead * 1_000_000,

@@ -5,7 +5,7 @@
 
 use mysql_async::{Conn, Row, prelude::Queryable};
 
-use super::connect::QueryError;
+use super::{connect::QueryError, server::log_status};
 use crate::model::Flavor;
 
 /// The filters of a server, as `option = value`.
@@ -34,12 +34,7 @@ impl Filters {
     /// # Errors
     /// When it does not tell what its log leaves out.
     pub async fn load(conn: &mut Conn, flavor: Flavor, version: (u16, u16, u16)) -> Result<Self, QueryError> {
-        let mysql = flavor == Flavor::Mysql;
-        let sql = if mysql && version >= (8, 2, 0) { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
-        let status: Option<Row> = conn
-            .query_first(sql)
-            .await
-            .map_err(|error| QueryError::new("asking for the filters of the binlog", error))?;
+        let status = log_status(conn, flavor, version).await?;
         let own = [("Binlog_Do_DB", "binlog-do-db"), ("Binlog_Ignore_DB", "binlog-ignore-db")];
         let binlog =
             status.iter().flat_map(|row| own.iter().filter_map(move |(column, option)| set(row, column, option)));

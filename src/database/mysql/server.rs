@@ -37,8 +37,6 @@ pub struct ServerFacts {
     pub checksum: String,
     /// Table names compare without regard to case (`lower_case_table_names` is not 0).
     pub names_fold: bool,
-    /// The end of the log; none if the log is off.
-    pub position: Option<MysqlPosition>,
     /// GTIDs that are executed but no longer in any file (MySQL with GTIDs).
     pub purged: Option<String>,
     /// What the server leaves out of its log, and of what it takes over from another server.
@@ -79,14 +77,12 @@ impl ServerFacts {
             order_commits: get("binlog_order_commits").is_none_or(|value| value.eq_ignore_ascii_case("on")),
             checksum: get("binlog_checksum").unwrap_or("NONE").to_ascii_uppercase(),
             names_fold: get("lower_case_table_names").is_some_and(|value| value != "0"),
-            position: None,
             purged: None,
             filters: Filters::default(),
             now_us: now_us(conn).await?,
             version_text,
         };
         if facts.log_bin {
-            facts.position = Some(current_position(conn, &facts).await?);
             facts.filters = Filters::load(conn, facts.flavor, facts.version).await?;
             if facts.flavor == Flavor::Mysql && facts.gtids {
                 facts.purged = Some(global(conn, "gtid_purged").await?);
@@ -113,18 +109,27 @@ pub async fn current_position(conn: &mut Conn, facts: &ServerFacts) -> Result<My
         Flavor::Mariadb => Some(global(conn, "gtid_binlog_pos").await?),
         Flavor::Mysql => None,
     };
-    let sql = match facts.flavor {
-        Flavor::Mysql if facts.version >= (8, 2, 0) => "SHOW BINARY LOG STATUS",
+    let status = log_status(conn, facts.flavor, facts.version).await?;
+    let text = |index: usize| status.as_ref()?.get_opt::<String, _>(index)?.ok();
+    let file = text(0).unwrap_or_default();
+    let offset = status.as_ref().and_then(|row| row.get_opt::<u64, _>(1)).and_then(Result::ok).unwrap_or(4);
+    let gtids = before.or_else(|| facts.gtids.then(|| text(4).unwrap_or_default()));
+    let gtids = gtids.map(|gtids| gtids.split_whitespace().collect());
+    Ok(MysqlPosition { file, offset, server: facts.server.clone(), gtids })
+}
+
+/// What the server says of its log: file, offset, the databases that it logs and leaves out, and with MySQL the GTIDs.
+pub(super) async fn log_status(
+    conn: &mut Conn,
+    flavor: Flavor,
+    version: (u16, u16, u16),
+) -> Result<Option<Row>, QueryError> {
+    let sql = match flavor {
+        Flavor::Mysql if version >= (8, 2, 0) => "SHOW BINARY LOG STATUS",
         Flavor::Mysql | Flavor::Mariadb => "SHOW MASTER STATUS",
     };
     let what = "asking for the end of the binlog (GRANT REPLICATION CLIENT ON *.* TO the source user)";
-    let row: Option<Row> = conn.query_first(sql).await.map_err(|error| QueryError::new(what, error))?;
-    let text = |row: &Row, index: usize| row.get_opt::<String, _>(index).and_then(Result::ok).unwrap_or_default();
-    let file = row.as_ref().map(|row| text(row, 0)).unwrap_or_default();
-    let offset = row.as_ref().and_then(|row| row.get_opt::<u64, _>(1)).and_then(Result::ok).unwrap_or(4);
-    let beside = || row.as_ref().map(|row| text(row, 4)).unwrap_or_default();
-    let gtids = before.or_else(|| facts.gtids.then(beside)).map(|gtids| gtids.split_whitespace().collect());
-    Ok(MysqlPosition { file, offset, server: facts.server.clone(), gtids })
+    conn.query_first(sql).await.map_err(|error| QueryError::new(what, error))
 }
 
 /// Every GTID that the server has executed (MySQL), or its position in each domain (MariaDB).
@@ -380,7 +385,6 @@ mod tests {
             order_commits: true,
             checksum: "CRC32".into(),
             names_fold: false,
-            position: None,
             purged: None,
             filters: Filters::default(),
             now_us: 0,

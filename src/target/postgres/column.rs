@@ -1,8 +1,8 @@
 //! One column of many rows, as the array that a statement takes.
 //!
-//! The client writes a statement into a buffer that it never gives back: what it has grown to stays with it, and a
-//! transaction of wide rows, whose connection cannot be made anew before its end, leaves several. Wide values are
-//! written into a buffer of their own size instead, which is free as soon as they are sent.
+//! The client writes a statement into a buffer that grows and that it never gives back, and a transaction of wide rows
+//! has a connection that cannot be made anew before its end. Wide values are written into a buffer of their own size
+//! instead, which the next such statement lets go of before it takes its own.
 
 use std::error::Error;
 

@@ -342,10 +342,13 @@ impl<'a> WriteInput<'a> {
         self.keep(row)
     }
 
-    /// One column of these images, as the array to send.
+    /// One column of these images.
     pub fn column(&self, images: &ImageRows, column: Option<usize>) -> Vec<Option<&str>> {
-        let cell = |row: &usize| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref());
-        images.rows.iter().map(cell).collect()
+        images
+            .rows
+            .iter()
+            .map(|row| self.rows.get(*row).and_then(|row| row.get(column?)).and_then(|cell| cell.as_deref()))
+            .collect()
     }
 
     /// The parameters of these images in a part of a plan's work.
