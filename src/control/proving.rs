@@ -14,7 +14,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::VerifyConfig,
+    config::{VerifyConfig, VerifyLog},
     model::DebeziumConnector,
     observe::metric,
     pipeline::{flow::Flow, refetch::Refetch},
@@ -68,6 +68,7 @@ impl Prover {
             partitions: flow.apply.log.partitions(),
             chunk_rows: CHUNK_ROWS_MAX.min(worker.config.snapshot.chunk_rows).min(config.rows_per_second.max(100)),
             confirm_for: Duration::from_secs(config.confirm_seconds),
+            notes_rows: config.log == VerifyLog::Rows,
             rows_per_second: Some(config.rows_per_second),
             barrier: Some(barrier),
         };

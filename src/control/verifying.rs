@@ -11,7 +11,7 @@ use super::{
     repairing::Repairs,
 };
 use crate::{
-    config::Config,
+    config::{Config, VerifyLog},
     model::{Disposition, Plan, TableName, TableSchema},
     observe::Frontier,
     source::SourceError,
@@ -133,6 +133,7 @@ impl Verification {
             partitions: config.log.partitions,
             chunk_rows: config.snapshot.chunk_rows,
             confirm_for: Duration::from_secs(config.verify.confirm_seconds),
+            notes_rows: config.verify.log == VerifyLog::Rows,
             rows_per_second: None,
             barrier: None,
         };
@@ -147,8 +148,9 @@ impl Verification {
     /// When a side cannot be read.
     pub async fn run(&self, ask: &Ask, show: &(dyn Fn(Progress<'_>) + Sync)) -> Result<Verdict, Unverified> {
         let began = Instant::now();
-        let verdict =
-            self.locked(async { Ok(self.verifier.run(&self.schemas, &self.plans, ask, show).await?) }).await?;
+        let verdict = self
+            .locked(async { Ok(Box::pin(self.verifier.run(&self.schemas, &self.plans, ask, show)).await?) })
+            .await?;
         let verdict = self.judge(verdict).await?;
         self.note_drift(&verdict).await?;
         let verdict = self.gated(ask, verdict).await?;

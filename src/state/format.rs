@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The layout that this release writes.
-pub const FORMAT: i32 = 5;
+pub const FORMAT: i32 = 6;
 
 /// Serialises workers that create the schema at the same time; any number that nothing else uses.
 const CREATION_LOCK: i64 = 0x6375_746f_7665_7200;
@@ -72,7 +72,7 @@ INSERT INTO cutover.format (version) VALUES (1) ON CONFLICT DO NOTHING;
 ";
 
 /// What brings the layout of the format before up: the first to format 2, and so on.
-const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4, TO_5];
+const UPGRADES: [&str; FORMAT as usize - 1] = [TO_2, TO_3, TO_4, TO_5, TO_6];
 
 /// Format 2: dead letters that are tried again or closed, the transforms that were in force, replays, events.
 ///
@@ -137,6 +137,17 @@ CREATE TABLE cutover.migration_log (
   source_checksum text NOT NULL, target_checksum text, pass bigint NOT NULL,
   compared_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE UNIQUE INDEX migration_log_chunks ON cutover.migration_log (pipeline, source_table, md5(coalesce(lower, '')));
+";
+
+/// Format 6: what was compared, row by row, for whoever asks for that.
+///
+/// A row is unique by its key's digest, as a drifted one is; `pass` is the comparison that looked at it last.
+const TO_6: &str = "
+CREATE TABLE cutover.migration_rows (
+  pipeline text NOT NULL, source_table text NOT NULL, target text NOT NULL, key text NOT NULL, state text NOT NULL,
+  source_checksum bigint, target_checksum bigint, pass bigint NOT NULL,
+  compared_at timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE UNIQUE INDEX migration_rows_keys ON cutover.migration_rows (pipeline, source_table, target, md5(key));
 ";
 
 impl Store {

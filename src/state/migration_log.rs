@@ -1,7 +1,8 @@
 //! What was compared, chunk by chunk: the record of a migration, and what a further comparison may pass by.
 //!
 //! A chunk is a range of the source's keys. Its entry is replaced when it is compared again, so that the log has the
-//! size of the tables' chunks and not of their history.
+//! size of the tables' chunks and not of their history. Where each row is noted, the statement that compares does it
+//! (`target::Looks::notes_rows`); what it did not meet is removed here.
 
 use super::{StateError, Store, spelled::spelled};
 use crate::{
@@ -76,6 +77,14 @@ impl Store {
                 ],
             )
             .await?;
+        Ok(())
+    }
+
+    /// Every row of a table was looked at by the comparison of this number: what it has not met is no row any more.
+    pub async fn end_noted_rows(&self, table: &str, number: i64) -> Result<(), StateError> {
+        let session = self.session().await?;
+        let gone = "DELETE FROM cutover.migration_rows WHERE pipeline = $1 AND source_table = $2 AND pass <> $3";
+        session.client()?.execute(gone, &[&self.pipeline, &table, &number]).await?;
         Ok(())
     }
 

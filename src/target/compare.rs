@@ -63,6 +63,8 @@ pub struct Looks {
     /// Look at this share of the rows alone, 0 to 1, picked by a hash of the target's key; at all of them if none is
     /// given.
     pub sample: Option<f64>,
+    /// Note of every row what it was found to be (`cutover.migration_rows`), under the number of this comparison.
+    pub notes_rows: Option<i64>,
 }
 
 /// A row of the source that makes a target row which another one makes too.

@@ -49,6 +49,8 @@ pub struct Verifier {
     pub chunk_rows: u64,
     /// How long a difference has to last where the source's log has no order.
     pub confirm_for: Duration,
+    /// Note what every row of a table that is compared as a whole was found to be.
+    pub notes_rows: bool,
     /// Compare no faster than this; as fast as it goes if none is given.
     pub rows_per_second: Option<u64>,
     /// Held while doubts are settled: no tombstone is forgotten meanwhile. None where another lock sees to that.
@@ -152,18 +154,27 @@ impl Verifier {
         ask: &Ask,
         show: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Verdict, VerifyError> {
-        let looks = Looks { values: ask.values, sample: ask.sample };
+        let looks = Looks { values: ask.values, sample: ask.sample, notes_rows: self.number(ask) };
         let mut comparer = self.target.comparer(Arc::clone(plans), looks).await?;
         let mut tables = Vec::new();
         let wanted = |schema: &&Arc<TableSchema>| ask.tables.is_empty() || ask.tables.contains(&schema.table.table);
         for schema in schemas.iter().filter(wanted) {
-            tables.push(Box::pin(self.table(&mut *comparer, schema, plans, ask, show)).await?);
+            let table = Box::pin(self.table(&mut *comparer, schema, plans, ask, show)).await?;
+            if let Some(number) = looks.notes_rows.filter(|_| table.skipped.is_none()) {
+                self.store.end_noted_rows(&table.table, number).await?;
+            }
+            tables.push(table);
         }
         let verdict = Verdict::of(tables);
         if ask.since.is_some() && verdict.tables.iter().all(|table| table.rows == 0 && table.skipped.is_none()) {
             return Ok(verdict.but("nothing was changed since then: no row was compared".into()));
         }
         Ok(verdict)
+    }
+
+    /// By which what a comparison notes of rows is told from what an earlier one has noted; none if it notes nothing.
+    fn number(&self, ask: &Ask) -> Option<i64> {
+        (self.notes_rows && ask.is_whole()).then(|| self.environment.now_us())
     }
 
     async fn table(
@@ -188,7 +199,7 @@ impl Verifier {
             verdict.skipped = Some("nothing of the source's log is applied yet".into());
             return Ok(verdict);
         };
-        let chunks = match (ask.is_whole(), ask.full) {
+        let chunks = match (ask.is_whole(), ask.full || self.notes_rows) {
             (false, _) => Chunks::Read,
             (true, true) => Chunks::Digested,
             (true, false) => Chunks::Known,
@@ -269,7 +280,7 @@ impl Verifier {
         ask: &Ask,
         before: Verdict,
     ) -> Result<Verdict, VerifyError> {
-        let looks = Looks { values: ask.values, sample: None };
+        let looks = Looks { values: ask.values, sample: None, notes_rows: self.number(ask) };
         let mut comparer = self.target.comparer(Arc::clone(plans), looks).await?;
         let mut tables = Vec::new();
         for mut table in before.tables {

@@ -208,7 +208,8 @@ async fn state_of_format_1_is_brought_up_with_its_dead_letters() {
             "ALTER TABLE cutover.dead_letters DROP COLUMN attempts, DROP COLUMN renewed_at, DROP COLUMN closed_at, DROP COLUMN mark;
              ALTER TABLE cutover.waiting DROP COLUMN needs;
              DROP INDEX cutover.dead_letters_rows; DROP TABLE cutover.transforms, cutover.replays, cutover.dead_letter_copies,
-               cutover.events, cutover.cascades, cutover.drift, cutover.migration_log;
+               cutover.events, cutover.cascades, cutover.drift, cutover.migration_log,
+               cutover.migration_rows;
              UPDATE cutover.format SET version = 1",
         )
         .await;

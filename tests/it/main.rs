@@ -77,4 +77,5 @@ mod verify;
 mod verify_digests;
 mod verify_proof;
 mod verify_review;
+mod verify_rows;
 mod wide_rows;

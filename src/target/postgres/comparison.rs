@@ -41,7 +41,7 @@ const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 const NO_TEXTS: &str = "ARRAY[]::text[]";
 
 impl Comparison<'_> {
-    fn keys(&self) -> &[String] {
+    pub(super) fn keys(&self) -> &[String] {
         &self.builder.plan.target.key
     }
 
@@ -144,7 +144,7 @@ impl Comparison<'_> {
     }
 
     /// The columns but the key, each with the condition that its values differ.
-    fn unequal(&self) -> Vec<(&str, String)> {
+    pub(super) fn unequal(&self) -> Vec<(&str, String)> {
         let names = self.builder.names().filter(|name| !self.keys().iter().any(|key| key == name));
         names.map(|name| (name, self.differs(name))).collect()
     }
@@ -250,14 +250,16 @@ impl Comparison<'_> {
 
     /// Compares rows of the source, and notes their keys.
     pub fn seen(&self) -> String {
+        let joined = format!("r LEFT JOIN ({}) g ON {}", self.shown("true"), self.builder.same_key("r", "g"));
         format!(
-            "WITH {made},\ns AS (INSERT INTO {seen} ({keys}) SELECT {keys} FROM r WHERE {given})\n{told}{counts}",
+            "WITH {made},\ns AS (INSERT INTO {seen} ({keys}) SELECT {keys} FROM r WHERE {given}){noting}\n{told}{counts}",
             made = self.made(),
             seen = self.seen,
             keys = self.builder.keys(""),
             given = self.key_given(),
             counts = counts("0"),
-            told = self.told(&format!("r LEFT JOIN ({}) g ON {}", self.shown("true"), self.builder.same_key("r", "g"))),
+            noting = self.noting(&joined),
+            told = self.told(&joined),
         )
     }
 
@@ -273,8 +275,9 @@ impl Comparison<'_> {
             self.there_within(&scope)
         );
         format!(
-            "WITH {}\n({}\nLIMIT ${most}::bigint){}\nUNION ALL {there}",
+            "WITH {}{}\n({}\nLIMIT ${most}::bigint){}\nUNION ALL {there}",
             self.made(),
+            self.noting(&joined),
             self.told(&joined),
             counts(&shared)
         )
@@ -314,11 +317,6 @@ impl Comparison<'_> {
         )
     }
 
-    fn joined_with(&self, shown: &str, before: &str) -> String {
-        let joined = format!("r FULL JOIN ({shown}) g ON {}", self.builder.same_key("r", "g"));
-        format!("WITH {}{before}\n{}", self.made(), self.told(&joined))
-    }
-
     /// Compares rows of the source with these and the given keys, which come as an array for each column.
     pub fn given(&self) -> String {
         let keys = self.builder.keys("");
@@ -336,7 +334,10 @@ impl Comparison<'_> {
             names.join(", ")
         );
         let scope = format!("EXISTS (SELECT FROM w WHERE {})", self.builder.same_key("w", "g"));
-        self.joined_with(&self.shown(&scope), &wanted)
+        let shown = self.shown(&scope);
+        let joined = format!("r FULL JOIN ({shown}) g ON {}", self.builder.same_key("r", "g"));
+        let (noting, forgetting) = (self.noting(&joined), self.forgetting(&shown));
+        format!("WITH {}{wanted}{noting}{forgetting}\n{}", self.made(), self.told(&joined))
     }
 
     /// The next rows that are there and were not made, above the bound if there is one; with `noted` by the keys that
@@ -350,7 +351,8 @@ impl Comparison<'_> {
             scope.push(self.beside(">", 1));
         }
         let scope = if scope.is_empty() { "true".to_owned() } else { scope.join(" AND ") };
-        self.listed("extra", &format!("({}) g", self.shown(&scope)), rows_max)
+        let from = format!("({}) g", self.shown(&scope));
+        format!("{}{}", self.noting_extras(&from, rows_max), self.listed("extra", &from, rows_max))
     }
 
     /// The first rows of `from`, by their keys, told as [`Self::told`] does.
@@ -449,7 +451,7 @@ fn counts(shared: &str) -> String {
 }
 
 /// The digest of a text, by its bytes.
-fn hash(text: &str) -> String {
+pub(super) fn hash(text: &str) -> String {
     format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", 0)")
 }
 

@@ -27,6 +27,7 @@ mod lane;
 mod look;
 mod merged;
 mod needs;
+mod noting;
 mod origin;
 mod owned;
 mod parked;
