@@ -109,7 +109,14 @@ impl Verification {
             let text = "with [log.debezium] there is no source to compare with; compare at the connector's database";
             return Err(WorkerError::Usage(text.into()).into());
         }
-        let parts = Configured(Arc::new(config.clone()));
+        Self::over(&Configured(Arc::new(config.clone())), config, ask).await
+    }
+
+    /// As [`Self::begin`], of these parts.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn over(parts: &dyn Parts, config: &Config, ask: &Ask) -> Result<Self, Unverified> {
         let (store, lock) = (parts.store()?, parts.store()?);
         if !lock.lock_verify().await? {
             return Err(Unverified::Busy);

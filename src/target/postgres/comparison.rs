@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// Makes the statements that compare for one plan.
-pub(super) struct Comparison<'a> {
+#[derive(Debug)]
+pub struct Comparison<'a> {
     pub builder: Builder<'a>,
     pub looks: Looks,
     pub hashes_records: bool,
@@ -462,7 +463,7 @@ fn texts(prefix: &str, count: usize) -> String {
 }
 
 /// Counts the rows of a table that have no parent. A key with a null in it asks for none.
-pub(super) fn orphans(target: &TargetTable, key: &ForeignKey) -> String {
+pub fn orphans(target: &TargetTable, key: &ForeignKey) -> String {
     let given: Vec<String> = key.columns.iter().map(|name| format!("c.{} IS NOT NULL", sql::ident(name))).collect();
     let pairs = key.columns.iter().zip(&key.parent_columns);
     let same: Vec<String> = pairs.map(|(own, of)| format!("p.{} = c.{}", sql::ident(of), sql::ident(own))).collect();
@@ -476,11 +477,11 @@ pub(super) fn orphans(target: &TargetTable, key: &ForeignKey) -> String {
 }
 
 /// Where a plan's keys are noted.
-pub(super) fn seen_table(plan: usize) -> String {
+pub fn seen_table(plan: usize) -> String {
     format!("pg_temp.cutover_seen_{plan}")
 }
 
 /// Where those of them are noted that several rows of the source have made.
-pub(super) fn shared_table(plan: usize) -> String {
+pub fn shared_table(plan: usize) -> String {
     format!("pg_temp.cutover_shared_{plan}")
 }

@@ -56,6 +56,7 @@ use tokio_postgres::Statement;
 
 pub use cascades::{children_statement, leads_back};
 pub use comparer::PostgresComparer;
+pub use comparison::{Comparison, orphans as orphans_statement, seen_table, shared_table};
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub use statement::Builder;

@@ -38,7 +38,7 @@ const HASHED: [&str; 17] = [
 ];
 /// Every function that is not the server's own, and its last change, in short; and whether the server hashes records,
 /// as PostgreSQL does from 14 on.
-const FUNCTIONS: &str = "SELECT coalesce(sum(pg_catalog.hashtextextended(p.oid || ' ' || p.xmin, 0)), 0)::text, \
+pub const FUNCTIONS: &str = "SELECT coalesce(sum(pg_catalog.hashtextextended(p.oid || ' ' || p.xmin, 0)), 0)::text, \
                          to_regprocedure('pg_catalog.hash_record_extended(record, bigint)') IS NOT NULL \
                          FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
                          WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'";

@@ -24,6 +24,7 @@ use super::{
     chance::{Chance, Fault},
     family,
     mutations::Mutation,
+    postgres::hash,
     source::{self, Key, Logged, Refused, Server, Step},
     worker::Gate,
 };
@@ -40,6 +41,8 @@ pub struct ModelServer {
     pub gate: Arc<Gate>,
     /// Where foreign keys that act below the log are noted.
     pub store: Arc<Store>,
+    /// Who compares asks, and not a worker.
+    pub verifies: bool,
 }
 
 impl ModelServer {
@@ -48,11 +51,16 @@ impl ModelServer {
     }
 
     fn scanner(&self) -> ModelScan {
-        ModelScan { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate) }
+        ModelScan { server: Arc::clone(&self.server), gate: Arc::clone(&self.gate), held: None }
     }
 
     fn is(&self, mutation: Mutation) -> bool {
         self.chance().run.mutation == Some(mutation)
+    }
+
+    /// Whether who compares has this rule broken.
+    fn verifies_with(&self, mutation: Mutation) -> bool {
+        self.verifies && self.is(mutation)
     }
 
     /// The foreign keys that act below the log, which are noted before anything is read.
@@ -176,7 +184,13 @@ impl Source for ModelServer {
     }
 
     async fn end(&self) -> Result<Position, SnapshotError> {
-        Ok(Position::Mysql(self.server.end()))
+        if self.server.is_away() {
+            return Err(SnapshotError::Source("away".into()));
+        }
+        let end = self.server.end();
+        // Every target has an end that nothing is before.
+        let nowhere = |end| MysqlPosition { file: String::new(), offset: 0, gtids: Some(String::new()), ..end };
+        Ok(Position::Mysql(if self.verifies_with(Mutation::VerifyDoesNotWait) { nowhere(end) } else { end }))
     }
 
     async fn is_quiet_after(&self, _reached: &Position) -> Result<bool, SnapshotError> {
@@ -215,7 +229,9 @@ impl Source for ModelServer {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
         };
         let scan = self.scanner();
-        scan.make_visible(position).await?;
+        if !self.verifies_with(Mutation::VerifyTrustsStalePosition) {
+            scan.make_visible(position).await?;
+        }
         self.chance().sleep(Duration::from_millis(5)).await;
         let wanted: Vec<Key> = keys.iter().map(|key| key.iter().map(source::integer).collect()).collect();
         let rows = scan.rows(&table.table.table).await?;
@@ -349,6 +365,8 @@ impl ModelSource {
 struct ModelScan {
     server: Arc<Server>,
     gate: Arc<Gate>,
+    /// What the next read sees, if a digest was made of it.
+    held: Option<Vec<(Key, Vec<Value>)>>,
 }
 
 impl ModelScan {
@@ -419,11 +437,15 @@ impl Scan for ModelScan {
         let Some(observe::Captured { position: Position::Mysql(position), clock, .. }) = point else {
             return Err(SnapshotError::Source("capture has not begun yet".into()));
         };
-        if self.server.chance.run.mutation != Some(Mutation::NoWatermarkWait) {
+        let held = self.held.take();
+        if held.is_none() && self.server.chance.run.mutation != Some(Mutation::NoWatermarkWait) {
             self.make_visible(&position).await?;
         }
         self.server.chance.sleep(Duration::from_millis(5)).await;
-        let rows = self.rows(&table.table.table).await?;
+        let rows = match held {
+            Some(rows) => rows,
+            None => self.rows(&table.table.table).await?,
+        };
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
         let rows: Vec<Vec<Value>> =
             rows.into_iter().filter(|(key, _)| within(key, lower, upper)).map(|(_, row)| row).collect();
@@ -443,11 +465,23 @@ impl Scan for ModelScan {
 
     async fn digest(
         &mut self,
-        _table: &Arc<TableSchema>,
-        _range: &KeyRange,
-        _captured: &mut watch::Receiver<Option<observe::Captured>>,
-        _held: bool,
+        table: &Arc<TableSchema>,
+        range: &KeyRange,
+        captured: &mut watch::Receiver<Option<observe::Captured>>,
+        held: bool,
     ) -> Result<Option<Digest>, SnapshotError> {
-        Ok(None)
+        let point = captured.borrow_and_update().clone();
+        let Some(observe::Captured { position: Position::Mysql(position), .. }) = point else {
+            return Err(SnapshotError::Source("capture has not begun yet".into()));
+        };
+        self.make_visible(&position).await?;
+        self.server.chance.sleep(Duration::from_millis(2)).await;
+        let all = self.rows(&table.table.table).await?;
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        let of_range: Vec<String> =
+            all.iter().filter(|(key, _)| within(key, lower, upper)).map(|row| format!("{row:?}")).collect();
+        let sum: i128 = of_range.iter().map(|row| i128::from(hash(row))).sum();
+        self.held = held.then_some(all);
+        Ok(Some(Digest { rows: of_range.len() as u64, sum: sum.to_string() }))
     }
 }

@@ -116,6 +116,8 @@ pub struct Run {
     pub often: BTreeSet<Fault>,
     /// Whether foreign keys act below the source's log; None leaves it to the seed.
     pub cascades: Option<bool>,
+    /// Whether somebody compares; None leaves it to the seed.
+    pub verify: Option<bool>,
     /// A rule that is broken on purpose.
     pub mutation: Option<Mutation>,
 }
@@ -129,6 +131,7 @@ impl Run {
             without: BTreeSet::new(),
             often: BTreeSet::new(),
             cascades: None,
+            verify: None,
             mutation: None,
         }
     }
@@ -145,6 +148,9 @@ impl fmt::Display for Run {
         }
         if let Some(cascades) = self.cascades {
             write!(f, ",cascades={cascades}")?;
+        }
+        if let Some(verify) = self.verify {
+            write!(f, ",verify={verify}")?;
         }
         match self.mutation {
             Some(mutation) => write!(f, ",mutation={mutation:?}"),
@@ -168,9 +174,10 @@ impl std::str::FromStr for Run {
                 "without" => drop(run.without.insert(value.parse()?)),
                 "often" => drop(run.often.insert(value.parse()?)),
                 "cascades" => run.cascades = Some(value.parse().map_err(|_| format!("`{part}` is not true or false"))?),
+                "verify" => run.verify = Some(value.parse().map_err(|_| format!("`{part}` is not true or false"))?),
                 "mutation" => run.mutation = Some(value.parse()?),
                 other => {
-                    let known = "seed, transactions, faults, without, often, cascades, mutation";
+                    let known = "seed, transactions, faults, without, often, cascades, verify, mutation";
                     return Err(format!("`{other}` is none of {known}"));
                 }
             }
@@ -183,6 +190,8 @@ impl std::str::FromStr for Run {
 pub struct Chance {
     pub run: Run,
     pub taste: Taste,
+    /// Somebody compares in this run.
+    pub verifies: bool,
     began: Instant,
     dice: Mutex<SmallRng>,
     faults: Mutex<Faults>,
@@ -208,6 +217,11 @@ const ODDS: u64 = 1000;
 
 /// The stream of numbers that decides what the load is fond of.
 const TASTE: u64 = 1001;
+
+/// The stream of numbers that decides whether somebody compares.
+const VERIFY: u64 = 1002;
+/// How many runs have somebody who does.
+const VERIFIED: f64 = 0.2;
 
 /// One run in four has every kind at its usual odds.
 fn odds(mut dice: SmallRng, often: &BTreeSet<Fault>) -> BTreeMap<Fault, f64> {
@@ -272,6 +286,7 @@ impl Chance {
         let odds = odds(stream(ODDS), &run.often);
         let given = |name| std::env::var_os(name).is_some();
         Chance {
+            verifies: run.verify.unwrap_or_else(|| stream(VERIFY).random_bool(VERIFIED)),
             taste: Taste::new(stream(TASTE), run.cascades),
             began: Instant::now(),
             dice: Mutex::new(stream(0)),

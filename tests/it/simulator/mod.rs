@@ -20,6 +20,7 @@ pub mod postgres;
 mod source;
 pub mod statements;
 mod target;
+mod verify;
 mod worker;
 mod world;
 
@@ -132,6 +133,7 @@ fn play_all(seeds: std::ops::Range<u64>, threads: usize, run: impl Fn(u64) -> Ru
                             let mut sum = sum.lock().unwrap();
                             sum.rows += seen.rows;
                             sum.commits += seen.commits;
+                            sum.verified.add(&seen.verified);
                             for (fault, count) in seen.faults {
                                 *sum.faults.entry(fault).or_default() += count;
                             }
@@ -151,10 +153,11 @@ fn play_all(seeds: std::ops::Range<u64>, threads: usize, run: impl Fn(u64) -> Ru
 fn tell(began: Instant, runs: u64, seen: &Seen) {
     let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{runs} runs in {seconds:.1} s, {:.0} a second; {} transactions, {} rows compared; faults: {:?}",
+        "{runs} runs in {seconds:.1} s, {:.0} a second; {} transactions, {} rows compared; {}; faults: {:?}",
         runs as f64 / seconds,
         seen.commits,
         seen.rows,
+        seen.verified,
         seen.faults
     );
 }
@@ -186,7 +189,7 @@ fn a_run_reads_back_as_it_prints() {
     let mut run = Run { mutation: Some(Mutation::NoSweep), transactions: 3, faults_max: 2, ..Run::new(7) };
     run.without.insert(Fault::Kill);
     run.often.insert(Fault::Slow);
-    run.cascades = Some(false);
+    (run.cascades, run.verify) = (Some(false), Some(true));
     assert_eq!(run.to_string().parse(), Ok(run));
 }
 
@@ -199,7 +202,8 @@ fn caught(mutation: Mutation) -> Option<(u64, String)> {
     let run = |seed| Run {
         mutation: Some(mutation),
         often: mutation.shown_by().into_iter().collect(),
-        cascades: Some(mutation.is_of_cascades()),
+        cascades: if mutation.is_of_verify() { None } else { Some(mutation.is_of_cascades()) },
+        verify: Some(mutation.is_of_verify()),
         ..Run::new(seed)
     };
     mutation.noticed_with().into_iter().chain(0..CAUGHT_WITHIN).find_map(|seed| {
@@ -248,6 +252,11 @@ notices! {
     notices_when_a_cascade_is_not_followed_once_more: NoSecondLook,
     notices_when_a_cascade_is_followed_before_what_came_before_it: CascadesFollowedEarly,
     notices_when_children_of_children_are_not_followed: CascadesEndAtChildren,
+    notices_when_a_compare_does_not_wait_for_the_target: VerifyDoesNotWait,
+    notices_when_a_compare_forgets_extra_rows: VerifyForgetsExtras,
+    notices_when_a_compare_reads_the_source_before_what_the_target_has: VerifyTrustsStalePosition,
+    notices_when_a_compare_passes_over_what_is_parked: VerifyPassesOverParked,
+    notices_when_a_compare_passes_by_what_has_as_many_rows_as_before: VerifyTrustsNumbers,
 }
 
 /// Every partition has a position from the log's first record on, so that few runs come to this any more.

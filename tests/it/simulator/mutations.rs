@@ -61,10 +61,20 @@ pub enum Mutation {
     CascadesFollowedEarly,
     /// Rule 38: what follows for children of children is not kept.
     CascadesEndAtChildren,
+    /// Rule 39: a compare does not wait until the target has what the source's log had.
+    VerifyDoesNotWait,
+    /// Rule 39: a compare does not look for rows that no row of the source makes.
+    VerifyForgetsExtras,
+    /// Rule 39: the source's row is read again where what the target has may not be visible yet.
+    VerifyTrustsStalePosition,
+    /// Rule 39: a compare does not ask which rows wait or are dead letters.
+    VerifyPassesOverParked,
+    /// Rule 39: a digest of the target's rows is of their number alone.
+    VerifyTrustsNumbers,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 27] = [
+    pub const ALL: [Mutation; 32] = [
         Mutation::NoLaneLock,
         Mutation::NoTombstoneCheck,
         Mutation::NoTombstones,
@@ -92,6 +102,11 @@ impl Mutation {
         Mutation::NoSecondLook,
         Mutation::CascadesFollowedEarly,
         Mutation::CascadesEndAtChildren,
+        Mutation::VerifyDoesNotWait,
+        Mutation::VerifyForgetsExtras,
+        Mutation::VerifyTrustsStalePosition,
+        Mutation::VerifyPassesOverParked,
+        Mutation::VerifyTrustsNumbers,
     ];
 }
 
@@ -110,7 +125,11 @@ impl Mutation {
             | Mutation::ClockPerTransaction
             | Mutation::NoTruncateFence
             | Mutation::OffsetOutsideTransaction
-            | Mutation::RequestPassedOver => 0,
+            | Mutation::RequestPassedOver
+            | Mutation::VerifyForgetsExtras
+            | Mutation::VerifyTrustsNumbers => 0,
+            Mutation::VerifyPassesOverParked => 3,
+            Mutation::VerifyDoesNotWait => 4,
             Mutation::NoWatermarkWait => 6,
             Mutation::CascadesEndAtChildren => 7,
             Mutation::ClockStartsLow | Mutation::SkipGaps | Mutation::NoSweep => 11,
@@ -120,6 +139,7 @@ impl Mutation {
             Mutation::TombstonesForgottenInReplay => 39,
             Mutation::BeyondForgotten => 58,
             Mutation::NoDeadLetterFence => 62,
+            Mutation::VerifyTrustsStalePosition => 67,
             Mutation::NoLaneLock => 76,
             Mutation::NoSecondLook => 79,
             Mutation::CascadesFollowedEarly => 108,
@@ -128,6 +148,18 @@ impl Mutation {
             Mutation::NoTailCheck => 1248,
             Mutation::NoStartRecord | Mutation::RecopyTooEarly | Mutation::NoCopyWithoutPosition => return None,
         })
+    }
+
+    /// Whether it shows only where somebody compares; the others are played without that.
+    pub fn is_of_verify(self) -> bool {
+        matches!(
+            self,
+            Self::VerifyDoesNotWait
+                | Self::VerifyForgetsExtras
+                | Self::VerifyTrustsStalePosition
+                | Self::VerifyPassesOverParked
+                | Self::VerifyTrustsNumbers
+        )
     }
 
     /// The faults that show it, where it takes several that are rare: a test then plays runs of these alone. None
@@ -163,7 +195,12 @@ impl Mutation {
             | Mutation::TombstonesForgottenEarly
             | Mutation::NoSweep
             | Mutation::NoSecondLook
-            | Mutation::CascadesEndAtChildren => Vec::new(),
+            | Mutation::CascadesEndAtChildren
+            | Mutation::VerifyDoesNotWait
+            | Mutation::VerifyForgetsExtras
+            | Mutation::VerifyTrustsStalePosition
+            | Mutation::VerifyPassesOverParked
+            | Mutation::VerifyTrustsNumbers => Vec::new(),
         }
     }
 }

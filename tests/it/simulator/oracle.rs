@@ -37,7 +37,7 @@ impl Oracle {
         self.problems.lock().unwrap().first().cloned()
     }
 
-    fn hold(&self, holds: bool, what: impl FnOnce() -> String) {
+    pub fn hold(&self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             let what = what();
             self.chance.note(format!("DOES NOT HOLD: {what}"));
@@ -192,6 +192,9 @@ pub fn postgres(chance: &Arc<Chance>, oracle: &Arc<Oracle>) -> Arc<Postgres> {
         no_second_look: is(Mutation::NoSecondLook),
         cascades_followed_early: is(Mutation::CascadesFollowedEarly),
         cascades_end_at_children: is(Mutation::CascadesEndAtChildren),
+        verify_forgets_extras: is(Mutation::VerifyForgetsExtras),
+        verify_trusts_numbers: is(Mutation::VerifyTrustsNumbers),
+        verify_passes_over_parked: is(Mutation::VerifyPassesOverParked),
     };
     let settings = Settings { base_us: chance::BEGIN_US, replica_allowed: chance.likely(0.5), weakness };
     let postgres = Postgres::with(target::tables(chance), faults, settings);

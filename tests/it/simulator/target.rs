@@ -183,8 +183,8 @@ impl Target for Twisted {
         Ok(())
     }
 
-    async fn check(&self, tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError> {
-        self.inner.check(tables).await
+    async fn check(&self, _tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError> {
+        Ok(Checked { plans: self.inner.plans().to_vec(), problems: Vec::new() })
     }
 
     async fn reload(&self) -> Result<(), TargetError> {

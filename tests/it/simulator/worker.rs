@@ -153,7 +153,7 @@ impl Process {
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
-        let parts: Arc<dyn Parts> = Arc::new(Models { world: Arc::clone(world), gate: Arc::clone(&process.gate) });
+        let parts: Arc<dyn Parts> = Arc::new(Models::new(world, &process.gate));
         let Vitals { halts, frontier } = process.vitals();
         let worker = Worker {
             config: Arc::clone(&world.config),
@@ -236,10 +236,22 @@ impl EventSink for Nowhere {
     }
 }
 
-/// The parts of a simulated worker.
-struct Models {
+/// The parts of a simulated worker, or of a command.
+pub struct Models {
     world: Arc<World>,
     gate: Arc<Gate>,
+    verifies: bool,
+}
+
+impl Models {
+    fn new(world: &Arc<World>, gate: &Arc<Gate>) -> Self {
+        Models { world: Arc::clone(world), gate: Arc::clone(gate), verifies: false }
+    }
+
+    /// Of a command that compares, which is a process of its own.
+    pub fn that_verify(world: &Arc<World>) -> Self {
+        Models { verifies: true, ..Models::new(world, &Arc::default()) }
+    }
 }
 
 #[async_trait]
@@ -254,7 +266,8 @@ impl Parts for Models {
     }
 
     fn source(&self, store: Arc<Store>, _frontier: Arc<Frontier>) -> Result<Arc<dyn Source>, WorkerError> {
-        Ok(Arc::new(ModelServer { server: Arc::clone(&self.world.source), gate: Arc::clone(&self.gate), store }))
+        let (server, gate) = (Arc::clone(&self.world.source), Arc::clone(&self.gate));
+        Ok(Arc::new(ModelServer { server, gate, store, verifies: self.verifies }))
     }
 
     async fn log(&self, _lease: Lease) -> Result<Arc<dyn Log>, LogError> {

@@ -31,6 +31,7 @@ use super::{
     oracle::{self, Oracle},
     postgres::{Postgres, Value as Stored},
     source::{Server, watched},
+    verify::{self, Comparing, Verified},
     worker::{self, Gate, Process},
 };
 
@@ -56,6 +57,7 @@ pub struct World {
 pub struct Seen {
     pub rows: u64,
     pub commits: u64,
+    pub verified: Verified,
     pub faults: std::collections::BTreeMap<Fault, u32>,
 }
 
@@ -175,6 +177,7 @@ impl World {
             commits
         });
         let mut operator = Operator { process: Some(Process::start(&self)), world: Arc::clone(&self), repaired: None };
+        let comparing = chance.verifies.then(|| Comparing::begin(&self));
         while *loading.lock().unwrap() {
             operator.look().await?;
         }
@@ -194,10 +197,18 @@ impl World {
         }
         operator.settle().await?;
         let rows = self.oracle.judge(&self.postgres, &self.source.newest())?;
+        let mut verified = Verified::default();
+        if let Some(comparing) = comparing
+            && self.oracle.first_problem().is_none()
+        {
+            verified = comparing.end().await;
+            verify::spoilt(&self, &mut verified).await?;
+            self.oracle.judge(&self.postgres, &self.source.newest())?;
+        }
         if let Some(process) = operator.process.take() {
             process.end().await;
         }
-        Ok(Seen { rows, commits, faults: chance.struck() })
+        Ok(Seen { rows, commits, verified, faults: chance.struck() })
     }
 }
 

@@ -41,6 +41,7 @@ alike! {
     claim_dead_letters_are_listed_and_closed_alike: letters,
     claim_replays_begin_and_end_alike: replays,
     claim_cascades_are_stored_and_ended_alike: cascades,
+    claim_comparisons_are_told_what_they_need_to_know_alike: verifications,
 }
 
 fn queue(session: &'static str, bodies: &[&str]) -> Step {

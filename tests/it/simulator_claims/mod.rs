@@ -5,6 +5,7 @@
 //! beyond that is the point of its claim: `b3: waits` is the third step counted from 0, of session `b`.
 
 mod cascades;
+mod comparisons;
 mod control;
 mod cutover_tables;
 mod foreign_keys;

@@ -108,4 +108,9 @@ pub struct Weakness {
     pub cascades_followed_early: bool,
     /// What follows for children of children is not kept.
     pub cascades_end_at_children: bool,
+    /// A comparison does not look for rows that no row of the source makes.
+    pub verify_forgets_extras: bool,
+    pub verify_trusts_numbers: bool,
+    /// Nobody finds what is parked of the rows that a comparison looks at.
+    pub verify_passes_over_parked: bool,
 }

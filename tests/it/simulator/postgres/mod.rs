@@ -12,6 +12,7 @@
 //! chance.
 
 mod children;
+mod compare;
 mod exec;
 mod faults;
 mod locks;
@@ -20,6 +21,7 @@ mod plan;
 mod recognise;
 mod session;
 mod shape;
+mod spoil;
 mod state;
 mod store;
 mod sweep;
@@ -48,6 +50,7 @@ use cutover::{
 use futures::FutureExt;
 use tokio::{sync::mpsc, time::Instant};
 
+pub use compare::hash;
 pub use faults::{Fault, Faults, Moment, NoFaults, Point, SessionInfo, Watch, Weakness};
 pub use own::{dead_letters, fences};
 pub use table::{Cell, Change, Deferral, ModelTable, SourceRow, Transform, Unique, integer};
@@ -323,7 +326,7 @@ impl Postgres {
     fn end_session(&self, pid: i32, farewell: Option<&SqlError>) {
         {
             let mut store = self.store();
-            store.sessions.remove(&pid);
+            store.close_session(pid);
             let open: Vec<TxId> = store.txs.iter().filter(|(_, tx)| tx.session == pid).map(|(id, _)| *id).collect();
             open.into_iter().for_each(|tx| store.abort(tx));
         }

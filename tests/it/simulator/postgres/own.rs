@@ -35,6 +35,8 @@ own_table!(transforms = 11: pipeline, seq, hash, log_epoch, offsets, plans, sinc
 own_table!(replays = 12: pipeline, id, state, details, outcome, started_at, resumed_at, resumed_done, finished_at);
 own_table!(events = 13: pipeline, sequence, id, body, carried);
 own_table!(cascades = 14: pipeline, child, kind, key_text, version, depth, held, hides, since);
+// Its `lower` is what `md5(coalesce(lower, ''))` is of: no bound is an empty text.
+own_table!(migration_log = 15: pipeline, source_table, lower, upper, state, rows, source_checksum, target_checksum, pass);
 
 /// The tables, in the order of their numbers.
 pub fn shapes() -> Vec<Shape> {
@@ -83,5 +85,6 @@ pub fn shapes() -> Vec<Shape> {
         shape("replays", replays::NAMES, &[replays::pipeline, replays::id], replay),
         keyed("events", events::NAMES, 2),
         shape("cascades", cascades::NAMES, &cascade, vec![unique("cascades_keys", &cascade, None)]),
+        keyed("migration_log", migration_log::NAMES, 3),
     ]
 }

@@ -43,7 +43,7 @@ pub struct PlanStatement {
 }
 
 /// One image of a source row.
-struct Image {
+pub struct Image {
     version: i64,
     dead: bool,
     /// Its place, from 1.
@@ -53,10 +53,10 @@ struct Image {
 
 /// A row that the `SELECT` made, as it goes into the target.
 #[derive(Debug, Clone)]
-struct Fact {
-    key: Vec<Value>,
+pub struct Fact {
+    pub key: Vec<Value>,
     /// In the plan's order; empty where only the key was asked for.
-    values: Vec<Value>,
+    pub values: Vec<Value>,
     version: i64,
     dead: bool,
 }
@@ -81,12 +81,12 @@ impl PlanStatement {
         }
     }
 
-    fn model<'e>(&self, exec: &Exec<'e>) -> &'e ModelTable {
+    pub fn model<'e>(&self, exec: &Exec<'e>) -> &'e ModelTable {
         &exec.pg.models()[self.model]
     }
 
     /// The images that are not older than the table's TRUNCATE fence.
-    fn images(&self, exec: &Exec<'_>, params: &[Param]) -> Vec<Image> {
+    pub fn images(&self, exec: &Exec<'_>, params: &[Param]) -> Vec<Image> {
         let versions = params[0].ints();
         let dead = self.marked.then(|| params[1].bools());
         let columns = &params[if self.marked { 2 } else { 1 }..];
@@ -127,7 +127,7 @@ impl PlanStatement {
     }
 
     /// Every fact of the images, evaluated whole or in its key only.
-    fn facts(&self, exec: &Exec<'_>, images: &[&Image], whole: bool) -> Result<Vec<(i64, Fact)>, SqlError> {
+    pub fn facts(&self, exec: &Exec<'_>, images: &[&Image], whole: bool) -> Result<Vec<(i64, Fact)>, SqlError> {
         let places = self.key_places(exec);
         let mut facts = Vec::new();
         for image in images {

@@ -15,6 +15,7 @@ use cutover::{
 use super::{
     Postgres,
     children::Children,
+    compare::Comparing,
     exec::{Exec, Stop},
     faults::SessionInfo,
     plan::{Part, PlanStatement},
@@ -61,6 +62,8 @@ enum Meaning {
     Left(Stale),
     /// Rows that refer to parents of the source.
     Children(Children),
+    /// What the source's rows make, beside what is there.
+    Comparing(Comparing),
 }
 
 impl Known {
@@ -73,6 +76,7 @@ impl Known {
             Meaning::Sweep(stale) => stale.sweep(exec, params).await,
             Meaning::Left(stale) => Ok(stale.left(exec, params)),
             Meaning::Children(children) => Ok(children.run(exec, params)),
+            Meaning::Comparing(comparing) => comparing.run(exec, params),
         }
     }
 }
@@ -100,6 +104,7 @@ pub fn recognise(text: &str, pg: &Postgres) -> Option<Known> {
         .enumerate()
         .find_map(|(place, model)| of_plan(text, place, model, pg))
         .or_else(|| models.iter().find_map(|model| of_target(&normal, model, pg)))
+        .or_else(|| models.iter().enumerate().find_map(|(place, model)| of_comparison(text, place, model, pg)))
 }
 
 /// Statements that are built from the names of a target table.
@@ -176,13 +181,20 @@ fn of_plan(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Optio
     Some(Known { name, params, columns, tag, meaning: Meaning::Plan(statement) })
 }
 
-fn between<'t>(text: &'t str, start: &str, end: &str) -> Option<&'t str> {
+/// Statements that compare a plan's target.
+fn of_comparison(text: &str, place: usize, model: &ModelTable, pg: &Postgres) -> Option<Known> {
+    let comparing = Comparing::find(text, place, model, pg)?;
+    let (name, params, columns) = (comparing.name(), comparing.params(&model.plan), comparing.columns());
+    Some(Known { name, params, columns: Some(columns), tag: Tag::Select, meaning: Meaning::Comparing(comparing) })
+}
+
+pub fn between<'t>(text: &'t str, start: &str, end: &str) -> Option<&'t str> {
     let rest = text.split_once(start)?.1;
     Some(rest.split_once(end)?.0)
 }
 
 /// The type to which the statement casts a source column.
-fn column_type(text: &str, column: usize) -> Option<ColumnType> {
+pub fn column_type(text: &str, column: usize) -> Option<ColumnType> {
     if text.contains(&format!("pg_catalog.decode(x.c{column}, ")) {
         return Some(ColumnType::Bytes);
     }

@@ -22,7 +22,7 @@ use super::{
     exec::{Exec, Stop},
     faults::{Fault, Moment, Point, SessionInfo},
     recognise::{Known, Tag},
-    store::{Snapshot, TxId},
+    store::{Sees, Snapshot, TxId},
     value::{Param, SqlError, Value},
     wire::{self, Backend, Frontend},
 };
@@ -414,6 +414,17 @@ impl Session {
                 self.state = State::Block(self.transaction()?);
                 self.out.complete("BEGIN");
             }
+            ["BEGIN", "ISOLATION", "LEVEL", "REPEATABLE", "READ"] => {
+                let tx = self.transaction()?;
+                self.pg.store().tx(tx).sees = Sees::OneMoment(None);
+                self.state = State::Block(tx);
+                self.out.complete("BEGIN");
+            }
+            // What is kept in temporary tables stays empty here: see `compare`.
+            ["DROP", "TABLE", "IF", "EXISTS", name] if name.starts_with("pg_temp.") => self.out.complete("DROP TABLE"),
+            ["CREATE", "TEMP", "TABLE", name, ..] if name.starts_with("pg_temp.") && !words.contains(&"AS") => {
+                self.out.complete("CREATE TABLE");
+            }
             ["ROLLBACK"] => {
                 if let State::Implicit(tx) | State::Block(tx) | State::Failed(tx) = self.state {
                     self.pg.store().abort(tx);
@@ -432,7 +443,7 @@ impl Session {
                 self.savepoint_found(found, name)?;
                 self.out.complete("RELEASE");
             }
-            ["ROLLBACK", "TO", name] => {
+            ["ROLLBACK", "TO", name] | ["ROLLBACK", "TO", "SAVEPOINT", name] => {
                 let tx = match self.state {
                     State::Failed(tx) => tx,
                     State::Idle | State::Implicit(_) | State::Block(_) => self.block("ROLLBACK TO SAVEPOINT")?,

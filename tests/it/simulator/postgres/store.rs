@@ -120,9 +120,19 @@ struct Savepoint {
     deferred: Option<bool>,
 }
 
+/// What the statements of a transaction see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sees {
+    /// READ COMMITTED: each what is committed when it begins.
+    Committed,
+    /// REPEATABLE READ, of a transaction that only reads: all of them what the first one saw, once there was one.
+    OneMoment(Option<u64>),
+}
+
 #[derive(Debug)]
 pub struct Tx {
     pub session: i32,
+    pub sees: Sees,
     pub started_us: i64,
     pub command: u32,
     undo: Vec<Undo>,
@@ -161,6 +171,8 @@ pub struct Store {
     pub txs: BTreeMap<TxId, Tx>,
     pub locks: Locks,
     pub sessions: BTreeMap<i32, SessionInfo>,
+    /// Advisory locks that a session holds until it ends, by what is locked.
+    session_locks: BTreeMap<Value, i32>,
     next_pid: i32,
     next_tx: TxId,
     next_tuple: TupleId,
@@ -187,6 +199,7 @@ impl Store {
             txs: BTreeMap::new(),
             locks: Locks::default(),
             sessions: BTreeMap::new(),
+            session_locks: BTreeMap::new(),
             next_pid: 1000,
             next_tx: 1,
             next_tuple: 1,
@@ -204,11 +217,28 @@ impl Store {
         info
     }
 
+    /// The session is gone, with the locks that it held.
+    pub fn close_session(&mut self, pid: i32) {
+        self.sessions.remove(&pid);
+        self.session_locks.retain(|_, holder| *holder != pid);
+    }
+
+    /// `pg_try_advisory_lock`: whether the session has it then.
+    pub fn lock_session(&mut self, what: &Value, pid: i32) -> bool {
+        *self.session_locks.entry(what.clone()).or_insert(pid) == pid
+    }
+
+    /// Who holds such a lock.
+    pub fn session_lock(&self, what: &Value) -> Option<i32> {
+        self.session_locks.get(what).copied()
+    }
+
     pub fn begin(&mut self, session: i32, now_us: i64) -> TxId {
         let tx = self.next_tx;
         self.next_tx += 1;
         let open = Tx {
             session,
+            sees: Sees::Committed,
             started_us: now_us,
             command: 0,
             undo: Vec::new(),
@@ -231,7 +261,24 @@ impl Store {
         let commit = self.commit;
         let open = self.tx(tx);
         open.command += 1;
-        Snapshot { commit, tx, command: open.command }
+        let command = open.command;
+        match open.sees {
+            Sees::Committed => Snapshot { commit, tx, command },
+            Sees::OneMoment(Some(commit)) => Snapshot { commit, tx, command },
+            Sees::OneMoment(None) => {
+                open.sees = Sees::OneMoment(Some(commit));
+                let snapshot = Snapshot { commit, tx, command };
+                self.hold_snapshot(&snapshot);
+                snapshot
+            }
+        }
+    }
+
+    /// A transaction that saw one moment is over.
+    fn release_moment(&mut self, sees: Sees, tx: TxId) {
+        if let Sees::OneMoment(Some(commit)) = sees {
+            self.drop_snapshot(&Snapshot { commit, tx, command: 0 });
+        }
     }
 
     /// Keeps what a snapshot sees until [`Self::drop_snapshot`].
@@ -459,6 +506,7 @@ impl Store {
         }
         let changes = changes.finish(self);
         self.locks.ended(tx);
+        self.release_moment(open.sees, tx);
         self.vacuum();
         changes
     }
@@ -469,6 +517,7 @@ impl Store {
             self.take_back(tx, undo);
         }
         self.locks.ended(tx);
+        self.release_moment(open.sees, tx);
     }
 
     pub fn savepoint(&mut self, tx: TxId, name: &str) {

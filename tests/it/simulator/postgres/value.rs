@@ -9,6 +9,7 @@ pub enum Value {
     Int(i64),
     Text(Arc<str>),
     Ints(Vec<i64>),
+    Texts(Vec<Option<Arc<str>>>),
     Null,
 }
 
@@ -28,7 +29,9 @@ impl Value {
     pub fn int(&self) -> i64 {
         match self {
             Value::Int(number) => *number,
-            Value::Bool(_) | Value::Text(_) | Value::Ints(_) | Value::Null => panic!("{self:?} is no number"),
+            Value::Bool(_) | Value::Text(_) | Value::Ints(_) | Value::Texts(_) | Value::Null => {
+                panic!("{self:?} is no number")
+            }
         }
     }
 
@@ -36,7 +39,9 @@ impl Value {
     pub fn str(&self) -> &str {
         match self {
             Value::Text(text) => text,
-            Value::Bool(_) | Value::Int(_) | Value::Ints(_) | Value::Null => panic!("{self:?} is no text"),
+            Value::Bool(_) | Value::Int(_) | Value::Ints(_) | Value::Texts(_) | Value::Null => {
+                panic!("{self:?} is no text")
+            }
         }
     }
 
@@ -48,6 +53,10 @@ impl Value {
             Value::Text(value) => Some(value.to_string()),
             Value::Ints(values) => {
                 Some(format!("{{{}}}", values.iter().map(i64::to_string).collect::<Vec<_>>().join(",")))
+            }
+            Value::Texts(values) => {
+                let text = |value: &Option<Arc<str>>| value.as_deref().unwrap_or("NULL").to_owned();
+                Some(format!("{{{}}}", values.iter().map(text).collect::<Vec<_>>().join(",")))
             }
             Value::Null => None,
         }

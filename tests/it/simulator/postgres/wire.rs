@@ -305,6 +305,31 @@ fn put_value(body: &mut BytesMut, kind: Type, value: &Value) {
             body.put_i32(i32::try_from(value.len()).expect("no text has 2 GB"));
             body.put_slice(value.as_bytes());
         }
+        (Type::Texts, Value::Texts(values)) => put_texts(body, values),
         (kind, value) => panic!("{value:?} is no {kind:?}"),
     }
+}
+
+/// An array of one dimension, or of none if it is empty.
+fn put_texts(body: &mut BytesMut, values: &[Option<Arc<str>>]) {
+    let length = |bytes: usize| i32::try_from(bytes).expect("no array has 2 GB");
+    let mut array = BytesMut::new();
+    array.put_i32(i32::from(!values.is_empty()));
+    array.put_i32(i32::from(values.iter().any(Option::is_none)));
+    array.put_u32(Type::Text.oid());
+    if !values.is_empty() {
+        array.put_i32(length(values.len()));
+        array.put_i32(1);
+    }
+    for value in values {
+        match value {
+            None => array.put_i32(-1),
+            Some(text) => {
+                array.put_i32(length(text.len()));
+                array.put_slice(text.as_bytes());
+            }
+        }
+    }
+    body.put_i32(length(array.len()));
+    body.put_slice(&array);
 }

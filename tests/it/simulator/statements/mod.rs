@@ -6,6 +6,7 @@
 mod cascades;
 mod said;
 mod set_aside;
+mod verifications;
 
 use std::fmt::Debug;
 
@@ -25,6 +26,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 pub use cascades::cascades;
 pub use set_aside::{letters, replays};
+pub use verifications::verifications;
 
 use super::postgres::Postgres;
 

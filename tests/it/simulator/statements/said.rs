@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cutover::database::postgres::Address;
 
-use super::{cascades, checkpoints, events, letters, replays, requests, status};
+use super::{cascades, checkpoints, events, letters, replays, requests, status, verifications};
 use crate::simulator::postgres::{NoFaults, Postgres};
 
 /// A model without tables of the user.
@@ -178,6 +178,39 @@ says! {
         r#"parked children: ({"id":1} {"a":1} 7) ({"id":2} {"a":1} 6) ({"id":3} {"b":2} 2)"#,
         r#"parked children: ({"id":2} {"b":1} 8)"#,
         "parked children: ",
+    ];
+    comparisons_ask_what_they_need_to_know: verifications = [
+        "((true, false), true, true)",
+        "(true, false)",
+        "lock verify: (false)",
+        "lock verify: (true)",
+        "verifies still: (false)",
+        "anybody verifies: (true)",
+        "anybody verifies: (false)",
+        "true",
+        "claim: (0 null 0)",
+        "claim: (0 null 0)",
+        "claim: (0 null 0)",
+        "advance: (1)",
+        "advance: (1)",
+        "advance: (1)",
+        r#"reached: ({"lsn":"0/28","slot":"s","source":"postgres","system":"1","timeline":1} 40) ({"lsn":"0/32","slot":"s","source":"postgres","system":"1","timeline":1} 50) ({"lsn":"0/32","slot":"s","source":"postgres","system":"1","timeline":1} 50)"#,
+        r#"(Some((40, Postgres(PostgresPosition { lsn: Lsn(40), system: "1", timeline: 1, slot: "s" }))), true)"#,
+        "None",
+        "note transforms: 1",
+        "note transforms: 1",
+        r#"Some("i")"#,
+        "dead letters: 1",
+        "dead letters: 1",
+        "dead letters: 1",
+        "wait: 3",
+        r#"parked rows: ({"id":1} open) ({"id":2} discarded) ({"id":2} waits) ({"id":4} waits)"#,
+        r#"parked rows: ({"id":1} waits)"#,
+        "parked rows: ",
+        "tell of an event: 1",
+        "tell of an event: 0",
+        "tell of an event: 1",
+        r#"events to carry: (id 1 {"ts_ms":0}) (id 2 {"ts_ms":0})"#,
     ];
     replays_begin_and_end: replays = [
         "false",

@@ -45,7 +45,7 @@ pub async fn run(kind: Checkpoints, exec: &mut Exec<'_>, params: Params<'_>) -> 
 }
 
 /// The pipeline's transforms, the newest last.
-fn in_force(exec: &Exec<'_>, params: Params<'_>) -> Vec<Row> {
+pub fn in_force(exec: &Exec<'_>, params: Params<'_>) -> Vec<Row> {
     let mut rows = exec.rows(transforms::ID, has(&given(params, &[(transforms::pipeline, 0)])));
     rows.sort_by_key(|row| row[transforms::seq].int());
     rows

@@ -13,6 +13,7 @@ use crate::simulator::postgres::{
 pub enum Events {
     Queue,
     Tell,
+    TellOf,
     SeenTables,
     ToCarry,
     Carried,
@@ -23,6 +24,10 @@ pub async fn run(kind: Events, exec: &mut Exec<'_>, params: Params<'_>) -> Resul
     match kind {
         Events::Queue => queue(exec, params).await,
         Events::Tell => tell(exec, params).await,
+        Events::TellOf => {
+            let waiting = in_order(exec, params, |row| row[events::carried] == Value::Bool(false)).len();
+            if params[2].int() <= waiting as i64 { Ok(Answer::affected(0)) } else { queue(exec, params).await }
+        }
         Events::SeenTables => Ok(seen_tables(exec, params)),
         Events::ToCarry => {
             let mut rows = in_order(exec, params, |row| row[events::carried] == Value::Bool(false));

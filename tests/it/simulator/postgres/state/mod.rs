@@ -13,6 +13,7 @@ pub mod replays;
 pub mod requests;
 pub mod status;
 pub mod times;
+pub mod verifications;
 
 pub use kept::fence;
 
@@ -40,6 +41,7 @@ pub enum State {
     Replays(replays::Replays),
     Status(status::Status),
     Times(times::Times),
+    Verifications(verifications::Verifications),
 }
 
 pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: Params<'_>) -> Result<Answer, Stop> {
@@ -57,6 +59,7 @@ pub async fn run(state: State, exec: &mut Exec<'_>, info: &SessionInfo, params: 
         State::Replays(kind) => replays::run(kind, exec, params).await,
         State::Status(kind) => Ok(status::run(kind, exec, params)),
         State::Times(kind) => times::run(kind, params),
+        State::Verifications(kind) => verifications::run(kind, exec, info, params).await,
     }
 }
 

@@ -14,7 +14,6 @@ pub enum Replays {
     Running,
     OfRequest,
     Any,
-    Verified,
     Begin,
     Resume,
     End,
@@ -28,8 +27,6 @@ pub async fn run(kind: Replays, exec: &mut Exec<'_>, params: Params<'_>) -> Resu
             Ok(shown(exec, &wanted))
         }
         Replays::OfRequest => Ok(shown(exec, &given(params, &[(replays::pipeline, 0), (replays::id, 1)]))),
-        // Nobody compares in a simulation.
-        Replays::Verified => Ok(Answer::row(vec![Value::Bool(false)])),
         Replays::Any => {
             let running = exec.rows(replays::ID, |row| row[replays::state] == Value::text("running"));
             Ok(Answer::row(vec![Value::Bool(!running.is_empty())]))

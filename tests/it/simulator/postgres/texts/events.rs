@@ -44,6 +44,17 @@ pub const TEXTS: &[Statement] = &[
         ),
     ),
     of(
+        S::Events(Events::TellOf),
+        "tell of an event",
+        Insert,
+        &[Text, Texts, Int8],
+        None,
+        concat!(
+            "WITH allowed AS (SELECT WHERE $3 > (SELECT count(*) FROM cutover.events WHERE pipeline = $1 AND NOT carried)), ",
+            queue!()
+        ),
+    ),
+    of(
         S::Events(Events::SeenTables),
         "seen tables",
         Select,

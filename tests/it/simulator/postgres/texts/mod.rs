@@ -14,6 +14,7 @@ mod replays;
 mod requests;
 mod sink;
 mod status;
+mod verifications;
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -67,6 +68,7 @@ pub fn all() -> impl Iterator<Item = &'static Statement> {
         status::TEXTS,
         events::TEXTS,
         replays::TEXTS,
+        verifications::TEXTS,
     ];
     files.into_iter().flatten()
 }

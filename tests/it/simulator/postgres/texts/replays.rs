@@ -44,16 +44,6 @@ pub const TEXTS: &[Statement] = &[
         "SELECT EXISTS (SELECT FROM cutover.replays WHERE state = 'running')",
     ),
     of(
-        S::Replays(Replays::Verified),
-        "anybody verifies",
-        Select,
-        &[Text],
-        Some(&[Bool]),
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
-         WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.objsubid = 2
-         AND l.classid = 1668641894 AND l.objid::bigint = (pg_catalog.hashtext($1)::bigint & 4294967295))",
-    ),
-    of(
         S::Replays(Replays::Begin),
         "begin replay",
         Insert,
