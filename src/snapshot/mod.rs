@@ -159,6 +159,12 @@ pub trait Scan: Send {
         captured: &mut watch::Receiver<Option<Captured>>,
         held: bool,
     ) -> Result<Option<Digest>, SnapshotError>;
+
+    /// The key, as text by column, that a range ends with; none if it ends otherwise, or if the digests of this source
+    /// are not those that PostgreSQL makes of the same rows.
+    fn last_key(&self, _table: &TableSchema, _range: &KeyRange) -> Option<Vec<String>> {
+        None
+    }
 }
 
 /// One copy of one table.

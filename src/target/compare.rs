@@ -147,6 +147,11 @@ pub trait Comparer: Send {
     /// Whether what is there, from where the pass is to the end of this stretch, is what was there then.
     async fn is_as(&mut self, stretch: &Stretch) -> Result<bool, ApplyError>;
 
+    /// What is there, from where the pass is up to a key of the source: as the digest that PostgreSQL would make of the
+    /// source's rows ([`Scan::digest`](crate::snapshot::Scan::digest)), and as a stretch. None where rows are not
+    /// copied as they are, so that no such digest can be made.
+    async fn copied(&mut self, upper: &[String]) -> Result<Option<(Digest, Stretch)>, ApplyError>;
+
     /// Goes on behind a stretch without comparing it.
     fn pass_by(&mut self, stretch: &Stretch);
 

@@ -65,6 +65,10 @@ pub(super) enum Step {
     Ask(Arc<Known>, oneshot::Sender<bool>),
     /// Nothing of the chunk has changed on either side.
     PassBy(Arc<Known>),
+    /// What the target has up to this key of the source, in a digest that the source would make of the same rows.
+    AskCopied(Vec<String>, oneshot::Sender<Option<(Digest, Stretch)>>),
+    /// The rows of a chunk are the same on both sides.
+    Copied(Known),
 }
 
 /// The steps of a table, as a task makes them.
@@ -91,6 +95,7 @@ impl Steps {
             encoding: Encoding::new(&verifier.pipeline, verifier.connector),
             chunk_rows: verifier.chunk_rows,
             chunks,
+            may_be_copied: true,
             steps,
         };
         let mut reading = JoinSet::new();
@@ -129,6 +134,8 @@ struct Reader {
     encoding: Encoding,
     chunk_rows: u64,
     chunks: Chunks,
+    /// Nobody has said that the target's rows are other ones than the source's.
+    may_be_copied: bool,
     steps: mpsc::Sender<Step>,
 }
 
@@ -142,10 +149,11 @@ enum Chunk {
     Unwanted,
 }
 
-/// What has become of a chunk that was compared before.
-enum Again {
-    Unchanged,
-    Changed,
+/// What two digests of a chunk have said.
+enum Digests {
+    Same,
+    /// Its rows are to be read.
+    Other,
     Unwanted,
 }
 
@@ -162,13 +170,13 @@ impl Reader {
             let known = if left { None } else { self.known(lower.as_deref()).await? };
             if let Some(known) = &known {
                 match self.again(&mut *scan, known).await? {
-                    Again::Unchanged if known.range.upper.is_none() => return Ok(()),
-                    Again::Unchanged => {
+                    Digests::Same if known.range.upper.is_none() => return Ok(()),
+                    Digests::Same => {
                         lower.clone_from(&known.range.upper);
                         continue;
                     }
-                    Again::Changed => {}
-                    Again::Unwanted => return Ok(()),
+                    Digests::Other => {}
+                    Digests::Unwanted => return Ok(()),
                 }
             }
             // Chunks stay as they were, so that the next comparison finds them; what was added comes behind them.
@@ -177,7 +185,17 @@ impl Reader {
                 None => scan.next_bound(&self.schema, lower.as_deref(), rows).await?,
             };
             let range = KeyRange { lower: lower.clone(), upper: upper.clone() };
-            left = false;
+            let is_left = std::mem::take(&mut left);
+            if self.chunks == Chunks::Known && !is_left {
+                match self.copied(&mut *scan, &range).await? {
+                    Digests::Same => {
+                        lower = upper;
+                        continue;
+                    }
+                    Digests::Other => {}
+                    Digests::Unwanted => return Ok(()),
+                }
+            }
             match self.chunk(&mut *scan, range, has_reads && rows > 1).await? {
                 Chunk::Unwanted => return Ok(()),
                 Chunk::Heavy(read) => {
@@ -217,20 +235,44 @@ impl Reader {
     }
 
     /// Looks at both sides of a chunk that was compared before, at the same time.
-    async fn again(&mut self, scan: &mut dyn Scan, known: &Arc<Known>) -> Result<Again, SnapshotError> {
+    async fn again(&mut self, scan: &mut dyn Scan, known: &Arc<Known>) -> Result<Digests, SnapshotError> {
         let (answer, answered) = oneshot::channel();
         if self.steps.send(Step::Ask(Arc::clone(known), answer)).await.is_err() {
-            return Ok(Again::Unwanted);
+            return Ok(Digests::Unwanted);
         }
         let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
         let digest = scan.digest(&self.schema, &known.range, &mut captured, false).await?;
-        let Ok(is_there) = answered.await else { return Ok(Again::Unwanted) };
+        let Ok(is_there) = answered.await else { return Ok(Digests::Unwanted) };
         if !is_there || digest.as_ref() != Some(&known.source) {
-            return Ok(Again::Changed);
+            return Ok(Digests::Other);
         }
         match self.steps.send(Step::PassBy(Arc::clone(known))).await {
-            Ok(()) => Ok(Again::Unchanged),
-            Err(_) => Ok(Again::Unwanted),
+            Ok(()) => Ok(Digests::Same),
+            Err(_) => Ok(Digests::Unwanted),
+        }
+    }
+
+    /// Looks at both sides of a chunk whose rows may be copied as they are, at the same time. The last chunk of a table
+    /// has no such end, and is read.
+    async fn copied(&mut self, scan: &mut dyn Scan, range: &KeyRange) -> Result<Digests, SnapshotError> {
+        let Some(key) = scan.last_key(&self.schema, range).filter(|_| self.may_be_copied) else {
+            return Ok(Digests::Other);
+        };
+        let (answer, answered) = oneshot::channel();
+        if self.steps.send(Step::AskCopied(key, answer)).await.is_err() {
+            return Ok(Digests::Unwanted);
+        }
+        let (_held, mut captured) = watch::channel(Some(self.captured.clone()));
+        let source = scan.digest(&self.schema, range, &mut captured, false).await?;
+        let Ok(there) = answered.await else { return Ok(Digests::Unwanted) };
+        let Some((there, stretch)) = there else {
+            self.may_be_copied = false;
+            return Ok(Digests::Other);
+        };
+        let Some(source) = source.filter(|source| *source == there) else { return Ok(Digests::Other) };
+        match self.steps.send(Step::Copied(Known { range: range.clone(), source, stretch })).await {
+            Ok(()) => Ok(Digests::Same),
+            Err(_) => Ok(Digests::Unwanted),
         }
     }
 

@@ -42,6 +42,9 @@ pub struct TableVerdict {
     /// Those of them that are in chunks which are the same on both sides as when they were found equal.
     #[serde(default)]
     pub unchanged: u64,
+    /// Those of them that were not compared one by one, because both sides make one digest of their chunk.
+    #[serde(default)]
+    pub digested: u64,
     pub missing: u64,
     pub extra: u64,
     pub different: u64,
@@ -99,6 +102,7 @@ impl TableVerdict {
             table: table.to_owned(),
             rows: 0,
             unchanged: 0,
+            digested: 0,
             missing: 0,
             extra: 0,
             different: 0,
@@ -263,6 +267,7 @@ impl fmt::Display for Verdict {
                     table.unchanged,
                     "have not changed on either side since they were compared, by the digests of their chunks",
                 ),
+                (table.digested, "are equal by the digests that both servers make of their chunks"),
                 (table.repaired, "repaired"),
                 (table.moving, "changed each time that they were looked at: nothing is proven of them"),
                 (table.shared, "are made by several rows of the source each"),

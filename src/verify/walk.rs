@@ -171,6 +171,20 @@ impl Walker<'_> {
                 }
                 Step::PassBy(known) => {
                     pass.by(&known, comparer, verdict);
+                    pass.unchanged.push(known.range.lower.clone());
+                    verdict.unchanged += known.source.rows;
+                    0
+                }
+                Step::AskCopied(upper, answer) => {
+                    let copied = comparer.copied(&upper).await?;
+                    let rows = copied.as_ref().map_or(0, |(there, _)| there.rows);
+                    let _ = answer.send(copied);
+                    rows / ROWS_PASSED_BY
+                }
+                Step::Copied(known) => {
+                    pass.by(&known, comparer, verdict);
+                    verdict.digested += known.source.rows;
+                    self.note_copied(known, pass.number).await?;
                     0
                 }
             };
@@ -204,6 +218,14 @@ impl Walker<'_> {
         Ok(self.verifier.store.note_chunk(&self.schema.table, &chunk, pass.number).await?)
     }
 
+    /// Notes a chunk whose rows have one digest on both sides.
+    async fn note_copied(&self, known: Known, pass: i64) -> Result<(), VerifyError> {
+        let Known { range, source, stretch } = known;
+        let target = Some(serde_json::to_string(&stretch).map_err(StateError::from)?);
+        let chunk = ComparedChunk { range, state: ChunkState::Equal, source, target };
+        Ok(self.verifier.store.note_chunk(&self.schema.table, &chunk, pass).await?)
+    }
+
     /// Waits as long as rows that cost so much may take.
     async fn rest(&self, costs: u64, began: Instant) {
         if let Some(rate) = self.verifier.rows_per_second {
@@ -230,13 +252,11 @@ struct Pass {
 }
 
 impl Pass {
-    /// Goes behind a chunk that has not changed on either side.
+    /// Goes behind a chunk whose digests say that it is equal.
     fn by(&mut self, known: &Known, comparer: &mut dyn Comparer, verdict: &mut TableVerdict) {
         comparer.pass_by(&known.stretch);
         self.rows += known.source.rows;
         verdict.rows += known.source.rows;
-        verdict.unchanged += known.source.rows;
-        self.unchanged.push(known.range.lower.clone());
     }
 }
 

@@ -12,6 +12,7 @@ use futures::TryStreamExt;
 use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryStream};
 
+pub use super::bound::key_of_bound;
 use super::{
     Address, Options, PgError, Session,
     bound::{self, Bound},

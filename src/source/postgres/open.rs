@@ -16,7 +16,7 @@ use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
 use crate::{
     database::postgres::{
         Address, PgError, Session,
-        scan::{ChunkRows, ScanError, Scanner, Watermark},
+        scan::{self, ChunkRows, ScanError, Scanner, Watermark},
         server::ServerFacts,
         tables,
     },
@@ -314,6 +314,10 @@ impl Scan for PostgresScan {
         let bounds = (range.lower.as_deref(), range.upper.as_deref());
         let (rows, sum) = self.0.digest(table, bounds, watermark, held).await?;
         Ok(Some(Digest { rows, sum }))
+    }
+
+    fn last_key(&self, table: &TableSchema, range: &KeyRange) -> Option<Vec<String>> {
+        scan::key_of_bound(table, range.upper.as_deref()?)
     }
 }
 

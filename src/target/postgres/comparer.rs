@@ -23,6 +23,7 @@ use super::{
 use crate::{
     database::postgres::{Address, Options, PgError, Refusal, Session},
     model::{Plan, TableName, TargetTable, Version},
+    snapshot::Digest,
     target::{ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Stretch, Walk},
 };
 
@@ -213,6 +214,10 @@ impl Comparer for PostgresComparer {
 
     async fn is_as(&mut self, stretch: &Stretch) -> Result<bool, ApplyError> {
         self.stretch_is(stretch).await
+    }
+
+    async fn copied(&mut self, upper: &[String]) -> Result<Option<(Digest, Stretch)>, ApplyError> {
+        self.copied_up_to(upper).await
     }
 
     fn pass_by(&mut self, stretch: &Stretch) {

@@ -19,6 +19,7 @@ mod column;
 mod comparer;
 mod comparison;
 mod config;
+mod copied;
 mod dead_letters;
 mod failure;
 mod input;

@@ -61,7 +61,7 @@ impl There {
         self.sum = self.sum.wrapping_add(other.sum);
     }
 
-    fn digest(self) -> Digest {
+    pub fn digest(self) -> Digest {
         Digest { rows: self.rows, sum: self.sum.to_string() }
     }
 }
@@ -138,23 +138,28 @@ impl PostgresComparer {
 }
 
 impl Comparison<'_> {
-    /// How many rows are there within a scope, and the sum of their hashes. Values that are equal, as a comparison has
-    /// it, may have one hash.
-    pub fn there_within(&self, scope: &str) -> String {
-        let hash = if self.hashes_records {
-            let value = |name: &&str| {
-                let is_hashed =
-                    self.target_column(name).is_some_and(|column| HASHED.contains(&column.cast_sql.as_str()));
-                format!("g.{}{}", sql::ident(name), if is_hashed { "" } else { "::text" })
-            };
-            let values: Vec<String> = self.columns().iter().map(value).collect();
-            // The hash of a record is a sum over its values: two rows that trade one would have the same sum. Hashed
-            // once more, they have not.
-            format!("hashint8extended(pg_catalog.hash_record_extended(ROW({}, g.cutover_v), 0), 0)", values.join(", "))
-        } else {
-            "hashtextextended(g::text, 0)".to_owned()
+    /// The hash of a row that is there, with its version. Values that are equal, as a comparison has it, may have one
+    /// hash.
+    pub(super) fn row_hash(&self) -> String {
+        if !self.hashes_records {
+            return "pg_catalog.hashtextextended(g::text, 0)".to_owned();
+        }
+        let value = |name: &&str| {
+            let is_hashed = self.target_column(name).is_some_and(|column| HASHED.contains(&column.cast_sql.as_str()));
+            format!("g.{}{}", sql::ident(name), if is_hashed { "" } else { "::text" })
         };
-        format!("SELECT count(*), coalesce(sum(pg_catalog.{hash}), 0)::text FROM ({}) g", self.shown(scope))
+        let values: Vec<String> = self.columns().iter().map(value).collect();
+        // The hash of a record is a sum over its values: two rows that trade one would have the same sum. Hashed once
+        // more, they have not.
+        format!(
+            "pg_catalog.hashint8extended(pg_catalog.hash_record_extended(ROW({}, g.cutover_v), 0), 0)",
+            values.join(", ")
+        )
+    }
+
+    /// How many rows are there within a scope, and the sum of their hashes.
+    pub fn there_within(&self, scope: &str) -> String {
+        format!("SELECT count(*), coalesce(sum({}), 0)::text FROM ({}) g", self.row_hash(), self.shown(scope))
     }
 
     /// The same above the first bound, if there is one, up to the second.

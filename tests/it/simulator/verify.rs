@@ -138,8 +138,7 @@ impl Comparing {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(ENDS_WITHIN, ended).await;
         self.tasks.shutdown().await;
-        let verified = self.verified.lock().unwrap().clone();
-        verified
+        self.verified.lock().unwrap().clone()
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Comparing {
 
 /// A row of the target with its version.
 type There = (Vec<Value>, Row);
+/// A column that differs, what the source's row makes of it, and what is there.
+type Beside = (String, Value, Value);
 
 impl Comparing {
     /// The statement of this text; none if it is none of the plan's.
@@ -276,7 +278,7 @@ impl Comparing {
     }
 
     /// The columns but the key: what is made, and what is there.
-    fn compared(&self, exec: &Exec<'_>, made: Option<&Fact>, there: Option<&Row>) -> Vec<(String, Value, Value)> {
+    fn compared(&self, exec: &Exec<'_>, made: Option<&Fact>, there: Option<&Row>) -> Vec<Beside> {
         let plan = &self.plan.model(exec).plan;
         let columns = plan.columns.iter().enumerate().filter(|(_, column)| !plan.target.key.contains(&column.name));
         let store = exec.pg.store();
@@ -294,10 +296,10 @@ impl Comparing {
         exec: &Exec<'_>,
         (kind, place): (&str, Option<i64>),
         key: &[Value],
-        columns: &[(String, Value, Value)],
+        columns: &[Beside],
         there: Option<&Row>,
     ) -> Vec<Value> {
-        let of = |tell: fn(&(String, Value, Value)) -> Option<Arc<str>>| {
+        let of = |tell: fn(&Beside) -> Option<Arc<str>>| {
             let texts = columns.iter().map(|column| if column.1 == column.2 { None } else { tell(column) });
             Value::Texts(texts.collect())
         };
