@@ -80,10 +80,11 @@ impl Store {
         Ok(())
     }
 
-    /// Every row of a table was looked at by the comparison of this number: what it has not met is no row any more.
+    /// Every row of a table was looked at by the comparison of this number: what neither it nor a later one has met is
+    /// no row any more.
     pub async fn end_noted_rows(&self, table: &str, number: i64) -> Result<(), StateError> {
         let session = self.session().await?;
-        let gone = "DELETE FROM cutover.migration_rows WHERE pipeline = $1 AND source_table = $2 AND pass <> $3";
+        let gone = "DELETE FROM cutover.migration_rows WHERE pipeline = $1 AND source_table = $2 AND pass < $3";
         session.client()?.execute(gone, &[&self.pipeline, &table, &number]).await?;
         Ok(())
     }

@@ -155,6 +155,9 @@ pub trait Comparer: Send {
     /// Goes on behind a stretch without comparing it.
     fn pass_by(&mut self, stretch: &Stretch);
 
+    /// Whether what was found of rows is noted from here on, if whoever opened this asked for that.
+    fn note_rows(&mut self, notes: bool);
+
     /// The next extra rows that no part of the pass has met, up to a bound; none when there are no more. All of the
     /// table's rows were handed in before.
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError>;

@@ -399,6 +399,8 @@ impl<'a> Confirmer<'a> {
     ) -> Result<(), VerifyError> {
         self.begun = captured(&self.verifier.reached().await?).watermark();
         let show = |_: Progress<'_>| {};
+        // What this walk finds of other rows is not looked at again.
+        comparer.note_rows(false);
         Walker { verifier: self.verifier, schema: &self.schema, show: &show, chunks: Chunks::Read }
             .see_again(comparer)
             .await?;
@@ -410,6 +412,7 @@ impl<'a> Confirmer<'a> {
             }
             left.extend(extras.into_iter().filter(|doubt| self.unseen.contains_key(&(doubt.plan, doubt.key.clone()))));
         }
+        comparer.note_rows(true);
         self.unseen.clear();
         self.add(left, &[])?;
         self.settle(comparer, verdict).await

@@ -35,6 +35,8 @@ const STEPS_WAITING_MAX: usize = 1;
 /// A read that takes longer is made shorter the next time; none may be open for two seconds.
 const READ_LONG: Duration = Duration::from_millis(1000);
 const CHUNK_ROWS_MIN: u64 = 200;
+/// Rows that are copied may have other texts at the target all the same (`numeric(10,4)` shows more zeros).
+const OTHERS_MAX: u32 = 5;
 
 /// What a reader makes of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +97,7 @@ impl Steps {
             encoding: Encoding::new(&verifier.pipeline, verifier.connector),
             chunk_rows: verifier.chunk_rows,
             chunks,
-            may_be_copied: true,
+            others_left: OTHERS_MAX,
             steps,
         };
         let mut reading = JoinSet::new();
@@ -134,8 +136,8 @@ struct Reader {
     encoding: Encoding,
     chunk_rows: u64,
     chunks: Chunks,
-    /// Nobody has said that the target's rows are other ones than the source's.
-    may_be_copied: bool,
+    /// How many digests in a row may still be other ones at the target; then it is not asked for them any more.
+    others_left: u32,
     steps: mpsc::Sender<Step>,
 }
 
@@ -190,6 +192,7 @@ impl Reader {
                 match self.copied(&mut *scan, &range).await? {
                     Digests::Same => {
                         lower = upper;
+                        rows = (rows * 2).min(self.chunk_rows.min(fit).max(1));
                         continue;
                     }
                     Digests::Other => {}
@@ -255,7 +258,7 @@ impl Reader {
     /// Looks at both sides of a chunk whose rows may be copied as they are, at the same time. The last chunk of a table
     /// has no such end, and is read.
     async fn copied(&mut self, scan: &mut dyn Scan, range: &KeyRange) -> Result<Digests, SnapshotError> {
-        let Some(key) = scan.last_key(&self.schema, range).filter(|_| self.may_be_copied) else {
+        let Some(key) = scan.last_key(&self.schema, range).filter(|_| self.others_left > 0) else {
             return Ok(Digests::Other);
         };
         let (answer, answered) = oneshot::channel();
@@ -266,10 +269,14 @@ impl Reader {
         let source = scan.digest(&self.schema, range, &mut captured, false).await?;
         let Ok(there) = answered.await else { return Ok(Digests::Unwanted) };
         let Some((there, stretch)) = there else {
-            self.may_be_copied = false;
+            self.others_left = 0;
             return Ok(Digests::Other);
         };
-        let Some(source) = source.filter(|source| *source == there) else { return Ok(Digests::Other) };
+        let Some(source) = source.filter(|source| *source == there) else {
+            self.others_left -= 1;
+            return Ok(Digests::Other);
+        };
+        self.others_left = OTHERS_MAX;
         match self.steps.send(Step::Copied(Known { range: range.clone(), source, stretch })).await {
             Ok(()) => Ok(Digests::Same),
             Err(_) => Ok(Digests::Unwanted),

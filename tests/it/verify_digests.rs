@@ -266,6 +266,27 @@ async fn rows_with_other_types_at_the_target_are_compared_as_rows() {
     assert_eq!(compared(&work, &target).await, (vec!["different 17".to_owned()], 0));
 }
 
+/// Both servers have one digest of what the source has, and the target has more than that, or less.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_transform_makes_are_compared_as_rows() {
+    let (source, target) = (Postgres::v15().await, Postgres::v18().await);
+    source.exec("CREATE TABLE items (id bigint PRIMARY KEY, name text, made timestamp)").await;
+    target.exec("CREATE TABLE items (id bigint PRIMARY KEY, name text, made timestamp, folded text)").await;
+    source
+        .exec(&format!("INSERT INTO items SELECT i, 'N' || i, '2024-01-01 10:00' FROM generate_series(1, {ROWS}) i"))
+        .await;
+    let work = Workspace::new(source.database(), &source.url(), &target.url(), &["items"]);
+    work.configure_also(&format!("[snapshot]\nchunk_rows = {CHUNK_ROWS}\n[verify]\nrows_per_second = 0\n"));
+    work.transform("items", "SELECT id, name, made::date AS made, lower(name) AS folded FROM items");
+    let synced = work.run(&["run", "--until-synced", "--listen", "127.0.0.1:0"]).await;
+    assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
+    assert_eq!(compared(&work, &target).await, (Vec::new(), 0));
+    target
+        .exec("UPDATE items SET folded = 'N17' WHERE id = 17; UPDATE items SET made = '2024-01-01 10:00' WHERE id = 18")
+        .await;
+    assert_eq!(compared(&work, &target).await, (vec!["different 17".to_owned(), "different 18".to_owned()], 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transform_or_a_function_that_has_changed_has_everything_compared() {
     let rig = moved(Mysql::v80().await).await;

@@ -44,14 +44,6 @@ impl Bound {
     }
 }
 
-/// The key that a stored bound names, as text by column; none of a place.
-pub fn key_of_bound(schema: &TableSchema, bound: &str) -> Option<Vec<String>> {
-    match Bound::decode(bound, schema.key.len())? {
-        Bound::Key(key) => Some(key),
-        Bound::Place { .. } => None,
-    }
-}
-
 /// Whether keys of this table are in no order that its rows have.
 pub(super) fn prefers_places(schema: &TableSchema) -> bool {
     schema.key_columns().next().is_some_and(|column| matches!(column.source_type.as_str(), "uuid" | "bytea"))

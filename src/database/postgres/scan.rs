@@ -12,7 +12,6 @@ use futures::TryStreamExt;
 use tokio::time::Instant;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryStream};
 
-pub use super::bound::key_of_bound;
 use super::{
     Address, Options, PgError, Session,
     bound::{self, Bound},
@@ -119,14 +118,18 @@ pub struct Scanner {
     held: Option<Version>,
     /// What a table is read by.
     names: HashMap<TableName, String>,
+    /// Its digests are of UTF-8, as the target's are.
+    is_utf8: bool,
 }
 
 impl Scanner {
     pub async fn connect(target: &Address, options: &Options, in_flight: Arc<InFlight>) -> Result<Self, ScanError> {
         let session = Session::open(target, options).await?;
         // A chunk is read as slowly as the target takes it.
-        session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
-        Ok(Scanner { session, in_flight, in_snapshot: false, held: None, names: HashMap::new() })
+        let sql = "SELECT set_config('statement_timeout', '0', false), current_setting('server_encoding') = 'UTF8'";
+        let row = session.client.query_one(sql, &[]).await.map_err(PgError::from)?;
+        let is_utf8 = row.try_get(1).map_err(PgError::from)?;
+        Ok(Scanner { session, in_flight, in_snapshot: false, held: None, names: HashMap::new(), is_utf8 })
     }
 
     /// The session, with no snapshot open, for the catalog.
@@ -286,6 +289,15 @@ impl Scanner {
             }
         }
         bound::chunk_condition(schema, lower.as_ref(), upper.as_ref()).ok_or_else(|| bound_error(schema))
+    }
+
+    /// The key that a chunk ends with, as text by column; none if it ends otherwise, or if digests of chunks are of no
+    /// use to another server.
+    pub fn last_key(&self, schema: &TableSchema, upper: &str) -> Option<Vec<String>> {
+        match Bound::decode(upper, schema.key.len()).filter(|_| self.is_utf8)? {
+            Bound::Key(key) => Some(key),
+            Bound::Place { .. } => None,
+        }
     }
 
     /// How many rows the chunk has, and the sum of their hashes. If it is `held`, the next read is of the same moment.

@@ -16,7 +16,7 @@ use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
 use crate::{
     database::postgres::{
         Address, PgError, Session,
-        scan::{self, ChunkRows, ScanError, Scanner, Watermark},
+        scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::ServerFacts,
         tables,
     },
@@ -317,7 +317,7 @@ impl Scan for PostgresScan {
     }
 
     fn last_key(&self, table: &TableSchema, range: &KeyRange) -> Option<Vec<String>> {
-        scan::key_of_bound(table, range.upper.as_deref()?)
+        self.0.last_key(table, range.upper.as_deref()?)
     }
 }
 

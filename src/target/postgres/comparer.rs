@@ -2,7 +2,8 @@
 //!
 //! What enters is rows as records have them; the statements are [`Comparison`]'s. Rows that cannot be transformed are
 //! found by halving, and are doubts of their own. The session holds a lock for as long as it compares: two that ask to
-//! be alone refuse each other, and tombstones stay. Everything it writes is temporary.
+//! be alone refuse each other, and tombstones stay. What it writes is temporary,
+//! but for notes of rows, where these are asked for.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -40,6 +41,8 @@ pub struct PostgresComparer {
     pub(super) plans: Arc<[Plan]>,
     pub(super) pipeline: String,
     pub(super) looks: Looks,
+    /// Under which what is found of rows is noted, while it is.
+    number: Option<i64>,
     pub(super) bindings: Bindings,
     pub(super) statements: HashMap<String, Statement>,
     pub(super) passes: Vec<Pass>,
@@ -68,6 +71,7 @@ impl PostgresComparer {
             plans,
             pipeline: pipeline.to_owned(),
             looks,
+            number: looks.notes_rows,
             bindings: Bindings::default(),
             statements: HashMap::new(),
             passes: Vec::new(),
@@ -222,6 +226,10 @@ impl Comparer for PostgresComparer {
 
     fn pass_by(&mut self, stretch: &Stretch) {
         self.go_behind(stretch);
+    }
+
+    fn note_rows(&mut self, notes: bool) {
+        self.looks.notes_rows = self.number.filter(|_| notes);
     }
 
     async fn extras(&mut self) -> Result<Vec<Doubt>, ApplyError> {

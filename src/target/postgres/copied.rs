@@ -2,33 +2,33 @@
 //!
 //! What enters is a key of the source, what leaves is what is there up to it, as the source's scan would put it
 //! (`database::postgres::scan`) and as a stretch, both of one moment. Equal digests are 64 bits for each row, summed,
-//! and a number of rows. **Invariant**: a digest is only made where each column of the source is a column of the target
-//! with the same type, and nothing else decides what is there: then rows with one text are equal. Rows whose texts
-//! differ may still be equal, and are compared.
+//! and a number of rows. **Invariant**: a digest is only made where no transform reads the table, and each column of
+//! the target that a row fills has its type at the source: then rows with one text are equal. Rows whose texts differ
+//! may still be equal, and are compared.
 
 use super::{
     comparer::PostgresComparer, comparison::Comparison, failure::stop, passes::Pass, steps::Param, stretches::There,
 };
 use crate::{
     database::postgres::sql,
-    model::{Column, Coverage, Plan, PlanRole},
+    model::{Column, Plan},
     snapshot::Digest,
     target::{ApplyError, Stretch, StretchEnd},
 };
 
 /// The target's columns that hold the source's, in the source's order; none if rows are not copied as they are.
 pub(super) fn columns(plan: &Plan) -> Option<Vec<&str>> {
-    let is_whole = plan.role == PlanRole::Whole && plan.coverage == Coverage::Total && !plan.is_owned();
+    let is_whole = plan.file.is_none() && plan.columns.len() == plan.source.columns.len() && !plan.is_owned();
     let held_by = |column: &Column| {
         let held = plan.columns.iter().find(|held| held.source.as_ref() == Some(&column.name))?;
-        let target = plan.target.column(&held.name)?;
-        (target.cast_sql == without_modifiers(&column.source_type)).then_some(held.name.as_str())
+        let target = plan.target.column(&held.name).filter(|_| held.cast.is_none())?;
+        (target.cast_sql == plain_type(&column.source_type)).then_some(held.name.as_str())
     };
     if is_whole { plan.source.columns.iter().map(held_by).collect() } else { None }
 }
 
-/// A type's name without its modifiers: `numeric(10,2)` is `numeric`.
-fn without_modifiers(name: &str) -> String {
+/// A type's name without its modifiers, as a target's column has it: `numeric(10,2)` is `numeric`.
+fn plain_type(name: &str) -> String {
     let mut depth = 0u32;
     let mut outside = |letter: &char| {
         depth += u32::from(*letter == '(');
@@ -36,36 +36,31 @@ fn without_modifiers(name: &str) -> String {
         depth = depth.saturating_sub(u32::from(*letter == ')'));
         is_outside
     };
-    name.chars().filter(|letter| outside(letter)).collect()
+    let plain: String = name.chars().filter(|letter| outside(letter)).collect();
+    // Its name where there is no length, which would be 1.
+    if plain == "character" { "bpchar".into() } else { plain }
 }
 
 impl PostgresComparer {
-    /// What is there, of every pass, up to a key of the source.
+    /// What is there up to a key of the source.
     pub(super) async fn copied_up_to(&mut self, upper: &[String]) -> Result<Option<(Digest, Stretch)>, ApplyError> {
-        let (mut ends, mut digest) = (Vec::new(), None);
-        for place in 0..self.passes.len() {
-            let Some(Pass { plan, lower, .. }) = self.passes.get(place) else { return Ok(None) };
-            let (lower, binding) = (lower.clone(), self.own_binding(*plan)?);
-            let own = self.plan(*plan)?;
-            let (Some(columns), Some(upper)) = (columns(own), key_at_target(own, upper)) else { return Ok(None) };
-            let columns: Vec<String> = columns.into_iter().map(str::to_owned).collect();
-            let text = self.text(&binding, |c| c.copied(&columns, lower.is_some()))?;
-            let bounds = lower.into_iter().flatten().chain(upper.iter().cloned());
-            let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
-            let answer = self.query(&text, &params).await.map_err(stop)?;
-            let Some(row) = answer.first() else { return Ok(None) };
-            let read = |place| row.try_get::<_, String>(place).map_err(|error| stop(error.into()));
-            let rows: i64 = row.try_get(0).map_err(|error| stop(error.into()))?;
-            let (alike, there) = (read(1)?, There::of(rows, &read(2)?));
-            let alike = Digest { rows: rows.unsigned_abs(), sum: alike };
-            // Plans that copy into several tables have the same rows in each, or there is a difference.
-            if digest.get_or_insert_with(|| alike.clone()) != &alike {
-                return Ok(None);
-            }
-            let Some(there) = there else { return Ok(None) };
-            ends.push(StretchEnd { upper, there: there.digest() });
-        }
-        Ok(digest.map(|digest| (digest, Stretch { made_by: self.made_by.clone(), ends })))
+        let [Pass { plan, lower, .. }] = self.passes.as_slice() else { return Ok(None) };
+        let (lower, binding) = (lower.clone(), self.own_binding(*plan)?);
+        let own = self.plan(*plan)?;
+        let (Some(columns), Some(upper)) = (columns(own), key_at_target(own, upper)) else { return Ok(None) };
+        let text = self.text(&binding, |c| c.copied(&columns, lower.is_some()))?;
+        let bounds = lower.into_iter().flatten().chain(upper.iter().cloned());
+        let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
+        let answer = self.query(&text, &params).await.map_err(stop)?;
+        let read = |row: &tokio_postgres::Row| {
+            Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+        };
+        let read: Option<(i64, String, String)> =
+            answer.first().map(read).transpose().map_err(|error| stop(error.into()))?;
+        Ok(read.and_then(|(rows, alike, there)| {
+            let ends = vec![StretchEnd { upper, there: There::of(rows, &there)?.digest() }];
+            Some((Digest { rows: rows.unsigned_abs(), sum: alike }, Stretch { made_by: self.made_by.clone(), ends }))
+        }))
     }
 }
 
@@ -83,8 +78,8 @@ fn key_at_target(plan: &Plan, key: &[String]) -> Option<Vec<Option<String>>> {
 impl Comparison<'_> {
     /// How many rows are there above the first bound, if there is one, up to the second; the sum of the hashes of these
     /// columns, as a scan of the source makes it; and the sum of a stretch.
-    fn copied(&self, columns: &[String], has_lower: bool) -> String {
-        let row = sql::list("g.", columns.iter().map(String::as_str));
+    fn copied(&self, columns: &[&str], has_lower: bool) -> String {
+        let row = sql::list("g.", columns.iter().copied());
         format!(
             "SELECT count(*), coalesce(sum(pg_catalog.hashtextextended(ROW({row})::text, 0)), 0)::text, \
              coalesce(sum({hash}), 0)::text FROM ({shown}) g",
@@ -104,9 +99,10 @@ mod tests {
             ("numeric(10,2)", "numeric"),
             ("timestamp(6) without time zone", "timestamp without time zone"),
             ("character varying(40)[]", "character varying[]"),
+            ("character(3)", "bpchar"),
             ("integer", "integer"),
         ] {
-            assert_eq!(without_modifiers(name), plain);
+            assert_eq!(plain_type(name), plain);
         }
     }
 }

@@ -53,12 +53,13 @@ impl Comparison<'_> {
         let [pipeline, source, target] = self.place();
         let number = self.looks.notes_rows.unwrap_or_default();
         format!(
-            "noted AS (INSERT INTO cutover.migration_rows \
+            "noted AS (INSERT INTO cutover.migration_rows AS n \
                (pipeline, source_table, target, key, state, source_checksum, target_checksum, pass)\n\
              SELECT DISTINCT ON (f.key) {pipeline}, {source}, {target}, f.key, f.state, f.ours, f.theirs, {number}::bigint\n\
              FROM ({found}) f ORDER BY f.key\n\
              ON CONFLICT (pipeline, source_table, target, md5(key)) DO UPDATE SET state = excluded.state, \
-               source_checksum = excluded.source_checksum, target_checksum = excluded.target_checksum, pass = excluded.pass, \
+               source_checksum = excluded.source_checksum, target_checksum = excluded.target_checksum, \
+               pass = greatest(n.pass, excluded.pass), \
                compared_at = clock_timestamp())"
         )
     }

@@ -45,7 +45,7 @@ pub fn is_marked(coverage: Coverage, part: Part) -> bool {
 }
 
 /// Makes the statements of one plan, for source rows with columns of these types.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Builder<'a> {
     pub plan: &'a Plan,
     /// Types of the columns that the plan reads, in its order.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     database::postgres::sql,
     snapshot::Digest,
-    target::{ApplyError, Stretch, StretchEnd, Walk},
+    target::{ApplyError, Looks, Stretch, StretchEnd, Walk},
 };
 
 /// Types whose values have a hash of their own, equal where the values are.
@@ -84,7 +84,9 @@ impl PostgresComparer {
         hash.update(functions);
         for pass in &self.passes {
             let binding = self.own_binding(pass.plan)?;
-            hash.update(self.text(&binding, |c| c.ranged(true))?);
+            // Noting rows is no part of comparing them.
+            let unnoted = |c: &Comparison<'_>| Looks { notes_rows: None, ..c.looks };
+            hash.update(self.text(&binding, |c| c.looking(unnoted(c)).ranged(true))?);
         }
         self.made_by = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(())

@@ -28,7 +28,7 @@ use super::{
 
 /// How long whoever compares rests, at most.
 const REST: Duration = Duration::from_secs(1);
-/// How long a comparison may go on after the worker has settled; then it is left.
+/// How long a comparison may go on after the worker has settled.
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
 /// How often, a second apart, the last comparison is begun before it says something of every table: a replay or a copy
 /// may not be over.
@@ -133,10 +133,11 @@ impl Comparing {
     }
 
     /// Lets the last comparison come to its end.
-    pub async fn end(mut self) -> Verified {
+    pub async fn end(mut self, world: &World) -> Verified {
         self.over.notify_one();
         let ended = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(ENDS_WITHIN, ended).await;
+        let ended = tokio::time::timeout(ENDS_WITHIN, ended).await;
+        world.oracle.hold(ended.is_ok(), || format!("a comparison has not ended {ENDS_WITHIN:?} after all was calm"));
         self.tasks.shutdown().await;
         self.verified.lock().unwrap().clone()
     }

@@ -201,7 +201,7 @@ impl World {
         if let Some(comparing) = comparing
             && self.oracle.first_problem().is_none()
         {
-            verified = comparing.end().await;
+            verified = comparing.end(&self).await;
             verify::spoilt(&self, &mut verified).await?;
             self.oracle.judge(&self.postgres, &self.source.newest())?;
         }
