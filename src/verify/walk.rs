@@ -23,7 +23,7 @@ use crate::{
         StateError,
         migration_log::{ChunkState, ComparedChunk},
     },
-    target::{Compared, Comparer, RowEvent, Walk},
+    target::{Compared, Comparer, RowEvent, Stretch, Walk},
 };
 
 /// How many rows that are passed by cost what one costs that is compared, about.
@@ -184,7 +184,8 @@ impl Walker<'_> {
                 Step::Copied(known) => {
                     pass.by(&known, comparer, verdict);
                     verdict.digested += known.source.rows;
-                    self.note_copied(known, pass.number).await?;
+                    let Known { range, source, stretch } = known;
+                    self.note_chunk((range, source), ChunkState::Equal, Some(stretch), pass.number).await?;
                     0
                 }
             };
@@ -211,18 +212,19 @@ impl Walker<'_> {
     ) -> Result<(), VerifyError> {
         let (is_doubted, stretch) = (std::mem::take(&mut pass.is_doubted), comparer.end_stretch());
         let Some(source) = digest else { return Ok(()) };
-        let target = stretch.filter(|_| !is_doubted).map(|stretch| serde_json::to_string(&stretch));
-        let target = target.transpose().map_err(StateError::from)?;
         let state = if is_doubted { ChunkState::Doubted } else { ChunkState::Equal };
-        let chunk = ComparedChunk { range, state, source, target };
-        Ok(self.verifier.store.note_chunk(&self.schema.table, &chunk, pass.number).await?)
+        self.note_chunk((range, source), state, stretch.filter(|_| !is_doubted), pass.number).await
     }
 
-    /// Notes a chunk whose rows have one digest on both sides.
-    async fn note_copied(&self, known: Known, pass: i64) -> Result<(), VerifyError> {
-        let Known { range, source, stretch } = known;
-        let target = Some(serde_json::to_string(&stretch).map_err(StateError::from)?);
-        let chunk = ComparedChunk { range, state: ChunkState::Equal, source, target };
+    async fn note_chunk(
+        &self,
+        (range, source): (KeyRange, Digest),
+        state: ChunkState,
+        stretch: Option<Stretch>,
+        pass: i64,
+    ) -> Result<(), VerifyError> {
+        let target = stretch.map(|stretch| serde_json::to_string(&stretch)).transpose().map_err(StateError::from)?;
+        let chunk = ComparedChunk { range, state, source, target };
         Ok(self.verifier.store.note_chunk(&self.schema.table, &chunk, pass).await?)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! What enters is rows as records have them; the statements are [`Comparison`]'s. Rows that cannot be transformed are
 //! found by halving, and are doubts of their own. The session holds a lock for as long as it compares: two that ask to
-//! be alone refuse each other, and tombstones stay. What it writes is temporary,
-//! but for notes of rows, where these are asked for.
+//! be alone refuse each other, and tombstones stay. What it writes is temporary, but for notes of rows, where these are
+//! asked for.
 
 use std::{collections::HashMap, sync::Arc};
 

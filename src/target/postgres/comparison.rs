@@ -41,13 +41,6 @@ const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 
 const NO_TEXTS: &str = "ARRAY[]::text[]";
 
-impl<'a> Comparison<'a> {
-    /// The same with other looks.
-    pub(super) fn looking(&self, looks: Looks) -> Comparison<'a> {
-        Comparison { looks, ..*self }
-    }
-}
-
 impl Comparison<'_> {
     pub(super) fn keys(&self) -> &[String] {
         &self.builder.plan.target.key

@@ -6,9 +6,7 @@
 //! the target that a row fills has its type at the source: then rows with one text are equal. Rows whose texts differ
 //! may still be equal, and are compared.
 
-use super::{
-    comparer::PostgresComparer, comparison::Comparison, failure::stop, passes::Pass, steps::Param, stretches::There,
-};
+use super::{comparer::PostgresComparer, comparison::Comparison, failure::stop, passes::Pass, stretches::There};
 use crate::{
     database::postgres::sql,
     model::{Column, Plan},
@@ -49,14 +47,12 @@ impl PostgresComparer {
         let own = self.plan(*plan)?;
         let (Some(columns), Some(upper)) = (columns(own), key_at_target(own, upper)) else { return Ok(None) };
         let text = self.text(&binding, |c| c.copied(&columns, lower.is_some()))?;
-        let bounds = lower.into_iter().flatten().chain(upper.iter().cloned());
-        let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
-        let answer = self.query(&text, &params).await.map_err(stop)?;
+        let answer = self.within(&text, lower, &upper).await?;
         let read = |row: &tokio_postgres::Row| {
             Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
         };
         let read: Option<(i64, String, String)> =
-            answer.first().map(read).transpose().map_err(|error| stop(error.into()))?;
+            answer.as_ref().map(read).transpose().map_err(|error| stop(error.into()))?;
         Ok(read.and_then(|(rows, alike, there)| {
             let ends = vec![StretchEnd { upper, there: There::of(rows, &there)?.digest() }];
             Some((Digest { rows: rows.unsigned_abs(), sum: alike }, Stretch { made_by: self.made_by.clone(), ends }))

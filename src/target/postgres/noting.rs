@@ -15,12 +15,8 @@ impl Comparison<'_> {
             return String::new();
         }
         let any: String = self.unequal().iter().map(|(_, differs)| format!(" OR {differs}")).collect();
-        let keys = self.keys().iter().map(|key| format!("coalesce(r.{key}, g.{key})::text", key = sql::ident(key)));
-        let given: Vec<String> = self
-            .keys()
-            .iter()
-            .map(|key| format!("coalesce(r.{key}, g.{key}) IS NOT NULL", key = sql::ident(key)))
-            .collect();
+        let either = self.keys().iter().map(|key| format!("coalesce(r.{key}, g.{key})", key = sql::ident(key)));
+        let given: Vec<String> = either.clone().map(|key| format!("{key} IS NOT NULL")).collect();
         // What a contributor leaves whose deletes are not followed is none of its rows.
         let kept = if self.builder.plan.role.keeps() { " AND r.cutover_n IS NOT NULL" } else { "" };
         let found = format!(
@@ -29,7 +25,7 @@ impl Comparison<'_> {
              ELSE 'equal' END AS state,\n\
              CASE WHEN r.cutover_n IS NOT NULL THEN {} END AS ours, CASE WHEN g.cutover_v IS NOT NULL THEN {} END AS theirs\n\
              FROM {joined} WHERE {}{kept}",
-            key_of(keys),
+            key_of(either.map(|key| format!("{key}::text"))),
             self.record("r"),
             self.record("g"),
             given.join(" AND "),

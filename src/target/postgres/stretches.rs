@@ -6,6 +6,7 @@
 //! chunks of the source, and what was found of them (`verify`).
 
 use sha2::{Digest as _, Sha256};
+use tokio_postgres::Row;
 
 use super::{
     comparer::PostgresComparer, comparison::Comparison, failure::stop, origin::numbers, passes::Pass, steps::Param,
@@ -85,8 +86,9 @@ impl PostgresComparer {
         for pass in &self.passes {
             let binding = self.own_binding(pass.plan)?;
             // Noting rows is no part of comparing them.
-            let unnoted = |c: &Comparison<'_>| Looks { notes_rows: None, ..c.looks };
-            hash.update(self.text(&binding, |c| c.looking(unnoted(c)).ranged(true))?);
+            let ranged =
+                |c: &Comparison<'_>| Comparison { looks: Looks { notes_rows: None, ..c.looks }, ..*c }.ranged(true);
+            hash.update(self.text(&binding, ranged)?);
         }
         self.made_by = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(())
@@ -114,10 +116,8 @@ impl PostgresComparer {
             let Some(Pass { plan, lower, .. }) = self.passes.get(place) else { return Ok(false) };
             let (lower, binding) = (lower.clone(), self.own_binding(*plan)?);
             let text = self.text(&binding, |c| c.there(lower.is_some()))?;
-            let bounds = lower.into_iter().flatten().chain(end.upper.iter().cloned());
-            let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
-            let answer = self.query(&text, &params).await.map_err(stop)?;
-            let read = answer.first().map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
+            let answer = self.within(&text, lower, &end.upper).await?;
+            let read = answer.map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?)));
             let read: Option<(i64, String)> = read.transpose().map_err(|error| stop(error.into()))?;
             let there = read.and_then(|(rows, sum)| There::of(rows, &sum));
             if there.is_none_or(|there| there.digest() != end.there) {
@@ -125,6 +125,18 @@ impl PostgresComparer {
             }
         }
         Ok(true)
+    }
+
+    /// What a statement answers of the keys above a bound, if there is one, up to another.
+    pub(super) async fn within(
+        &mut self,
+        text: &str,
+        lower: Option<Vec<Option<String>>>,
+        upper: &[Option<String>],
+    ) -> Result<Option<Row>, ApplyError> {
+        let bounds = lower.into_iter().flatten().chain(upper.iter().cloned());
+        let params: Vec<Param<'_>> = bounds.map(|bound| Box::new(bound) as Param<'_>).collect();
+        Ok(self.query(text, &params).await.map_err(stop)?.into_iter().next())
     }
 
     /// Goes on behind a stretch.
