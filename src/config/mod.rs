@@ -7,20 +7,19 @@
 #[doc(hidden)]
 pub mod fuzz;
 mod sections;
+mod target;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
-pub use self::sections::{HttpConfig, SnapshotConfig, TransformConfig, VerifyConfig, VerifyLog};
-use crate::{
-    database::postgres, log::LogConfig, model::SourceKind, source::SourceConfig, target::postgres::ApplyConfig,
+pub use self::{
+    sections::{HttpConfig, SnapshotConfig, TransformConfig, VerifyConfig, VerifyLog},
+    target::{StateConfig, TargetConfig},
 };
+use crate::{log::LogConfig, model::SourceKind, source::SourceConfig, target::postgres::ApplyConfig};
 
 /// A whole configuration, valid in itself.
 #[derive(Debug, Clone)]
@@ -37,35 +36,6 @@ pub struct Config {
     pub verify: VerifyConfig,
     /// The folder of the configuration file, which its paths are relative to.
     pub folder: PathBuf,
-}
-
-/// `[target]`.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TargetConfig {
-    pub url: String,
-    /// The schema that unqualified target tables live in.
-    #[serde(default = "public")]
-    pub schema: String,
-    /// A PEM file of certificates to trust in place of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// A SQL file that the worker runs once, when the copy is complete: indexes, unique constraints, foreign keys.
-    pub after_copy: Option<PathBuf>,
-}
-
-impl fmt::Debug for TargetConfig {
-    /// Without the URL, which holds a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TargetConfig")
-            .field("schema", &self.schema)
-            .field("ca_file", &self.ca_file)
-            .field("after_copy", &self.after_copy)
-            .finish_non_exhaustive()
-    }
-}
-
-fn public() -> String {
-    "public".into()
 }
 
 /// Everything wrong with a configuration file.
@@ -165,6 +135,7 @@ impl Config {
             return Err(mistakes);
         };
         let source = SourceConfig { ca_file: source.ca_file.map(|file| folder.join(file)), ..source };
+        let target = target.settled(&mut mistakes);
         let config = Config { name, source, target, log, transform, snapshot, apply, http, verify, folder };
         config.judge(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
@@ -192,10 +163,7 @@ impl Config {
                 wrong(key, message);
             }
         }
-        scheme(&self.target.url, &["postgresql", "postgres"], "target.url", &mut wrong);
-        if let Err(error) = postgres::Address::parse(&self.target.url) {
-            wrong("target.url", error.to_string());
-        }
+        self.judge_target(&mut wrong);
         if self.http.listen.parse::<std::net::SocketAddr>().is_err() {
             wrong("http.listen", "must be an address, for example 127.0.0.1:7070".into());
         }

@@ -1,20 +1,29 @@
 //! Sections that belong to no component of their own, with what they are where nothing is said.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use serde::Deserialize;
 
 /// `[transform]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransformConfig {
     /// The folder of `<target table>.sql` files.
     pub folder: PathBuf,
+    /// The PostgreSQL that runs the transforms of a target that is none.
+    pub engine: Option<String>,
 }
 
 impl Default for TransformConfig {
     fn default() -> Self {
-        TransformConfig { folder: "transforms".into() }
+        TransformConfig { folder: "transforms".into(), engine: None }
+    }
+}
+
+impl fmt::Debug for TransformConfig {
+    /// Without the URL, which holds a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransformConfig").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 

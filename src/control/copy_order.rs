@@ -91,6 +91,7 @@ mod tests {
             foreign_keys: parents.iter().map(key).collect(),
             replaceable: true,
             has_owners: false,
+            elsewhere: false,
             partitioned: false,
         };
         Plan {

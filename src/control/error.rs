@@ -83,9 +83,10 @@ impl From<TargetError> for WorkerError {
         match error {
             TargetError::Postgres(error) => StateError::from(error).into(),
             TargetError::State(error) => error.into(),
-            error @ (TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_)) => {
-                WorkerError::Target(error)
-            }
+            error @ (TargetError::Transforms(_)
+            | TargetError::Refused(_)
+            | TargetError::Url(_)
+            | TargetError::Mysql(_)) => WorkerError::Target(error),
         }
     }
 }

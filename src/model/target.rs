@@ -27,6 +27,9 @@ pub struct TargetTable {
     pub partitioned: bool,
     /// Whether it has cutover's own column for owners, which a transform from before may have left.
     pub has_owners: bool,
+    /// It is on another server than the one that runs the transforms, which takes its columns' types for those that a
+    /// transform would see (docs/types.md).
+    pub elsewhere: bool,
 }
 
 /// A column of a target table.

@@ -41,6 +41,12 @@ pub(crate) async fn after_copy_has_run(client: &Client, pipeline: &str) -> Resul
 }
 
 impl Store {
+    /// Notes that the script after the copy has run.
+    pub(crate) async fn after_copy_done(&self) -> Result<(), StateError> {
+        let session = self.session().await?;
+        Ok(after_copy_has_run(session.client()?, &self.pipeline).await?)
+    }
+
     /// Whether the script after the copy has run; none if none was ever configured.
     pub(crate) async fn after_copy(&self) -> Result<Option<AfterCopy>, StateError> {
         self.note(AFTER_COPY).await?.map(|noted| AfterCopy::read(&noted)).transpose()

@@ -8,7 +8,9 @@
 //! chooses it ([`of`]). Deliberately absent: loops, retries, and where a pipeline's other state is kept (`state`).
 
 mod compare;
+pub mod mysql;
 pub mod postgres;
+mod rows;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,7 +23,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::compare::{Compared, Comparer, Difference, Doubt, Looked, Looks, Shared, Stretch, StretchEnd, Walk};
-use self::postgres::ApplyConfig;
+use self::{mysql::MysqlError, postgres::ApplyConfig};
 pub use crate::state::lanes::Pass;
 use crate::{
     database::postgres::PgError,
@@ -288,6 +290,33 @@ pub trait Target: Send + Sync + fmt::Debug {
     async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError>;
 }
 
+/// Which kind of server a target is, as its URL says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetKind {
+    Postgres,
+    /// MySQL or MariaDB.
+    Mysql,
+}
+
+impl TargetKind {
+    /// Every kind.
+    pub const ALL: [TargetKind; 2] = [TargetKind::Postgres, TargetKind::Mysql];
+
+    /// The kind that a URL's scheme names; none for every other scheme.
+    pub fn of(url: &str) -> Option<TargetKind> {
+        let (scheme, _) = url.split_once("://")?;
+        TargetKind::ALL.into_iter().find(|kind| kind.schemes().contains(&scheme))
+    }
+
+    /// The schemes of its URLs.
+    pub fn schemes(self) -> &'static [&'static str] {
+        match self {
+            TargetKind::Postgres => &["postgresql", "postgres"],
+            TargetKind::Mysql => &["mysql"],
+        }
+    }
+}
+
 /// What a target needs to know of the pipeline around it.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -296,7 +325,9 @@ pub struct Settings {
     pub url: String,
     /// Where target tables are that name no schema.
     pub schema: String,
-    /// A PEM file of certificates to trust in place of the system's.
+    /// The PostgreSQL that runs the transforms and keeps the state; the target itself if it is one.
+    pub state_url: String,
+    /// A PEM file of certificates that it may have, in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// The folder of the transforms.
     pub transforms: PathBuf,
@@ -311,7 +342,10 @@ pub struct Settings {
 /// # Errors
 /// When the URL cannot be used.
 pub fn of(settings: Settings, number: i64) -> Result<Arc<dyn Target>, TargetError> {
-    Ok(Arc::new(postgres::PostgresTarget::new(settings, number)?))
+    match TargetKind::of(&settings.url) {
+        Some(TargetKind::Mysql) => Ok(Arc::new(mysql::MysqlTarget::new(settings, number)?)),
+        Some(TargetKind::Postgres) | None => Ok(Arc::new(postgres::PostgresTarget::new(settings, number)?)),
+    }
 }
 
 /// Why the target cannot be written to as the transforms say.
@@ -326,6 +360,8 @@ pub enum TargetError {
     #[error(transparent)]
     Postgres(#[from] PgError),
     #[error(transparent)]
+    Mysql(#[from] MysqlError),
+    #[error(transparent)]
     State(#[from] StateError),
 }
 
@@ -334,6 +370,7 @@ impl TargetError {
     pub fn disposition(&self) -> Disposition {
         match self {
             TargetError::Postgres(error) => error.disposition(),
+            TargetError::Mysql(error) => error.disposition(),
             TargetError::State(error) => error.disposition(),
             TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_) => Disposition::Halt,
         }
@@ -343,6 +380,7 @@ impl TargetError {
     pub fn is_outage(&self) -> bool {
         match self {
             TargetError::Postgres(error) => matches!(error, PgError::Unreachable(_)),
+            TargetError::Mysql(error) => error.disposition() == Disposition::Retry,
             TargetError::State(error) => error.is_outage(),
             TargetError::Transforms(_) | TargetError::Refused(_) | TargetError::Url(_) => false,
         }

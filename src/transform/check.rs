@@ -163,6 +163,9 @@ impl<'a> Checker<'a> {
             return Ok(read);
         }
         match merge::roles(file, plans) {
+            Ok(plans) if plans.iter().any(|plan| plan.target.elsewhere && plan.role != PlanRole::Whole) => {
+                self.checked.problems.push(not_whole().at(start(statement)));
+            }
             Ok(plans) => {
                 for (plan, statement) in plans.iter().zip(&file.statements) {
                     self.indexed(plan, start(statement)).await?;
@@ -259,6 +262,9 @@ impl<'a> Checker<'a> {
         let reads = self.reads(&shape, view, stub, &source).await.map_err(plain)?;
         let key_reads = key_reads(subject, &shape, &source, &results.names, &reads);
         let one_to_one = is_one_to_one(&shape, &source, &subject.target, &results.names, &results.types);
+        if subject.target.elsewhere && !one_to_one {
+            self.checked.problems.push(subject.problem(not_one_to_one(), 0));
+        }
         let identity = identity(subject, &shape, &source, &results.names, coverage);
         let is_set = subject.statement.directives.parent_key.is_some();
         let source_of = |place: usize| {
@@ -388,6 +394,17 @@ impl<'a> Checker<'a> {
         let columns = (1i32..).zip(&source.columns).filter(|(number, _)| all || used.contains(number));
         Ok(columns.map(|(_, column)| column.name.clone()).collect())
     }
+}
+
+fn not_one_to_one() -> Diagnostic {
+    Diagnostic::error("two source rows may have one key at the target, which is MySQL or MariaDB")
+        .hint("take the key from the source's key, cast at most")
+}
+
+fn not_whole() -> Diagnostic {
+    Diagnostic::error("a target that is MySQL or MariaDB takes each of its rows from one source row").hint(
+        "fill it from one source table, without parent_key; a set or a merged row needs a target that is PostgreSQL",
+    )
 }
 
 /// See [`Plan::identity`].

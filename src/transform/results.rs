@@ -25,6 +25,9 @@ LEFT JOIN unnest($2::text[], $3::text[]) c(name, type_sql) ON c.name = a.attname
 LEFT JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(c.type_sql)
 WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
 
+/// What a target on another server has in place of truth values.
+const INTEGERS: [&str; 4] = ["smallint", "integer", "bigint", "numeric"];
+
 fn names(target: &TargetTable) -> Vec<String> {
     target.columns.iter().map(|column| column.name.clone()).collect()
 }
@@ -62,6 +65,7 @@ impl Checker<'_> {
         for (index, row) in rows.iter().enumerate() {
             let name: String = row.try_get(0)?;
             let explicit: bool = row.try_get(1)?;
+            let result: String = row.try_get(2)?;
             let problem = match target.column(&name) {
                 None if name == "?column?" => {
                     Some(Diagnostic::error("a result column has no name").hint("add AS column"))
@@ -81,9 +85,15 @@ impl Checker<'_> {
                     Some(Diagnostic::error(format!("the target computes column `{name}` itself")).hint("leave it out"))
                 }
                 Some(column) => {
-                    results.casts.push(explicit.then(|| column.cast_sql.clone()));
+                    // Where there are no truth values, numbers stand for them.
+                    let counts = target.elsewhere
+                        && result == "boolean"
+                        && INTEGERS.contains(&&*column.cast_sql)
+                        && !target.key.contains(&name);
+                    let cast = explicit.then(|| column.cast_sql.clone());
+                    results.casts.push(cast.or_else(|| counts.then(|| "integer".into())));
                     results.names.push(name);
-                    results.types.push(row.try_get(2)?);
+                    results.types.push(result);
                     None
                 }
             };
@@ -117,12 +127,15 @@ impl Checker<'_> {
         shape: &QueryShape,
         results: &Results,
     ) -> Result<(), (PgError, usize)> {
+        let target = match subject.target.elsewhere {
+            true => self.stand_in(&subject.target).await.map_err(|error| (error, 0))?,
+            false => sql::table(&subject.target.name),
+        };
         for (index, (name, cast)) in results.names.iter().zip(&results.casts).enumerate() {
             let cast = cast.as_ref().map(|cast| format!("::{cast}")).unwrap_or_default();
             let column = sql::ident(name);
             let insert = format!(
-                "INSERT INTO {} ({column}) OVERRIDING SYSTEM VALUE SELECT v.{column}{cast} FROM pg_temp.{VIEW} v",
-                sql::table(&subject.target.name)
+                "INSERT INTO {target} ({column}) OVERRIDING SYSTEM VALUE SELECT v.{column}{cast} FROM pg_temp.{VIEW} v"
             );
             self.client.batch_execute("SAVEPOINT assignable").await.map_err(|error| (error.into(), 0))?;
             if let Err(error) = self.client.prepare(&insert).await.map_err(PgError::from) {
@@ -135,6 +148,16 @@ impl Checker<'_> {
             self.client.batch_execute(back).await.map_err(|error| (error.into(), 0))?;
         }
         Ok(())
+    }
+
+    /// A table with the types that a target on another server has for a transform; it goes when the check of the
+    /// transform is taken back.
+    async fn stand_in(&self, target: &TargetTable) -> Result<String, PgError> {
+        const NAME: &str = "pg_temp.cutover_target";
+        let columns = target.columns.iter().map(|column| format!("{} {}", sql::ident(&column.name), column.type_sql));
+        let columns: Vec<String> = columns.collect();
+        self.client.batch_execute(&format!("CREATE TEMPORARY TABLE {NAME} ({})", columns.join(", "))).await?;
+        Ok(NAME.to_owned())
     }
 
     /// The rows of a set are looked for by their parent's key.

@@ -11,9 +11,9 @@ use cutover::source::{CaptureEvent, ChangeStream, SourceConfig, mysql::MysqlStre
 use crate::support::Mysql;
 
 /// The column's type, and its values as SQL.
-type Case = (&'static str, &'static [&'static str]);
+pub type Case = (&'static str, &'static [&'static str]);
 
-const COMMON: &[Case] = &[
+pub const COMMON: &[Case] = &[
     ("TINYINT", &["-128", "127", "NULL"]),
     ("TINYINT UNSIGNED", &["0", "255"]),
     ("TINYINT(1)", &["0", "1", "-1"]),
@@ -97,7 +97,7 @@ const COMMON: &[Case] = &[
 ];
 
 /// JSON is a type of its own on MySQL, text on MariaDB.
-const JSON: &[Case] = &[(
+pub const JSON: &[Case] = &[(
     "JSON",
     &[
         "'null'",
@@ -121,7 +121,7 @@ const MYSQL_JSON: &[Case] = &[(
     ],
 )];
 
-const MARIADB: &[Case] = &[
+pub const MARIADB: &[Case] = &[
     (
         "UUID",
         &[

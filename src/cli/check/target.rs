@@ -11,6 +11,7 @@ use crate::{
     database::postgres::{self, PgError, Session, catalog, privileges, sql},
     model::{Plan, Problem, TableName, TableSchema},
     state::format::{self, FORMAT},
+    target::{TargetKind, mysql::Survey},
     transform::{self, Severity},
 };
 
@@ -65,7 +66,8 @@ pub(super) async fn examine(
         }
     };
     let blocked = |report: &mut Report, problem: Problem| report.blocked_by(Part::Target, problem);
-    let address = match postgres::Address::parse(&config.target.url) {
+    let state = config.state()?;
+    let address = match postgres::Address::parse(state.url) {
         Ok(address) => address,
         Err(error) => {
             blocked(report, error.problem());
@@ -74,18 +76,23 @@ pub(super) async fn examine(
     };
     let options = postgres::Options {
         application_name: format!("cutover {} check", config.name),
-        schemas: vec![config.target.schema.clone()],
-        ca_file: config.target.ca_file.as_ref().map(|file| config.path(file)),
+        schemas: vec![state.schema.to_owned()],
+        ca_file: state.ca_file.clone(),
         replica: true,
+    };
+    let key = match (config.target.kind(), &config.transform.engine) {
+        (Some(TargetKind::Mysql), Some(_)) => "[transform] engine",
+        (Some(TargetKind::Mysql), None) => "[source] url",
+        (Some(TargetKind::Postgres) | None, _) => "[target] url",
     };
     let session = match Session::open(&address, &options).await {
         Ok(session) => session,
         Err(PgError::Login(problem)) => {
-            blocked(report, problem.or("correct user, password or database in [target] url"));
+            blocked(report, problem.or(format!("correct user, password or database in {key}")));
             return None;
         }
         Err(PgError::Unreachable(reason)) => {
-            blocked(report, Problem::new(reason, "start the server, or correct host and port in [target] url"));
+            blocked(report, Problem::new(reason, format!("start the server, or correct host and port in {key}")));
             return None;
         }
         Err(error @ (PgError::Refused(_) | PgError::Protocol(_))) => {
@@ -122,7 +129,10 @@ async fn examine_tables(
     report: &mut Report,
 ) -> Result<Option<ExaminedTarget>, PgError> {
     let client = &session.client;
-    judge_database(client, &config.target.schema, report).await?;
+    judge_database(client, config.state().map_or("public", |state| state.schema), report).await?;
+    if config.target.kind() == Some(TargetKind::Mysql) {
+        return examine_mysql(config, (sources, refused), files, session, report).await;
+    }
     let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
     let mut schemas: BTreeSet<String> = files.iter().map(|file| file.target.schema.clone()).collect();
     schemas.insert(config.target.schema.clone());
@@ -148,6 +158,38 @@ async fn examine_tables(
     }
     let rules = acting_rules(client).await?;
     Ok(Some(ExaminedTarget { plans: checked.plans, rules, replica: session.replica }))
+}
+
+/// A target that is MySQL or MariaDB; the session is on the PostgreSQL that runs the transforms.
+async fn examine_mysql(
+    config: &Config,
+    (sources, refused): (Option<&[TableSchema]>, &BTreeSet<TableName>),
+    files: Option<Vec<transform::TransformFile>>,
+    session: &Session,
+    report: &mut Report,
+) -> Result<Option<ExaminedTarget>, PgError> {
+    let survey = match Survey::of(&config.target.url, &config.target.schema).await {
+        Ok(survey) => survey,
+        Err(error) => {
+            report.blocked_by(
+                Part::Target,
+                error.problem().or("start the server, or correct host and port in [target] url"),
+            );
+            return Ok(None);
+        }
+    };
+    let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
+    let sources: Vec<_> = sources.iter().cloned().map(Arc::new).collect();
+    let schema = &config.target.schema;
+    let checked = transform::check(&session.client, &sources, &files, survey.tables(), schema, refused).await?;
+    checked.problems.iter().for_each(|problem| add(problem, report));
+    for problem in survey.problems(&checked.plans) {
+        report.blocked_by(Part::Target, problem);
+    }
+    for Problem { what, fix } in survey.warnings(&checked.plans) {
+        report.warns_of(Part::Target, what, fix);
+    }
+    Ok(Some(ExaminedTarget { plans: checked.plans, rules: Vec::new(), replica: true }))
 }
 
 /// A problem of the transforms, as a finding.

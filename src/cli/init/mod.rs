@@ -78,7 +78,10 @@ pub enum InitError {
     NoDatabase,
     #[error("{0}")]
     SourceUrl(String),
-    #[error("--target is not a postgresql:// URL; write postgresql://user:password@host:5432/database")]
+    #[error(
+        "--target is not a postgresql:// URL; write postgresql://user:password@host:5432/database, or, for a target that is \
+         MySQL or MariaDB, make its tables and cutover.toml yourself (docs/mysql-target.md)"
+    )]
     TargetUrl,
     #[error("the database `{database}` has no table {}; name base tables of the source, in the case that they have there",
         .tables.iter().map(|table| format!("`{table}`")).collect::<Vec<_>>().join(", "))]

@@ -55,18 +55,24 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// What is wrong, and what to do about it.
+    /// What is wrong with a source's connection, and what to do about it.
     pub fn problem(&self) -> Problem {
+        self.problem_of("source")
+    }
+
+    /// What is wrong with the connection that this section's URL names, and what to do about it.
+    pub fn problem_of(&self, section: &str) -> Problem {
         match self {
             ConnectError::Url { problem } => {
-                Problem::new(format!("the source URL {problem}"), "write mysql://user:password@host:3306/database")
+                Problem::new(format!("the {section} URL {problem}"), "write mysql://user:password@host:3306/database")
             }
-            ConnectError::CaFile { path, source } => {
-                Problem::new(format!("the CA file {path} cannot be read: {source}"), "correct `ca=` in the source URL")
-            }
+            ConnectError::CaFile { path, source } => Problem::new(
+                format!("the CA file {path} cannot be read: {source}"),
+                format!("correct `ca=` in the {section} URL"),
+            ),
             ConnectError::Denied { server, code, message } => Problem::new(
                 format!("{server} refuses the login: {message} (error {code})"),
-                "correct user, password or database in [source] url, or grant what is missing",
+                format!("correct user, password or database in [{section}] url, or grant what is missing"),
             ),
             ConnectError::Unreachable { server, reason } => Problem::bare(format!("{server} is unreachable: {reason}")),
             ConnectError::Tls { server, reason } => Problem::new(

@@ -34,6 +34,22 @@ fn kind(column: &Column) -> KeyKind {
     }
 }
 
+/// Whether a type's name is one of a geometry's.
+pub(crate) fn is_geometry(base: &str) -> bool {
+    matches!(
+        base,
+        "geometry"
+            | "point"
+            | "linestring"
+            | "polygon"
+            | "multipoint"
+            | "multilinestring"
+            | "multipolygon"
+            | "geometrycollection"
+            | "geomcollection"
+    )
+}
+
 /// Two literals that delimit what a key column is compared with: `t.col`, or `t.col + 0`.
 pub(super) fn comparand(column: &Column) -> String {
     let name = quoted(&column.name);
@@ -117,7 +133,7 @@ fn text_literal(column: &Column, hex: &str) -> String {
 
 /// A text that came out of a record. Its bytes are a binary literal: of two text literals that are equal but for case
 /// or accents the server's optimizer drops one, whatever the column's collation, and `a = x OR a = y` reads one row.
-fn converted_literal(column: &Column, text: &str) -> String {
+pub(crate) fn converted_literal(column: &Column, text: &str) -> String {
     let utf8 = format!("CONVERT(X'{}' USING utf8mb4)", hex(text.as_bytes()));
     match (&column.charset, &column.collation) {
         (Some(charset), Some(collation)) if charset == "utf8mb4" => format!("{utf8} COLLATE {collation}"),
@@ -127,11 +143,11 @@ fn converted_literal(column: &Column, text: &str) -> String {
 }
 
 /// A text in quotes, as the pinned `sql_mode` reads it.
-pub(super) fn quoted_literal(text: &str) -> String {
+pub(crate) fn quoted_literal(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-fn is_number(text: &str) -> bool {
+pub(crate) fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'-' | b'+' | b'.' | b'e'))
 }
 

@@ -6,7 +6,7 @@ pub mod connect;
 pub(crate) mod details;
 mod digest;
 pub mod filters;
-mod literal;
+pub(crate) mod literal;
 pub(crate) mod liveness;
 pub mod reach;
 pub mod scan;

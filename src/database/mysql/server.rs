@@ -306,6 +306,11 @@ impl Grants {
         grants
     }
 
+    /// Whose they are, as GRANT spells it.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     /// What capture needs on the whole server and the user lacks.
     pub fn missing_everywhere(&self) -> Vec<Problem> {
         let needed =

@@ -83,6 +83,7 @@ pub async fn tables(client: &Client, schemas: &[String]) -> Result<Vec<TargetTab
             replaceable: row.try_get(4)?,
             partitioned: row.try_get(3)?,
             has_owners: false,
+            elsewhere: false,
         };
         tables.insert(row.try_get(0)?, table);
     }
@@ -197,6 +198,7 @@ mod tests {
             foreign_keys,
             replaceable: true,
             has_owners: false,
+            elsewhere: false,
             partitioned: false,
         }
     }

@@ -31,6 +31,8 @@ impl PostgresSink {
                 Mark::Done | Mark::Freed => {}
                 Mark::Lane if rows.is_empty() => return Err(Failure::Stop(self.fenced())),
                 Mark::Lane => {}
+                // Facts, which are written elsewhere.
+                Mark::Write(..) if self.is_elsewhere() => {}
                 Mark::Parked => {
                     let newest: i64 = read(rows, 0)?;
                     if newest != self.parked.mark {

@@ -22,11 +22,15 @@ use crate::{
 
 /// How often a batch starts over because another lane parks rows meanwhile.
 const RELOADS_MAX: u32 = 5;
+/// How often a batch starts over at once because it met another writer of its rows, on a server where no lock of ours
+/// keeps them apart.
+const COLLISIONS_MAX: u32 = 5;
 
 impl PostgresSink {
     /// Once at full speed; then, if a row is in the way, by bisection.
     pub(super) async fn write_batch(&mut self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let (mut bisects, mut reloads) = (false, 0);
+        self.fence_elsewhere(batch).await?;
+        let (mut bisects, mut reloads, mut collisions) = (false, 0, 0);
         loop {
             let failure = match self.attempt(batch, bisects).await {
                 Ok(applied) => return Ok(applied),
@@ -34,6 +38,12 @@ impl PostgresSink {
             };
             match failure {
                 Failure::Reload if reloads < RELOADS_MAX => reloads += 1,
+                // The victim of a deadlock elsewhere, or who came second to a key.
+                Failure::Stop(ApplyError::Transient { .. })
+                    if self.is_elsewhere() && self.begun && self.open.is_none() && collisions < COLLISIONS_MAX =>
+                {
+                    collisions += 1;
+                }
                 Failure::Rows(refusal) if !bisects => {
                     tracing::debug!(sqlstate = refusal.sqlstate, "a row was refused: looking for it");
                     bisects = true;
@@ -83,7 +93,9 @@ impl PostgresSink {
             }
             self.begin().await?;
             let answers = steps.run(&self.session.client).await?;
-            let tables = self.read_answers(&answers)?;
+            let mut tables = self.read_answers(&answers)?;
+            self.write_elsewhere(&answers, false, &mut tables).await?;
+            self.empty_elsewhere(batch).await?;
             let (held, keys) = self.held_and_freed(&input, &answers)?;
             let freed = answers::freed(&answers)? + self.free(keys).await?;
             self.store_held(&items, &held).await?;
@@ -98,9 +110,15 @@ impl PostgresSink {
     /// Begins a transaction, unless one is open. Its answer is waited for: were BEGIN refused (a cancel request that
     /// comes late is enough), what was sent behind it would be done and committed statement by statement, the offset
     /// too.
-    pub(super) async fn begin(&mut self) -> Result<(), PgError> {
+    pub(super) async fn begin(&mut self) -> Result<(), Failure> {
+        if let Some(rows) = &mut self.rows {
+            rows.begin().await.map_err(Failure::Stop)?;
+            if self.open.is_some() {
+                rows.savepoint("SAVEPOINT cutover_part").await.map_err(Failure::Stop)?;
+            }
+        }
         if self.open.is_none() {
-            self.session.client.batch_execute("BEGIN").await?;
+            self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
         }
         self.begun = true;
         Ok(())
@@ -112,6 +130,7 @@ impl PostgresSink {
         self.begun = false;
         if !batch.complete && rows < self.options.config.transaction_rows_max {
             if self.open.replace(rows).is_some() {
+                self.savepoint_elsewhere("RELEASE SAVEPOINT cutover_part").await.map_err(Failure::Stop)?;
                 self.session.client.batch_execute("RELEASE cutover_part").await.map_err(PgError::from)?;
             }
             return Ok(());
@@ -123,6 +142,15 @@ impl PostgresSink {
             );
         }
         self.open = None;
+        self.commit().await
+    }
+
+    /// Commits: the rows first, where they are elsewhere. The offset, and what could not be written, follow in one
+    /// transaction of PostgreSQL; without it the batch comes again.
+    pub(super) async fn commit(&mut self) -> Result<(), Failure> {
+        if let Some(rows) = &mut self.rows {
+            rows.commit().await.map_err(Failure::Stop)?;
+        }
         self.session.client.batch_execute("COMMIT").await.map_err(PgError::from)?;
         Ok(())
     }
@@ -130,11 +158,20 @@ impl PostgresSink {
     /// Takes back what this batch wrote: its own part of an open transaction, or the transaction.
     pub(super) async fn undo(&mut self) -> Result<(), ApplyError> {
         if !std::mem::take(&mut self.begun) {
+            if self.open.is_none() {
+                self.roll_back_elsewhere().await;
+            }
             return Ok(());
         }
         let undo = match self.open {
-            Some(_) => "ROLLBACK TO cutover_part; RELEASE cutover_part",
-            None => "ROLLBACK",
+            Some(_) => {
+                self.savepoint_elsewhere("ROLLBACK TO SAVEPOINT cutover_part").await?;
+                "ROLLBACK TO cutover_part; RELEASE cutover_part"
+            }
+            None => {
+                self.roll_back_elsewhere().await;
+                "ROLLBACK"
+            }
         };
         self.session.client.batch_execute(undo).await.map_err(|error| stop(error.into()))
     }
@@ -143,6 +180,7 @@ impl PostgresSink {
     pub(super) async fn roll_back(&mut self) -> Result<(), ApplyError> {
         self.open = None;
         self.begun = false;
+        self.roll_back_elsewhere().await;
         self.session.client.batch_execute("ROLLBACK").await.map_err(|error| stop(error.into()))?;
         self.parked = Parked::load(&self.session.client, &self.options.pipeline).await.map_err(stop)?;
         self.unfinished = false;

@@ -119,6 +119,7 @@ impl PostgresSink {
         self.begin().await?;
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;
+        self.empty_elsewhere(batch).await?;
         let freed = answers::freed(&answers)?;
         let mut outcome = self.settle(items).await?;
         outcome.dead.extend(kept_out.iter().copied().map(late));
@@ -209,23 +210,31 @@ impl PostgresSink {
         steps.simple(Mark::Done, "SAVEPOINT cutover_set; SET CONSTRAINTS ALL DEFERRED");
         self.queue_writes(&mut steps, &input, set.replace).await?;
         steps.simple(Mark::Done, "SET CONSTRAINTS ALL IMMEDIATE");
+        self.savepoint_elsewhere("SAVEPOINT cutover_set").await.map_err(Failure::Stop)?;
         let result = match steps.run(&self.session.client).await {
-            Ok(answers) => self.tried(&input, &answers),
+            Ok(answers) => self.tried(&input, &answers, set.replace).await,
             Err(error) => Err(Failure::from(error)),
         };
-        let end = match &result {
-            Ok(_) => "RELEASE cutover_set",
+        let (end, end_elsewhere) = match &result {
+            Ok(_) => ("RELEASE cutover_set", "RELEASE SAVEPOINT cutover_set"),
             Err(Failure::Stop(_)) => return result,
             Err(Failure::Rows(_) | Failure::Clash | Failure::Unsendable | Failure::Reload) => {
-                "ROLLBACK TO cutover_set; RELEASE cutover_set"
+                ("ROLLBACK TO cutover_set; RELEASE cutover_set", "ROLLBACK TO SAVEPOINT cutover_set")
             }
         };
+        self.savepoint_elsewhere(end_elsewhere).await.map_err(Failure::Stop)?;
         self.session.client.batch_execute(end).await.map_err(PgError::from)?;
         result
     }
 
-    fn tried(&self, input: &WriteInput<'_>, answers: &[(Mark, Vec<Row>)]) -> Result<Tried, Failure> {
-        let tables = self.read_answers(answers)?;
+    async fn tried(
+        &mut self,
+        input: &WriteInput<'_>,
+        answers: &[(Mark, Vec<Row>)],
+        replace: bool,
+    ) -> Result<Tried, Failure> {
+        let mut tables = self.read_answers(answers)?;
+        self.write_elsewhere(answers, replace, &mut tables).await?;
         let (held, freed) = self.held_and_freed(input, answers)?;
         Ok(Tried { tables, held, freed })
     }
@@ -267,6 +276,7 @@ impl PostgresSink {
         let Some(item) = items.pop() else { return Ok(()) };
         if item.events.len() == 1
             && let (Verdict::DeadLetter, Some(newest)) = (failure::verdict(refusal), item.newest())
+            && !self.is_elsewhere()
             && self.is_late(&item).await?
         {
             // It would not have been written either way.

@@ -21,6 +21,7 @@ mod comparison;
 mod config;
 mod copied;
 mod dead_letters;
+mod facts;
 mod failure;
 mod input;
 mod items;
@@ -68,7 +69,7 @@ pub use tombstones::{
 };
 
 use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part, waiting::Together};
-use super::{Applied, ApplyError, Batch, Pass, Sink};
+use super::{Applied, ApplyError, Batch, Pass, Sink, rows::Rows};
 use crate::{
     database::postgres::{Address, Options, Session, catalog},
     log::Topic,
@@ -113,6 +114,8 @@ pub struct PostgresSink {
     bindings: Bindings,
     schemas: HashMap<u64, Arc<TableSchema>>,
     parked: Parked,
+    /// The connection that writes the rows, where they are on another server.
+    rows: Option<Box<dyn Rows>>,
     /// The pass of a replay, if this is not the live stream.
     replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
@@ -150,6 +153,7 @@ impl PostgresSink {
             bindings: Bindings::default(),
             schemas,
             parked,
+            rows: None,
             replay: None,
             since_retry: 0,
             waiting_round_rows: waiting::WAITING_ROUND_FIRST,
@@ -174,6 +178,12 @@ impl PostgresSink {
         self
     }
 
+    /// The same sink for plans whose rows are on another server.
+    pub(crate) fn writing_to(mut self, rows: Box<dyn Rows>) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+
     /// What the lane's offsets are stored under.
     fn lane_name(&self) -> &'static str {
         self.replay.map_or(self.options.topic.suffix(), Pass::lane)
@@ -195,6 +205,7 @@ impl PostgresSink {
         }
         if closed {
             self.begun = false;
+            self.roll_back_elsewhere().await;
             self.statements.clear();
             self.writes.clear();
             self.session = Session::open(&self.options.target, &self.options.session).await.map_err(stop)?;
@@ -219,7 +230,10 @@ impl PostgresSink {
     async fn finish(&mut self, result: Result<Applied, ApplyError>) -> Result<Applied, ApplyError> {
         match &result {
             Ok(_) => self.unfinished = false,
-            Err(_) if self.session.client.is_closed() => self.open = None,
+            Err(_) if self.session.client.is_closed() => {
+                self.open = None;
+                self.roll_back_elsewhere().await;
+            }
             Err(_) => self.roll_back().await?,
         }
         result
@@ -257,6 +271,7 @@ impl Sink for PostgresSink {
     async fn abandon(&mut self) -> Result<(), ApplyError> {
         if self.session.client.is_closed() {
             self.open = None;
+            self.roll_back_elsewhere().await;
             return Ok(());
         }
         if self.open.is_some() || self.unfinished { self.roll_back().await } else { Ok(()) }

@@ -19,7 +19,7 @@ use crate::{
     target::{Batch, BatchEvent},
 };
 
-const FENCE: &str = "
+pub(super) const FENCE: &str = "
 INSERT INTO cutover.fences AS f (pipeline, source_table, version) VALUES ($1, $2, $3)
 ON CONFLICT (pipeline, source_table) DO UPDATE SET version = greatest(f.version, excluded.version)";
 
@@ -75,12 +75,17 @@ impl PostgresSink {
         source: &str,
         version: Version,
     ) -> Result<(), PgError> {
-        for text in [FENCE, FENCE_DEAD, FENCE_WAITING] {
+        // Where rows are elsewhere it is raised already, for all to see.
+        let fence = (!self.is_elsewhere()).then_some(FENCE);
+        for text in fence.into_iter().chain([FENCE_DEAD, FENCE_WAITING]) {
             let params: Vec<Param<'_>> =
                 vec![Box::new(self.options.pipeline.clone()), Box::new(source.to_owned()), Box::new(version)];
             steps.query(Mark::Done, self.statement(text).await?, params);
         }
         self.parked.stale = true;
+        if self.is_elsewhere() {
+            return Ok(());
+        }
         let plans = self.plans.clone();
         let mut own: Vec<(usize, &Plan)> = plans
             .iter()

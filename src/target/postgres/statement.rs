@@ -58,6 +58,9 @@ pub struct Builder<'a> {
 impl Builder<'_> {
     /// The statement of a part; none if the plan has no such part.
     pub(super) fn part(&self, part: Part) -> Option<String> {
+        if self.plan.target.elsewhere {
+            return self.facts(part);
+        }
         match &self.plan.role {
             PlanRole::Whole => self.whole(part),
             PlanRole::Share(share) => Merged { builder: self, share }.part(part),

@@ -26,6 +26,24 @@ use crate::{
 /// The dead letters and waiting rows of a source table from before its copy.
 const FORGET: [&str; 2] = [side_work::FENCE_DEAD, side_work::FENCE_WAITING];
 
+/// Whether a dead letter of a source table is open, or a row of it waits.
+const SET_ASIDE: &str = "
+SELECT EXISTS (SELECT FROM cutover.dead_letters WHERE pipeline = $1 AND source_table = $2 AND state = 'open')
+  OR EXISTS (SELECT FROM cutover.waiting WHERE pipeline = $1 AND source_table = $2)";
+
+/// Forgets what is set aside of a source table and older than `before`; whether anything is left.
+pub(super) async fn forget_older(
+    session: &Session,
+    pipeline: &str,
+    source: &str,
+    before: Version,
+) -> Result<bool, PgError> {
+    for forget in FORGET {
+        session.client.execute(forget, &[&pipeline, &source, &before]).await?;
+    }
+    Ok(session.client.query_one(SET_ASIDE, &[&pipeline, &source]).await?.try_get(0)?)
+}
+
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Swept {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::{
     PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, parked, prepare_target,
-    raise_fence, script, sweep,
+    raise_fence, script, sweep, sweep::forget_older,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
@@ -46,6 +46,8 @@ pub struct PostgresTarget {
     /// Whether other processes may have written the partitions before, and still be there.
     is_shared: bool,
     planned: RwLock<Planned>,
+    /// The tables where rows end, if they are on another server.
+    elsewhere: Option<Arc<[TargetTable]>>,
 }
 
 impl PostgresTarget {
@@ -54,9 +56,10 @@ impl PostgresTarget {
     /// # Errors
     /// When the URL cannot be used.
     pub fn new(settings: Settings, number: i64) -> Result<Self, TargetError> {
-        let address = postgres::Address::parse(&settings.url)?;
+        let address = postgres::Address::parse(&settings.state_url)?;
         let planned = Planned { sources: Vec::new(), at: 0, plans: Arc::from([]) };
-        Ok(PostgresTarget { settings, address, number, is_shared: false, planned: RwLock::new(planned) })
+        let planned = RwLock::new(planned);
+        Ok(PostgresTarget { settings, address, number, is_shared: false, planned, elsewhere: None })
     }
 
     /// A target whose tables and transforms need no check: those of a simulation.
@@ -64,13 +67,37 @@ impl PostgresTarget {
     pub fn planned(settings: Settings, address: postgres::Address, number: i64, plans: Arc<[Plan]>) -> Self {
         let sources = plans.iter().map(|plan| Arc::clone(&plan.source)).collect();
         let planned = RwLock::new(Planned { sources, at: 0, plans });
-        PostgresTarget { settings, address, number, is_shared: false, planned }
+        PostgresTarget { settings, address, number, is_shared: false, planned, elsewhere: None }
+    }
+
+    /// The same for rows that end in these tables, which are on another server.
+    #[must_use]
+    pub(in crate::target) fn with_tables(&self, tables: Arc<[TargetTable]>) -> Self {
+        PostgresTarget { elsewhere: Some(tables), ..self.written_under(self.number, self.is_shared) }
+    }
+
+    /// The same, written to under another number.
+    fn written_under(&self, number: i64, is_shared: bool) -> Self {
+        PostgresTarget {
+            settings: self.settings.clone(),
+            address: self.address.clone(),
+            number,
+            is_shared,
+            planned: RwLock::new(self.now()),
+            elsewhere: self.elsewhere.clone(),
+        }
+    }
+
+    /// The same, with its plans, for partitions that this process writes under a number of its own.
+    #[must_use]
+    pub(in crate::target) fn shared(&self, number: i64) -> Self {
+        self.written_under(number, true)
     }
 
     fn options(&self, purpose: &str, replica: bool) -> Options {
         Options {
             application_name: lease::session_name(&self.settings.pipeline, purpose),
-            schemas: vec![self.settings.schema.clone()],
+            schemas: vec![if self.elsewhere.is_some() { "public".into() } else { self.settings.schema.clone() }],
             ca_file: self.settings.ca_file.clone(),
             replica,
         }
@@ -94,6 +121,9 @@ impl PostgresTarget {
         let files = transform::load(&self.settings.transforms, schema).map_err(TargetError::Transforms)?;
         let mut schemas = vec![schema.clone()];
         schemas.extend(files.iter().map(|file| file.target.schema.clone()));
+        if let Some(tables) = &self.elsewhere {
+            return Ok((files, tables.to_vec()));
+        }
         schemas.sort();
         schemas.dedup();
         let tables = catalog::tables(&session.client, &schemas).await?;
@@ -195,6 +225,23 @@ impl PostgresTarget {
         Ok(settled)
     }
 
+    /// The highest version that is kept beside the rows.
+    pub(in crate::target) async fn highest_parked(&self) -> Result<Version, TargetError> {
+        let session = self.session("versions").await?;
+        Ok(parked::highest_version(&session.client, &self.settings.pipeline).await?)
+    }
+
+    /// Keeps everything of a source table out that is older than its new copy, and forgets what is set aside of it.
+    /// Whether something newer is set aside still.
+    pub(in crate::target) async fn fence_table(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
+        let session = Session::open(&self.address, &self.options(lease::SWEEP, true)).await?;
+        let plans = self.plans();
+        self.fence(&session, &plans, table, before).await?;
+        let Some(plan) = plans.iter().find(|plan| plan.source.table.table == table) else { return Ok(false) };
+        let source = plan.source.table.to_string();
+        Ok(forget_older(&session, &self.settings.pipeline, &source, before).await?)
+    }
+
     /// Everything of a source table that is older than its new copy is out of date, whoever brings it again (a replay).
     async fn fence(&self, session: &Session, plans: &[Plan], table: &str, before: Version) -> Result<(), PgError> {
         let own: Vec<&Plan> = plans.iter().filter(|plan| plan.source.table.table == table).collect();
@@ -208,7 +255,8 @@ impl PostgresTarget {
         self.settings.store.end_sinks(topic, partition).await
     }
 
-    async fn sink(&self, lane: Lane, partition: u32) -> Result<PostgresSink, ApplyError> {
+    /// A sink for a partition of a lane.
+    pub(in crate::target) async fn sink(&self, lane: Lane, partition: u32) -> Result<PostgresSink, ApplyError> {
         let topic = lane.topic();
         let (purpose, check_offset) = match lane {
             Lane::Live(topic) => (lease::sink_purpose(topic, partition), topic == Topic::Changes),
@@ -239,6 +287,10 @@ impl Target for PostgresTarget {
         let sources: Vec<Arc<TableSchema>> = tables.iter().cloned().map(Arc::new).collect();
         let session = self.session("prepare").await?;
         let plans = self.plan(&session, &sources).await?;
+        if self.elsewhere.is_some() {
+            self.set(Planned { sources, at: planned_at, plans });
+            return Ok(());
+        }
         let mut missing = Vec::new();
         for plan in plans.iter() {
             missing.extend(privileges::on_table(&session.client, plan).await?);
@@ -264,6 +316,10 @@ impl Target for PostgresTarget {
         let session = self.session("plan").await?;
         let planned = self.now();
         let plans = self.plan(&session, &planned.sources).await?;
+        if self.elsewhere.is_some() {
+            self.set(Planned { plans, ..planned });
+            return Ok(());
+        }
         // Another type of a key may be no proof any more that keys stay apart, or one now.
         for plan in plans.iter().filter(|plan| plan.is_owned() || plan.target.has_owners) {
             prepare_target(&session, plan).await?;
@@ -289,13 +345,7 @@ impl Target for PostgresTarget {
     }
 
     fn under(&self, number: i64) -> Arc<dyn Target> {
-        Arc::new(PostgresTarget {
-            settings: self.settings.clone(),
-            address: self.address.clone(),
-            number,
-            is_shared: true,
-            planned: RwLock::new(self.now()),
-        })
+        Arc::new(self.shared(number))
     }
 
     async fn resume(&self, lane: Lane, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError> {

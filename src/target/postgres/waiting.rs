@@ -131,14 +131,8 @@ impl PostgresSink {
     /// One round over the waiting rows of these partitions, to its commit.
     async fn try_parts(&mut self, parts: &[i32], begin: &str) -> Result<Round, ApplyError> {
         match self.waiting_round(parts, begin).await {
-            Ok(round) => {
-                self.session.client.batch_execute("COMMIT").await.map_err(|error| stop(error.into()))?;
-                Ok(round)
-            }
-            Err(Failure::Stop(error)) => Err(error),
-            Err(Failure::Rows(refusal)) => Err(stop(PgError::Refused(refusal))),
-            Err(Failure::Clash | Failure::Reload) => Err(clash()),
-            Err(Failure::Unsendable) => Err(unsendable()),
+            Ok(round) => self.commit().await.map(|()| round).or_else(stopped),
+            Err(failure) => stopped(failure),
         }
     }
 
@@ -149,6 +143,9 @@ impl PostgresSink {
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
+        if let Some(rows) = &mut self.rows {
+            rows.begin().await.map_err(Failure::Stop)?;
+        }
         self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
         let mut steps = Steps::default();
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
@@ -190,6 +187,16 @@ impl PostgresSink {
         let done: Vec<_> = all.into_iter().filter(|(key, _)| !left.contains(key)).collect();
         self.clear_parked(&done).await?;
         Ok(Round { applied: self.park(outcome).await?, written })
+    }
+}
+
+/// Why a round ended before its commit.
+fn stopped<T>(failure: Failure) -> Result<T, ApplyError> {
+    match failure {
+        Failure::Stop(error) => Err(error),
+        Failure::Rows(refusal) => Err(stop(PgError::Refused(refusal))),
+        Failure::Clash | Failure::Reload => Err(clash()),
+        Failure::Unsendable => Err(unsendable()),
     }
 }
 

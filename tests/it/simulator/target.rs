@@ -49,6 +49,7 @@ fn table(name: &str, columns: &[(&str, &str)], keys: usize) -> TargetTable {
         foreign_keys: Vec::new(),
         replaceable: true,
         has_owners: false,
+        elsewhere: false,
         partitioned: false,
     }
 }
@@ -158,6 +159,7 @@ pub fn planned(world: &World, address: postgres::Address, store: Arc<Store>, num
     let settings = Settings {
         pipeline: config.name.clone(),
         url: config.target.url.clone(),
+        state_url: config.target.url.clone(),
         schema: config.target.schema.clone(),
         ca_file: None,
         transforms: config.transform.folder.clone(),

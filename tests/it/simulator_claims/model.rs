@@ -52,6 +52,7 @@ fn parents_table() -> ModelTable {
         foreign_keys: Vec::new(),
         replaceable: true,
         has_owners: false,
+        elsewhere: false,
         partitioned: false,
     };
     let columns = ["id", "name"].map(|name| PlanColumn { name: name.into(), cast: None, source: Some(name.into()) });

@@ -12,7 +12,10 @@ use super::{
     table_map::TableMap,
     wire_type::{Extent, WireType},
 };
-use crate::model::{Column, TableSchema};
+use crate::{
+    database::mysql::literal::is_geometry,
+    model::{Column, TableSchema},
+};
 
 /// The places of columns that the server made for itself and shows to nobody: the expressions of functional indexes. A
 /// row image has none of them (seen: 8.0.15; 9.7.4 leaves them out of the table map as well). Only names tell.
@@ -280,19 +283,4 @@ fn set_width(count: usize) -> u8 {
         4 => 4,
         _ => 8,
     }
-}
-
-fn is_geometry(base: &str) -> bool {
-    matches!(
-        base,
-        "geometry"
-            | "point"
-            | "linestring"
-            | "polygon"
-            | "multipoint"
-            | "multilinestring"
-            | "multipolygon"
-            | "geometrycollection"
-            | "geomcollection"
-    )
 }
