@@ -10,7 +10,7 @@ MINUTES := 10
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export PATH := $(if $(findstring :$(CARGO_BIN):,:$(PATH):),$(PATH),$(CARGO_BIN):$(PATH))
 
-.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-verify bench-tables bench-postgres bench-dynamodb bench-scale fuzz check check-deploy clean-services
+.PHONY: help demo demo-merge demo-dynamodb test simulate chaos bench-smoke bench-verify bench-tables bench-postgres bench-mysql-target bench-dynamodb bench-scale fuzz check check-deploy clean-services
 
 help:
 	@echo "make demo            the main job on real servers, from nothing (KEEP=1 leaves it running, LOG=kafka runs a broker)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-verify    what a verify costs, and whether it is right while everything is written"
 	@echo "make bench-tables    how long many small tables take"
 	@echo "make bench-postgres  throughput from PostgreSQL to PostgreSQL"
+	@echo "make bench-mysql-target  throughput from PostgreSQL to MySQL, beside plain INSERTs"
 	@echo "make bench-dynamodb  throughput from DynamoDB Local to PostgreSQL"
 	@echo "make bench-scale     throughput with 1, 2 and 4 partitions and 1 and 2 processes (ROUND_TRIP_MS=n: a target that is far away)"
 	@echo "make fuzz            the decoders against arbitrary bytes, MINUTES=10 for each target"
@@ -63,6 +64,9 @@ bench-tables:
 
 bench-postgres:
 	scripts/bench-postgres
+
+bench-mysql-target:
+	scripts/bench-mysql-target
 
 bench-dynamodb:
 	scripts/bench-dynamodb
