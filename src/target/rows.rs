@@ -84,9 +84,10 @@ pub trait Rows: Send + Sync + fmt::Debug {
     /// Removes everything of these plans that is older than `version`, once nobody writes anything else.
     async fn empty(&mut self, plans: &[&Plan], version: Version) -> Result<(), RowsError>;
 
-    /// Sets, keeps or goes back to a savepoint.
+    /// Sets, keeps or goes back to a savepoint; nothing outside of a transaction.
     async fn savepoint(&mut self, sql: &'static str) -> Result<(), ApplyError>;
 
+    /// Commits the transaction, if one is open.
     async fn commit(&mut self) -> Result<(), ApplyError>;
 
     /// Takes back what is not committed. A connection that cannot is given up.

@@ -73,6 +73,10 @@ async fn check_blocks_a_key_of_first_characters() {
     target.exec("CREATE TABLE t (name text, n int, PRIMARY KEY (name(20)))").await;
     let (code, text) = check(&pipeline(&source.url(), &target, &["t"])).await;
     assert!(code == Some(1) && text.contains("whole columns"), "{text}");
+    source.exec("CREATE TABLE f (x real PRIMARY KEY)").await;
+    target.exec("CREATE TABLE f (x float PRIMARY KEY)").await;
+    let (code, text) = check(&pipeline(&source.url(), &target, &["f"])).await;
+    assert!(code == Some(1) && text.contains("exact values"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,8 +22,9 @@ pub(super) const TOO_LARGE: &str = "54000";
 /// `ER_DUP_ENTRY`, `ER_DUP_ENTRY_WITH_KEY_NAME`.
 const DUPLICATE: [u16; 2] = [1062, 1586];
 /// The server takes no writes for now: `--read-only`, `--super-read-only`, a lock of all tables, a cluster that is not
-/// ready (1047, 3098, 3101); or it ran out of something (1180, 1206), or of patience with a session that rested (4031).
-const PASSES: [u16; 9] = [1047, 1180, 1206, 1223, 1290, 1836, 3098, 3101, 4031];
+/// ready (1047, 3098, 3101); or it ran out of something (1021, 1114, 1180, 1206), or of patience with a session that
+/// rested (4031).
+const PASSES: [u16; 11] = [1021, 1047, 1114, 1180, 1206, 1223, 1290, 1836, 3098, 3101, 4031];
 /// What a value is to blame for, besides SQLSTATE classes 22 and 23: a check (3819; MariaDB 4025), a character that the
 /// column has not (1366), a cut value (1265), one of another type (1411, 1525), a view's check (1369), a trigger's
 /// SIGNAL (1644), a row that is too large (1118, 1153, 1301), a partition that is not there (1526), a geometry (1416,
@@ -102,7 +103,8 @@ fn of_server(error: &ServerError) -> RowsError {
         let message = without_value(*code, message);
         return RowsError::Stop(ApplyError::Transient { sqlstate: state.clone(), message });
     }
-    let of_a_value = matches!(state.get(..2), Some("22" | "23")) || OF_JSON.contains(code) || OF_A_ROW.contains(code);
+    let of_a_value =
+        matches!(state.get(..2), Some("22" | "23" | "45")) || OF_JSON.contains(code) || OF_A_ROW.contains(code);
     if of_a_value { RowsError::Row(refusal(*code, state, message)) } else { RowsError::Stop(refused(*code, message)) }
 }
 

@@ -63,22 +63,28 @@ fn silently_changed(column: &Column, text: &str) -> Option<String> {
             let (digits, kept) = (fraction(&time(column, text)).len(), fraction_digits(column));
             (digits > kept).then(|| format!("keeps {kept} digits of a second, and the value has {digits}"))
         }
+        (_, "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year")
+            if fraction(text).bytes().any(|digit| digit != b'0') =>
+        {
+            Some("takes whole numbers, and the value has a fraction".into())
+        }
         (_, "year") => {
-            let short = text.parse::<u16>().is_ok_and(|year| (1..=99).contains(&year));
+            let whole = text.split('.').next().unwrap_or_default();
+            let short = whole.parse::<u16>().is_ok_and(|year| (1..=99).contains(&year));
             short.then(|| "would take a year of two digits for another one".into())
         }
-        (ColumnType::SmallInt | ColumnType::Integer | ColumnType::BigInt, _) => fraction(text)
-            .bytes()
-            .any(|digit| digit != b'0')
-            .then(|| "takes whole numbers, and the value has a fraction".into()),
-        (_, "enum" | "set") => {
-            let labels = catalog::members(&column.source_type).unwrap_or_default();
-            let numeric = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            (numeric && !labels.iter().any(|label| label == text))
-                .then(|| "has no such label, and would take it for a number".into())
+        // A number, in whatever spelling, would be taken for a label's place.
+        (_, "enum") => (!has_label(column, text)).then(|| "has no such label".into()),
+        (_, "set") => {
+            let unknown = !text.is_empty() && text.split(',').any(|part| !has_label(column, part));
+            unknown.then(|| "has no such label".into())
         }
         (_, _) => None,
     }
+}
+
+fn has_label(column: &Column, text: &str) -> bool {
+    catalog::members(&column.source_type).unwrap_or_default().iter().any(|label| label == text)
 }
 
 /// A key's value as what its column is compared with.
@@ -130,9 +136,10 @@ pub(super) fn side_type(column: &Column) -> String {
     }
 }
 
-/// Whether a key's column can be the side table's too: a TEXT or BLOB is one by its first bytes alone.
-pub(super) fn is_whole(column: &Column) -> bool {
-    !base(column).ends_with("text") && !base(column).ends_with("blob")
+/// Whether a key's column can be the side table's too, and be found again by its value: a TEXT or BLOB is a key by its
+/// first bytes alone, and a FLOAT is no number that a text says.
+pub(super) fn is_exact(column: &Column) -> bool {
+    !["text", "blob", "float"].iter().any(|end| base(column).ends_with(end))
 }
 
 /// How many characters `varchar(20)` may have.
@@ -305,6 +312,8 @@ mod tests {
             ("time(6)", ColumnType::Interval, "-3020399000001", "'-838:59:59.000001'"),
             ("time", ColumnType::Interval, "1 mon", "'1 mon'"),
             ("enum('a','2')", ColumnType::Text, "2", "'2'"),
+            ("set('a','b')", ColumnType::Text, "a,b", "'a,b'"),
+            ("set('a','b')", ColumnType::Text, "", "''"),
             ("year(4)", ColumnType::SmallInt, "0", "0"),
         ] {
             assert_eq!(
@@ -322,6 +331,12 @@ mod tests {
             ("datetime", ColumnType::Timestamp, "2024-05-30 10:00:00.5"),
             ("time(2)", ColumnType::Interval, "1001"),
             ("int(11)", ColumnType::Integer, "12.5"),
+            ("bigint(20) unsigned", ColumnType::Numeric { precision: 20, scale: 0 }, "12.5"),
+            ("year(4)", ColumnType::SmallInt, "24.0"),
+            ("year(4)", ColumnType::SmallInt, "2024.5"),
+            ("enum('a','b')", ColumnType::Text, " 2"),
+            ("enum('a','b')", ColumnType::Text, "A"),
+            ("set('a','b')", ColumnType::Text, "a,c"),
             ("year(4)", ColumnType::SmallInt, "24"),
             ("enum('a','b')", ColumnType::Text, "2"),
             ("set('a','b')", ColumnType::Text, "3"),

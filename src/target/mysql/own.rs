@@ -71,28 +71,44 @@ pub(super) async fn prepare(conn: &mut Conn, table: &Table, pipeline: &str) -> R
         .map_err(|error| QueryError::new("the target's side tables could not be asked for", error))?;
     match found {
         Some(found) if found == layout => Ok(()),
-        Some(_) => {
-            let changes: Vec<String> = columns.iter().map(|column| format!("MODIFY {column}")).collect();
-            let alter = format!("ALTER TABLE {side} {}, COMMENT = '{layout}'", changes.join(", "));
-            conn.query_drop(alter).await.map_err(|error| {
-                MysqlError::Unusable(Problem::new(
-                    format!("the key of target table {} has changed, and its side table cannot follow: {error}", table.name),
-                    format!(
-                        "stop cutover, DROP TABLE {side}, start it again and copy the table again with `cutover resnapshot`"
-                    ),
-                ))
-            })
-        }
+        Some(_) => follow(conn, table, &columns, &layout).await,
         None => {
             let create = format!(
                 "CREATE TABLE IF NOT EXISTS {side} ({columns}, `cutover_version` BIGINT NOT NULL, `cutover_gone` BIGINT NULL, \
-                 PRIMARY KEY ({keys}), KEY `cutover_gone` (`cutover_gone`)) ENGINE = InnoDB COMMENT = '{layout}'",
+                 PRIMARY KEY ({keys}), KEY `cutover_gone` (`cutover_gone`)) ENGINE = InnoDB ROW_FORMAT = DYNAMIC COMMENT = '{layout}'",
                 columns = columns.join(", "),
                 keys = keys.join(", "),
             );
             run(conn, &create).await
         }
     }
+}
+
+/// Gives the columns of a side table's key the types that the table's have now, where they are the same columns.
+async fn follow(conn: &mut Conn, table: &Table, columns: &[String], layout: &str) -> Result<(), MysqlError> {
+    let side = table.side();
+    let unusable = |why: String| {
+        MysqlError::Unusable(Problem::new(
+            format!("the key of target table {} has changed, and its side table cannot follow: {why}", table.name),
+            format!(
+                "stop cutover, DROP TABLE {side}, start it again and copy the table again with `cutover resnapshot`"
+            ),
+        ))
+    };
+    let asked = "SELECT COLUMN_NAME FROM information_schema.STATISTICS \
+                 WHERE TABLE_SCHEMA = 'cutover' AND TABLE_NAME = ? AND INDEX_NAME = 'PRIMARY' ORDER BY SEQ_IN_INDEX";
+    let known: Vec<String> = conn
+        .exec(asked, (table.side_name(),))
+        .await
+        .map_err(|error| QueryError::new("the target's side tables could not be asked for", error))?;
+    if !known.iter().eq(table.key_columns().map(|column| &column.name)) {
+        return Err(unusable(format!("it has the columns {}", known.join(", "))));
+    }
+    // A type that has no room for what is there is refused.
+    run(conn, "SET SESSION sql_mode = 'STRICT_ALL_TABLES'").await?;
+    let changes: Vec<String> = columns.iter().map(|column| format!("MODIFY {column}")).collect();
+    let alter = format!("ALTER TABLE {side} {}, COMMENT = '{layout}'", changes.join(", "));
+    conn.query_drop(alter).await.map_err(|error| unusable(error.to_string()))
 }
 
 /// What tells the layout of a side table from another one.

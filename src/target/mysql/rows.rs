@@ -90,12 +90,9 @@ impl MysqlRows {
         }
     }
 
-    /// Takes the lane under this number, which is the newest that the state knows of. Waits for a transaction that a
+    /// Takes the lane under this number, unless a higher one has it: that one. Waits for a transaction that a
     /// predecessor has open.
-    ///
-    /// # Errors
-    /// [`ApplyError::Halt`] if it has a higher number: of another state.
-    pub async fn claim(&mut self) -> Result<(), ApplyError> {
+    pub async fn claim(&mut self) -> Result<Option<i64>, ApplyError> {
         let take = format!(
             "INSERT INTO `cutover`.`lanes` (`pipeline`, `lane`, `part`, `number`) VALUES ({}, {number}) \
              ON DUPLICATE KEY UPDATE `number` = GREATEST(`number`, {number})",
@@ -106,21 +103,22 @@ impl MysqlRows {
         let conn = self.connection().await?;
         conn.query_drop(take).await.map_err(stopped)?;
         let holder: Option<i64> = conn.query_first(holder).await.map_err(stopped)?;
-        if holder == Some(self.lane.number) {
-            return Ok(());
-        }
+        Ok(holder.filter(|holder| *holder != self.lane.number))
+    }
+
+    /// Why a lane cannot be taken that a higher number has, though the state knows of none.
+    pub fn of_another_state(&self, holder: i64) -> ApplyError {
         let LaneOf { pipeline, number, .. } = &self.lane;
-        Err(ApplyError::Halt(Problem::new(
+        ApplyError::Halt(Problem::new(
             format!(
-                "the target was written to under the number {}, and the pipeline's state in PostgreSQL is at {number}: it is \
-                 another state, or an older one",
-                holder.unwrap_or_default()
+                "the target was written to under the number {holder}, and the pipeline's state in PostgreSQL is at {number}: it is \
+                 another state, or an older one"
             ),
             format!(
                 "name the PostgreSQL that has the pipeline's state; if it is gone for good, run DELETE FROM cutover.lanes WHERE \
                  pipeline = '{pipeline}' at the target and start again"
             ),
-        )))
+        ))
     }
 
     fn lane_values(&self) -> String {
@@ -133,7 +131,7 @@ impl MysqlRows {
         format!("`pipeline` = '{pipeline}' AND `lane` = '{}' AND `part` = {partition}", lane.name())
     }
 
-    fn fenced(&self) -> ApplyError {
+    pub(super) fn fenced(&self) -> ApplyError {
         let LaneOf { pipeline, lane, partition, .. } = &self.lane;
         ApplyError::Fenced { topic: lane.name(), partition: *partition, pipeline: pipeline.clone() }
     }
@@ -241,29 +239,24 @@ impl MysqlRows {
         Ok(self.execute(&hold).await.map_err(no_row)? > 0)
     }
 
-    /// Begins a transaction that writes while no lane does, unless another worker has taken one.
+    /// Begins a transaction that writes while no lane of the pipeline does.
     pub(super) async fn begin_alone(&mut self) -> Result<(), ApplyError> {
         self.start().await?;
-        let taken = match self.run(MARK).await {
+        let locked = match self.run(MARK).await {
             Ok(()) => self.lock_lanes().await.map_err(no_row),
             Err(error) => Err(error),
         };
-        let result = match taken {
-            Ok(highest) if highest <= self.lane.number => return Ok(()),
-            Ok(_) => Err(self.fenced()),
-            Err(error) => Err(error),
-        };
-        self.roll_back().await;
-        result
+        if locked.is_err() {
+            self.roll_back().await;
+        }
+        locked
     }
 
-    /// Locks every lane of the pipeline: nobody else writes until the commit. The highest number under which one is
-    /// written.
-    async fn lock_lanes(&mut self) -> Result<i64, RowsError> {
+    /// Locks every lane of the pipeline: nobody else writes until the commit.
+    async fn lock_lanes(&mut self) -> Result<(), RowsError> {
         let lock =
-            format!("SELECT `number` FROM `cutover`.`lanes` WHERE `pipeline` = '{}' FOR UPDATE", self.lane.pipeline);
-        let numbers = self.rows(&lock).await?;
-        Ok(numbers.into_iter().filter_map(|row| row.get::<i64, _>(0)).max().unwrap_or_default())
+            format!("SELECT `part` FROM `cutover`.`lanes` WHERE `pipeline` = '{}' FOR UPDATE", self.lane.pipeline);
+        self.rows(&lock).await.map(|_| ())
     }
 }
 
@@ -304,10 +297,13 @@ impl Rows for MysqlRows {
     }
 
     async fn savepoint(&mut self, sql: &'static str) -> Result<(), ApplyError> {
-        self.run(sql).await
+        if self.open { self.run(sql).await } else { Ok(()) }
     }
 
     async fn commit(&mut self) -> Result<(), ApplyError> {
+        if !self.open {
+            return Ok(());
+        }
         self.run("COMMIT").await?;
         self.open = false;
         Ok(())

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     MysqlError,
-    literal::{is_whole, side_value},
+    literal::{is_exact, side_value},
 };
 use crate::{
     database::mysql::{
@@ -83,9 +83,9 @@ impl Table {
         self.engine.eq_ignore_ascii_case("innodb")
     }
 
-    /// The columns of its key that the side table cannot have.
+    /// The columns of its key by which a row cannot be found again, or that the side table cannot have.
     pub fn partial_keys(&self) -> impl Iterator<Item = &Column> {
-        self.key_columns().filter(|column| self.key_index.is_none() || !is_whole(column))
+        self.key_columns().filter(|column| self.key_index.is_none() || !is_exact(column))
     }
 
     pub fn engine(&self) -> &str {

@@ -111,8 +111,11 @@ pub(super) fn problems(plans: &[Plan], tables: &Tables) -> Vec<Problem> {
     let partial = tables().flat_map(|table| table.partial_keys().map(move |column| (table, column)));
     let partial = partial.map(|(table, column)| {
         Problem::new(
-            format!("the key of target table {} has the column `{}` by its first bytes alone", table.name, column.name),
-            "give it a key of whole columns: a VARCHAR or VARBINARY of bounded length",
+            format!(
+                "the key of target table {} has the column `{}` by its first bytes alone, or as a FLOAT",
+                table.name, column.name
+            ),
+            "give it a key of whole columns with exact values: a VARCHAR, VARBINARY, DECIMAL or DOUBLE",
         )
     });
     let unfit = tables().filter(|table| !table.is_transactional()).map(|table| {
@@ -175,8 +178,13 @@ impl Target for MysqlTarget {
     async fn resume(&self, lane: Lane, partition: u32, log_epoch: &str) -> Result<Resume, ApplyError> {
         let read = self.now();
         let resume = read.planner.resume(lane, partition, log_epoch).await?;
-        self.rows(&read, lane, partition).claim().await?;
-        Ok(resume)
+        let mut rows = self.rows(&read, lane, partition);
+        match rows.claim().await? {
+            None => Ok(resume),
+            Some(holder) if read.planner.has_claimed(lane, partition).await? => Err(rows.of_another_state(holder)),
+            // Another worker has come in between.
+            Some(_) => Err(rows.fenced()),
+        }
     }
 
     async fn open(&self, lane: Lane, partition: u32) -> Result<Box<dyn Sink>, ApplyError> {
@@ -217,6 +225,10 @@ impl Target for MysqlTarget {
             loop {
                 // The lanes are held up for no longer than a piece takes.
                 rows.begin_alone().await.map_err(unswept)?;
+                if !read.planner.leads().await? {
+                    rows.roll_back().await;
+                    return Err(SnapshotError::Target("another worker has taken the lease".into()));
+                }
                 let piece = rows.remove_older(target, before, SWEPT_AT_ONCE).await;
                 let piece = piece.map_err(|error| unswept(error.into()))?;
                 rows.commit().await.map_err(unswept)?;

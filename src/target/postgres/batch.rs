@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     database::postgres::PgError,
-    target::{Applied, ApplyError, Batch, Pass},
+    target::{Applied, ApplyError, Batch, BatchEvent, Pass},
 };
 
 /// How often a batch starts over because another lane parks rows meanwhile.
@@ -91,7 +91,7 @@ impl PostgresSink {
             if self.open.is_some() || !batch.complete {
                 steps.simple(Mark::Done, "SET CONSTRAINTS ALL IMMEDIATE");
             }
-            self.begin().await?;
+            self.begin(batch).await?;
             let answers = steps.run(&self.session.client).await?;
             let mut tables = self.read_answers(&answers)?;
             self.write_elsewhere(&answers, false, &mut tables).await?;
@@ -110,8 +110,11 @@ impl PostgresSink {
     /// Begins a transaction, unless one is open. Its answer is waited for: were BEGIN refused (a cancel request that
     /// comes late is enough), what was sent behind it would be done and committed statement by statement, the offset
     /// too.
-    pub(super) async fn begin(&mut self) -> Result<(), Failure> {
-        if let Some(rows) = &mut self.rows {
+    pub(super) async fn begin(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let row = |event: &BatchEvent| matches!(event, BatchEvent::Row(_) | BatchEvent::Truncate { .. });
+        // What has no rows, a heartbeat say, writes nothing elsewhere.
+        let writes = self.open.is_some() || batch.events.iter().any(row);
+        if let Some(rows) = self.rows.as_mut().filter(|_| writes) {
             rows.begin().await.map_err(Failure::Stop)?;
             if self.open.is_some() {
                 rows.savepoint("SAVEPOINT cutover_part").await.map_err(Failure::Stop)?;

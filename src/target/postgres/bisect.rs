@@ -116,7 +116,7 @@ impl PostgresSink {
         self.queue_prelude(&mut steps, batch, &input).await?;
         drop(input);
         self.queue_side_work(&mut steps, batch, &items, &BTreeSet::new()).await?;
-        self.begin().await?;
+        self.begin(batch).await?;
         let answers = steps.run(&self.session.client).await?;
         self.read_answers(&answers)?;
         self.empty_elsewhere(batch).await?;

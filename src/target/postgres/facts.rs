@@ -75,7 +75,7 @@ fn text(value: &str, column: &TargetColumn) -> String {
     match column.cast_sql.as_str() {
         "bytea" => format!("pg_catalog.encode({cast}, 'hex')"),
         // With its fraction, which the column has no place for: who writes it says so.
-        "smallint" | "integer" | "bigint" => format!("({value}::numeric)::text"),
+        "smallint" | "integer" | "bigint" => format!("(({value})::text::numeric)::text"),
         "interval" => MICROSECONDS.replace("{}", &format!("({cast})")),
         _ => format!("({cast})::text"),
     }

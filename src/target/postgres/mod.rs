@@ -243,7 +243,11 @@ impl PostgresSink {
     fn name(&self, plan: usize) -> String {
         let Some(plan) = self.plans.get(plan) else { return String::new() };
         let name = &plan.target.name;
-        if self.options.session.schemas.first() == Some(&name.schema) { name.table.clone() } else { name.to_string() }
+        if self.is_elsewhere() || self.options.session.schemas.first() == Some(&name.schema) {
+            name.table.clone()
+        } else {
+            name.to_string()
+        }
     }
 }
 

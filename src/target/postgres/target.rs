@@ -225,6 +225,31 @@ impl PostgresTarget {
         Ok(settled)
     }
 
+    /// Whether the lease is still the one under whose number this target is written to.
+    pub(in crate::target) async fn leads(&self) -> Result<bool, PgError> {
+        const LEADS: &str =
+            "SELECT EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $2)";
+        let session = self.session(lease::SWEEP).await?;
+        let row = session.client.query_one(LEADS, &[&self.settings.pipeline, &self.number]).await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Whether a partition of a lane is still claimed under this target's number.
+    pub(in crate::target) async fn has_claimed(&self, lane: Lane, partition: u32) -> Result<bool, ApplyError> {
+        const CLAIMED: &str = "SELECT EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 \
+                               AND lease_epoch = $4)";
+        let asked = async {
+            let session = self.session("lanes").await?;
+            let part = i32::try_from(partition).unwrap_or(i32::MAX);
+            let row = session
+                .client
+                .query_one(CLAIMED, &[&self.settings.pipeline, &lane.name(), &part, &self.number])
+                .await?;
+            Ok::<bool, PgError>(row.try_get(0)?)
+        };
+        asked.await.map_err(|error| ApplyError::Unreachable(error.to_string()))
+    }
+
     /// The highest version that is kept beside the rows.
     pub(in crate::target) async fn highest_parked(&self) -> Result<Version, TargetError> {
         let session = self.session("versions").await?;

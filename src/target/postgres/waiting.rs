@@ -143,9 +143,6 @@ impl PostgresSink {
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        if let Some(rows) = &mut self.rows {
-            rows.begin().await.map_err(Failure::Stop)?;
-        }
         self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
         let mut steps = Steps::default();
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
@@ -175,6 +172,9 @@ impl PostgresSink {
         let touched: BTreeSet<SourceKey> = items.iter().filter_map(Item::newest).map(SourceKey::of).collect();
         let older = parked::events(&self.session.client, &pipeline, &touched, &mut self.schemas).await?;
         parked::attach(&mut items, &older);
+        if let Some(rows) = self.rows.as_mut().filter(|_| !items.is_empty()) {
+            rows.begin().await.map_err(Failure::Stop)?;
+        }
         let mut outcome = self.settle(items).await?;
         outcome.dead.extend(kept_out.into_iter().map(bisect::late));
         // A row that is in has no dead letter of an older state any more.
