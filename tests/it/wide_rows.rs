@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The longest that anything may take: hundreds of megabytes pass through four servers of one machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Of one row.
 const BYTES: u32 = 4_000_000;
 const ROWS: u32 = 40;
