@@ -99,7 +99,7 @@ impl Config {
                 if self.target.schema.is_empty() {
                     wrong("target.url", "names no database; write mysql://user:password@host:3306/database".into());
                 }
-                if self.state().is_none() {
+                if self.transform.engine.is_none() && SourceKind::of(&self.source.url) != Some(SourceKind::Postgres) {
                     let message = "is missing: a target that is MySQL or MariaDB needs a PostgreSQL that runs the transforms and keeps the \
                                    pipeline's state; name one, postgresql://user:password@host:5432/database";
                     wrong("transform.engine", message.into());
@@ -120,16 +120,17 @@ impl Config {
     }
 
     /// The PostgreSQL that runs the transforms and keeps the pipeline's state: the target, or, where that is none, the
-    /// one that `[transform] engine` names, or else the source. None where there is none, which no valid configuration
-    /// has.
-    pub fn state(&self) -> Option<StateConfig<'_>> {
-        if self.target.kind() != Some(TargetKind::Mysql) {
-            let TargetConfig { url, schema, ca_file, .. } = &self.target;
-            return Some(StateConfig { url, schema, ca_file: ca_file.as_ref().map(|file| self.path(file)) });
+    /// one that `[transform] engine` names, or else the source.
+    pub fn state(&self) -> StateConfig<'_> {
+        match (self.target.kind(), &self.transform.engine) {
+            (Some(TargetKind::Mysql), Some(url)) => StateConfig { url, schema: "public", ca_file: None },
+            (Some(TargetKind::Mysql), None) => {
+                StateConfig { url: &self.source.url, schema: "public", ca_file: self.source.ca_file.clone() }
+            }
+            (Some(TargetKind::Postgres) | None, _) => {
+                let TargetConfig { url, schema, ca_file, .. } = &self.target;
+                StateConfig { url, schema, ca_file: ca_file.as_ref().map(|file| self.path(file)) }
+            }
         }
-        let of_source = || SourceKind::of(&self.source.url) == Some(SourceKind::Postgres);
-        let source = || of_source().then_some((self.source.url.as_str(), self.source.ca_file.clone()));
-        let engine = self.transform.engine.as_deref().map(|url| (url, None)).or_else(source);
-        engine.map(|(url, ca_file)| StateConfig { url, schema: "public", ca_file })
     }
 }

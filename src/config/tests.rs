@@ -132,14 +132,11 @@ fn a_target_that_is_mysql_has_a_postgresql_beside_it() {
     let mistakes = parse(&mysql).expect_err("nothing runs the transforms");
     assert!(mistakes.iter().any(|mistake| mistake.key == "transform.engine"), "{mistakes:?}");
     let config = parse(&format!("{mysql}\n[transform]\nengine = \"postgresql://u:hunter2@h/b\"")).expect("valid");
-    assert_eq!(config.state().map(|state| state.url), Some("postgresql://u:hunter2@h/b"));
+    assert_eq!(config.state().url, "postgresql://u:hunter2@h/b");
     assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
     let of_source = "name = 'a'\nsource.url = 'postgresql://u@s/b'\ntarget.url = 'mysql://u@t/shop'";
     let config = parse(of_source).expect("valid");
-    assert_eq!(
-        (config.target.schema.as_str(), config.state().map(|state| state.url)),
-        ("shop", Some("postgresql://u@s/b"))
-    );
+    assert_eq!((config.target.schema.as_str(), config.state().url), ("shop", "postgresql://u@s/b"));
     for (text, key) in [
         ("source.url = 'postgresql://u@s/b'\ntarget.url = 'mysql://u@t'", "target.url"),
         ("source.url = 'postgresql://u@s/b'\ntarget.url = 'mysql://u@t/b'\ntarget.schema = 'x'", "target.schema"),

@@ -9,7 +9,7 @@ use super::{
     notes::Notes,
 };
 use crate::{
-    config::{Config, StateConfig},
+    config::Config,
     database::postgres,
     log::{EmbeddedLog, EventFile, KafkaEvents, KafkaLog, Log, LogError, kafka},
     observe::{Environment, EventSink, Frontier, Machine},
@@ -66,15 +66,9 @@ pub(super) fn kafka_settings(config: &Config) -> Result<kafka::Settings, LogErro
     kafka::Settings::new(&config.name, &config.log).map_err(|reason| LogError::Client { reason })
 }
 
-/// Where a valid configuration keeps the state.
-fn state_of(config: &Config) -> StateConfig<'_> {
-    let in_target = || StateConfig { url: &config.target.url, schema: &config.target.schema, ca_file: None };
-    config.state().unwrap_or_else(in_target)
-}
-
 /// A session of its own on the pipeline's state.
 pub fn store(config: &Config) -> Result<Arc<Store>, WorkerError> {
-    let state = state_of(config);
+    let state = config.state();
     let target = postgres::Address::parse(state.url).map_err(|error| WorkerError::Usage(error.to_string()))?;
     let options = postgres::Options {
         application_name: lease::session_name(&config.name, "state"),
@@ -93,7 +87,7 @@ impl Parts for Configured {
     }
 
     async fn prepare_state(&self, store: &Store) -> Result<(), Attempt> {
-        match store.prepare(state_of(&self.0).schema).await? {
+        match store.prepare(self.0.state().schema).await? {
             missing if missing.is_empty() => Ok(()),
             missing => Err(Attempt::Hopeless(WorkerError::TargetRefused(missing))),
         }
@@ -126,12 +120,14 @@ impl Parts for Configured {
 
     fn target(&self, store: Arc<Store>, number: i64) -> Result<Arc<dyn Target>, TargetError> {
         let config = &self.0;
+        let state = config.state();
         let settings = target::Settings {
             pipeline: config.name.clone(),
             url: config.target.url.clone(),
             schema: config.target.schema.clone(),
-            state_url: state_of(config).url.to_owned(),
-            ca_file: state_of(config).ca_file,
+            state_url: state.url.to_owned(),
+            state_schema: state.schema.to_owned(),
+            ca_file: state.ca_file,
             transforms: config.path(&config.transform.folder),
             apply: config.apply.clone(),
             partitions: config.log.partitions,

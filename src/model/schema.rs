@@ -97,6 +97,19 @@ pub struct Column {
     pub generated: bool,
 }
 
+impl Column {
+    /// The name of the source's type alone: `int` of `int(10) unsigned`.
+    pub fn base_type(&self) -> &str {
+        self.source_type.split(['(', ' ']).next().unwrap_or_default()
+    }
+
+    /// What stands in the parentheses of the source's type, where that is one number: 20 of `varchar(20)`.
+    pub fn type_length(&self) -> Option<u32> {
+        let (_, rest) = self.source_type.split_once('(')?;
+        rest.split(')').next()?.parse().ok()
+    }
+}
+
 /// A source table's columns and key at a point of its log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSchema {

@@ -90,6 +90,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The tables that it empties, and of what is older than which version.
+    pub fn truncates(&self) -> impl Iterator<Item = (&TableSchema, Version)> {
+        self.events.iter().filter_map(|event| match event {
+            BatchEvent::Truncate { schema, version } => Some((schema.as_ref(), *version)),
+            BatchEvent::Row(_) | BatchEvent::Cascade { .. } | BatchEvent::Schema(_) => None,
+        })
+    }
+
     /// The bytes of its records.
     pub fn bytes(&self) -> usize {
         let bytes = |event: &BatchEvent| match event {
@@ -327,6 +335,8 @@ pub struct Settings {
     pub schema: String,
     /// The PostgreSQL that runs the transforms and keeps the state; the target itself if it is one.
     pub state_url: String,
+    /// Where names without a schema are looked for there.
+    pub state_schema: String,
     /// A PEM file of certificates that it may have, in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// The folder of the transforms.

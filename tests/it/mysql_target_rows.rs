@@ -423,6 +423,22 @@ async fn keys_of_every_kind_are_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_whose_keys_are_bits_are_found_again() {
+    for target in servers().await {
+        let (source, _work, _worker) = followed(
+            &target,
+            "CREATE TABLE t (b bytea PRIMARY KEY, n int); INSERT INTO t VALUES ('\\x0000', 1), ('\\x0102', 2)",
+            "CREATE TABLE t (b bit(12) PRIMARY KEY, n int)",
+        )
+        .await;
+        source.exec("UPDATE t SET n = n + 10; INSERT INTO t VALUES ('\\x0fff', 3)").await;
+        shows(&target, "SELECT b + 0, n FROM t ORDER BY n", &["4095 3", "0 11", "258 12"]).await;
+        source.exec("DELETE FROM t WHERE n = 11").await;
+        shows(&target, "SELECT b + 0, n FROM t ORDER BY n", &["4095 3", "258 12"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_pipeline_writes_nothing_to_the_target() {
     for target in [Mysql::v57().await, Mysql::mariadb().await] {
         let (source, _work, mut worker) =

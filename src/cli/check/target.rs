@@ -66,7 +66,7 @@ pub(super) async fn examine(
         }
     };
     let blocked = |report: &mut Report, problem: Problem| report.blocked_by(Part::Target, problem);
-    let state = config.state()?;
+    let state = config.state();
     let address = match postgres::Address::parse(state.url) {
         Ok(address) => address,
         Err(error) => {
@@ -77,7 +77,7 @@ pub(super) async fn examine(
     let options = postgres::Options {
         application_name: format!("cutover {} check", config.name),
         schemas: vec![state.schema.to_owned()],
-        ca_file: state.ca_file.clone(),
+        ca_file: state.ca_file,
         replica: true,
     };
     let key = match (config.target.kind(), &config.transform.engine) {
@@ -129,18 +129,33 @@ async fn examine_tables(
     report: &mut Report,
 ) -> Result<Option<ExaminedTarget>, PgError> {
     let client = &session.client;
-    judge_database(client, config.state().map_or("public", |state| state.schema), report).await?;
-    if config.target.kind() == Some(TargetKind::Mysql) {
-        return examine_mysql(config, (sources, refused), files, session, report).await;
-    }
+    judge_database(client, config.state().schema, report).await?;
+    let survey = match config.target.kind() {
+        Some(TargetKind::Mysql) => match Survey::of(&config.target.url, &config.target.schema).await {
+            Ok(survey) => Some(survey),
+            Err(error) => {
+                let problem = error.problem().or("start the server, or correct host and port in [target] url");
+                report.blocked_by(Part::Target, problem);
+                return Ok(None);
+            }
+        },
+        Some(TargetKind::Postgres) | None => None,
+    };
     let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
     let mut schemas: BTreeSet<String> = files.iter().map(|file| file.target.schema.clone()).collect();
     schemas.insert(config.target.schema.clone());
     let schemas: Vec<String> = schemas.into_iter().collect();
-    let tables = catalog::tables(client, &schemas).await?;
+    let tables = match &survey {
+        Some(survey) => survey.tables().to_vec(),
+        None => catalog::tables(client, &schemas).await?,
+    };
     let sources: Vec<_> = sources.iter().cloned().map(Arc::new).collect();
     let checked = transform::check(client, &sources, &files, &tables, &config.target.schema, refused).await?;
     checked.problems.iter().for_each(|problem| add(problem, report));
+    if let Some(survey) = survey {
+        judge_survey(&survey, &checked.plans, report);
+        return Ok(Some(ExaminedTarget { plans: checked.plans, rules: Vec::new(), replica: true }));
+    }
     let targets: BTreeSet<&TableName> = checked.plans.iter().map(|plan| &plan.target.name).collect();
     let mut missing: Vec<Problem> = Vec::new();
     for plan in &checked.plans {
@@ -160,36 +175,14 @@ async fn examine_tables(
     Ok(Some(ExaminedTarget { plans: checked.plans, rules, replica: session.replica }))
 }
 
-/// A target that is MySQL or MariaDB; the session is on the PostgreSQL that runs the transforms.
-async fn examine_mysql(
-    config: &Config,
-    (sources, refused): (Option<&[TableSchema]>, &BTreeSet<TableName>),
-    files: Option<Vec<transform::TransformFile>>,
-    session: &Session,
-    report: &mut Report,
-) -> Result<Option<ExaminedTarget>, PgError> {
-    let survey = match Survey::of(&config.target.url, &config.target.schema).await {
-        Ok(survey) => survey,
-        Err(error) => {
-            report.blocked_by(
-                Part::Target,
-                error.problem().or("start the server, or correct host and port in [target] url"),
-            );
-            return Ok(None);
-        }
-    };
-    let (Some(sources), Some(files)) = (sources, files) else { return Ok(None) };
-    let sources: Vec<_> = sources.iter().cloned().map(Arc::new).collect();
-    let schema = &config.target.schema;
-    let checked = transform::check(&session.client, &sources, &files, survey.tables(), schema, refused).await?;
-    checked.problems.iter().for_each(|problem| add(problem, report));
-    for problem in survey.problems(&checked.plans) {
+/// What keeps the plans from a target that is MySQL or MariaDB, and what is worth knowing.
+fn judge_survey(survey: &Survey, plans: &[Plan], report: &mut Report) {
+    for problem in survey.problems(plans) {
         report.blocked_by(Part::Target, problem);
     }
-    for Problem { what, fix } in survey.warnings(&checked.plans) {
+    for Problem { what, fix } in survey.warnings(plans) {
         report.warns_of(Part::Target, what, fix);
     }
-    Ok(Some(ExaminedTarget { plans: checked.plans, rules: Vec::new(), replica: true }))
 }
 
 /// A problem of the transforms, as a finding.

@@ -274,7 +274,7 @@ fn type_note(column: &Column, narrowed: bool) -> Option<String> {
 
 /// What a transform can make of the type.
 fn hint(column: &Column, narrowed: bool) -> Option<String> {
-    let kind = column.source_type.split(['(', ' ']).next().unwrap_or_default();
+    let kind = column.base_type();
     let hint = match kind {
         "bigint" if narrowed => "numeric(20) before the cast".to_owned(),
         "tinyint" if column.source_type.starts_with("tinyint(1)") => "a boolean: <> 0".to_owned(),

@@ -24,7 +24,7 @@ enum Kind {
 
 impl Kind {
     fn of(column: &Column) -> Self {
-        let name = column.source_type.split(['(', ' ']).next().unwrap_or_default();
+        let name = column.base_type();
         match name {
             "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "decimal" | "year" | "date" | "datetime"
             | "timestamp" | "time" => Kind::Plain,

@@ -23,7 +23,7 @@ enum KeyKind {
 }
 
 fn kind(column: &Column) -> KeyKind {
-    let name = column.source_type.split(['(', ' ']).next().unwrap_or_default();
+    let name = column.base_type();
     match name {
         "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "decimal" | "year" => KeyKind::Number,
         "float" | "double" => KeyKind::Float,
@@ -32,6 +32,11 @@ fn kind(column: &Column) -> KeyKind {
         "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => KeyKind::Binary,
         _ => KeyKind::Quoted,
     }
+}
+
+/// Whether the column is of characters, in a set and a collation.
+pub(crate) fn is_character(column: &Column) -> bool {
+    kind(column) == KeyKind::Text
 }
 
 /// Whether a type's name is one of a geometry's.
@@ -155,7 +160,7 @@ fn is_hex(text: &str) -> bool {
     text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).map_or('0', |digit| char::from(*digit));
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()

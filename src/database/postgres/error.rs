@@ -36,6 +36,18 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// With this SQLSTATE and message alone.
+    pub fn new(sqlstate: impl Into<String>, message: impl Into<String>) -> Self {
+        Refusal {
+            sqlstate: sqlstate.into(),
+            message: message.into(),
+            hint: None,
+            position: None,
+            table: None,
+            constraint: None,
+        }
+    }
+
     /// What the server says, and its hint as what to do.
     pub fn problem(&self) -> Problem {
         let Refusal { message, sqlstate, hint, .. } = self;

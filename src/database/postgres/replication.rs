@@ -311,14 +311,7 @@ fn broken(error: io::Error) -> PgError {
 
 /// An ErrorResponse: fields of a letter and a text, without its detail, which may quote values.
 fn reported(body: &[u8]) -> PgError {
-    let mut report = Refusal {
-        sqlstate: String::new(),
-        message: String::new(),
-        hint: None,
-        position: None,
-        table: None,
-        constraint: None,
-    };
+    let mut report = Refusal::new("", "");
     for field in body.split(|byte| *byte == 0) {
         let Some((letter, text)) = field.split_first() else { break };
         let text = String::from_utf8_lossy(text).into_owned();

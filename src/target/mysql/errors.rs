@@ -127,14 +127,7 @@ pub(super) fn refusal(code: u16, state: &str, message: &str) -> Box<Refusal> {
 }
 
 pub(super) fn of_row(sqlstate: &str, message: impl Into<String>) -> Box<Refusal> {
-    Box::new(Refusal {
-        sqlstate: sqlstate.into(),
-        message: message.into(),
-        hint: None,
-        position: None,
-        table: None,
-        constraint: None,
-    })
+    Box::new(Refusal::new(sqlstate, message))
 }
 
 /// A message without the value that it quotes.

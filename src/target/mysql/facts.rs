@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     database::{mysql::connect::quoted, postgres::Refusal},
-    model::{Column, Plan, Problem, TableName, Version},
+    model::{Column, Plan, TableName, Version},
     target::{
         ApplyError, Counts,
         rows::{Fact, FactKind, RowsError},
@@ -64,7 +64,7 @@ impl MysqlRows {
         replace: bool,
     ) -> Result<Counts, RowsError> {
         let tables = self.tables.clone();
-        let table = tables.0.get(&plan.target.name).ok_or_else(|| missing(&plan.target.name))?;
+        let table = tables.get(&plan.target.name)?;
         let places = key_places(plan, table, kind);
         // Two writers that lock in one order wait for each other less often in a ring.
         facts.sort_by(|a, b| {
@@ -97,7 +97,7 @@ impl MysqlRows {
         rows_max: u64,
     ) -> Result<u64, RowsError> {
         let tables = self.tables.clone();
-        let table = tables.0.get(name).ok_or_else(|| missing(name))?;
+        let table = tables.get(name)?;
         let newer = format!(
             "SELECT 1 FROM {} s WHERE {} AND s.`cutover_version` >= {version}",
             table.side(),
@@ -177,7 +177,7 @@ impl MysqlRows {
             |keys: &[&Key]| format!("SELECT {names} FROM {from} WHERE {} FOR UPDATE", condition(table, place, keys));
         let read = |row: Row| -> (Vec<String>, Vec<String>) {
             let texts: Vec<String> = row.unwrap().into_iter().map(text).collect();
-            let spelled = table.key_columns().zip(&texts).map(|(column, text)| spelled_stored(column, text)).collect();
+            let spelled = table.key_columns().zip(&texts).map(|(column, text)| spelled(column, text)).collect();
             (spelled, texts)
         };
         let all: Vec<&Key> = keys.iter().collect();
@@ -408,12 +408,7 @@ fn condition(table: &Table, place: Place, keys: &[&Key]) -> String {
 /// equal.
 fn is_same(table: &Table, stored: &[String], fact: &[String]) -> bool {
     let mut columns = table.key_columns().zip(stored).zip(fact);
-    columns.all(|((column, stored), fact)| !is_text(column) || spelled_stored(column, stored) == *fact)
-}
-
-fn spelled_stored(column: &Column, text: &str) -> String {
-    // The server has answered numbers for bits.
-    if column.source_type.starts_with("bit") { text.to_owned() } else { spelled(column, text) }
+    columns.all(|((column, stored), fact)| !is_text(column) || spelled(column, stored) == *fact)
 }
 
 /// Whether a plan fills every column of its target that can be filled, so that a row may be removed and written anew.
@@ -432,11 +427,4 @@ fn text(value: Value) -> String {
 
 fn unfit(reason: String) -> RowsError {
     RowsError::Row(of_row("22008", reason))
-}
-
-fn missing(table: &TableName) -> RowsError {
-    RowsError::Stop(ApplyError::Halt(Problem::new(
-        format!("the target has no table {table} any more"),
-        "make it again, then copy it again with `cutover resnapshot`",
-    )))
 }

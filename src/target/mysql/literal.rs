@@ -6,7 +6,7 @@
 use crate::{
     database::mysql::{
         catalog,
-        literal::{converted_literal, is_geometry, is_number, quoted_literal},
+        literal::{converted_literal, hex, is_character, is_geometry, is_number, quoted_literal},
     },
     model::{Column, ColumnType},
 };
@@ -26,7 +26,7 @@ pub(super) fn literal(column: &Column, text: Option<&str>) -> Result<String, Str
     Ok(match &column.column_type {
         ColumnType::Bytes if is_bit(column) => bits(text).unwrap_or_else(|| quoted_literal(text)),
         // Well-known binary, as capture has it; its SRID is not known.
-        ColumnType::Bytes if is_geometry(base(column)) => format!("ST_GeomFromWKB(X'{text}')"),
+        ColumnType::Bytes if is_geometry(column.base_type()) => format!("ST_GeomFromWKB(X'{text}')"),
         ColumnType::Bytes => format!("X'{text}'"),
         // The shortest text of the greatest number is one that FLOAT has no room for.
         ColumnType::Real if is_number(text) => {
@@ -58,10 +58,12 @@ pub(super) fn literal(column: &Column, text: Option<&str>) -> Result<String, Str
 /// What MySQL would make another value of without a word: a fraction where it keeps none, a number of a label, a year
 /// of two digits.
 fn silently_changed(column: &Column, text: &str) -> Option<String> {
-    match (&column.column_type, base(column)) {
+    match (&column.column_type, column.base_type()) {
         (ColumnType::Timestamp | ColumnType::TimestampTz | ColumnType::Interval, _) => {
-            let (digits, kept) = (fraction(&time(column, text)).len(), fraction_digits(column));
-            (digits > kept).then(|| format!("keeps {kept} digits of a second, and the value has {digits}"))
+            // `datetime` keeps none, `datetime(3)` three.
+            let kept = column.type_length().unwrap_or_default();
+            let digits = fraction(&time(column, text)).len();
+            (digits > kept as usize).then(|| format!("keeps {kept} digits of a second, and the value has {digits}"))
         }
         (_, "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year")
             if fraction(text).bytes().any(|digit| digit != b'0') =>
@@ -93,10 +95,17 @@ fn has_label(column: &Column, text: &str) -> bool {
 /// Why no row can have it.
 pub(super) fn key_literal(column: &Column, text: Option<&str>) -> Result<String, String> {
     let Some(text) = text else { return literal(column, None) };
-    if base(column) == "char" && text.ends_with(' ') {
+    if column.base_type() == "char" && text.ends_with(' ') {
         return Err(format!("column `{}` drops spaces at the end, so that two keys would be one", column.name));
     }
-    if is_text(column) { Ok(converted_literal(column, text)) } else { literal(column, Some(&spelled(column, text))) }
+    if is_text(column) {
+        Ok(converted_literal(column, text))
+    } else if is_bit(column) {
+        // Spelled, it is a number already.
+        literal(column, Some(text))
+    } else {
+        literal(column, Some(&spelled(column, text)))
+    }
 }
 
 /// A key's value in the side table, where a text is its bytes in UTF-8.
@@ -105,9 +114,7 @@ pub(super) fn key_literal(column: &Column, text: Option<&str>) -> Result<String,
 /// Why no row can have it.
 pub(super) fn side_literal(column: &Column, text: Option<&str>) -> Result<String, String> {
     match text {
-        Some(text) if is_text(column) => {
-            Ok(format!("X'{}'", text.bytes().map(|byte| format!("{byte:02X}")).collect::<String>()))
-        }
+        Some(text) if is_text(column) => Ok(format!("X'{}'", hex(text.as_bytes()))),
         Some(_) | None => key_literal(column, text),
     }
 }
@@ -125,7 +132,7 @@ pub(super) fn side_expression(column: &Column, name: &str) -> String {
 /// The type of a key's column in the side table.
 pub(super) fn side_type(column: &Column) -> String {
     if is_text(column) {
-        let bytes = characters(column).unwrap_or_default() * character_bytes(column.charset.as_deref());
+        let bytes = column.type_length().unwrap_or_default() * character_bytes(column.charset.as_deref());
         return format!("VARBINARY({})", bytes.min(KEY_BYTES_MAX));
     }
     match (&column.charset, &column.collation) {
@@ -139,12 +146,7 @@ pub(super) fn side_type(column: &Column) -> String {
 /// Whether a key's column can be the side table's too, and be found again by its value: a TEXT or BLOB is a key by its
 /// first bytes alone, and a FLOAT is no number that a text says.
 pub(super) fn is_exact(column: &Column) -> bool {
-    !["text", "blob", "float"].iter().any(|end| base(column).ends_with(end))
-}
-
-/// How many characters `varchar(20)` may have.
-fn characters(column: &Column) -> Option<u32> {
-    column.source_type.split_once('(').and_then(|(_, rest)| rest.split(')').next())?.parse().ok()
+    !["text", "blob", "float"].iter().any(|end| column.base_type().ends_with(end))
 }
 
 /// The most bytes in UTF-8 that a character of this set has.
@@ -159,7 +161,7 @@ fn character_bytes(charset: Option<&str>) -> u32 {
 /// What a stored key is read as, to be compared with a fact's.
 pub(super) fn key_expression(column: &Column, name: &str) -> String {
     match column.column_type {
-        ColumnType::Bytes if is_bit(column) => format!("CAST({name} + 0 AS CHAR)"),
+        ColumnType::Bytes if is_bit(column) => format!("HEX({name} + 0)"),
         ColumnType::Bytes => format!("LOWER(HEX({name}))"),
         ColumnType::SmallInt
         | ColumnType::Integer
@@ -182,8 +184,8 @@ pub(super) fn spelled(column: &Column, text: &str) -> String {
     match column.column_type {
         ColumnType::Bytes if is_bit(column) => bits(text).unwrap_or_else(|| text.to_owned()),
         // The server fills it up with zeros.
-        ColumnType::Bytes if base(column) == "binary" => {
-            let digits = 2 * characters(column).unwrap_or_default() as usize;
+        ColumnType::Bytes if column.base_type() == "binary" => {
+            let digits = 2 * column.type_length().unwrap_or_default() as usize;
             format!("{text:0<digits$}")
         }
         ColumnType::Timestamp | ColumnType::TimestampTz | ColumnType::Interval => time(column, text),
@@ -220,17 +222,11 @@ fn number(text: &str) -> String {
 
 /// Whether the column's collation may take different texts for equal.
 pub(super) fn is_text(column: &Column) -> bool {
-    column.column_type == ColumnType::Text
-        && ["char", "varchar", "text", "tinytext", "mediumtext", "longtext"].contains(&base(column))
-}
-
-/// The type's name alone.
-fn base(column: &Column) -> &str {
-    column.source_type.split(['(', ' ']).next().unwrap_or_default()
+    column.column_type == ColumnType::Text && is_character(column)
 }
 
 fn is_bit(column: &Column) -> bool {
-    column.source_type.starts_with("bit")
+    column.base_type() == "bit"
 }
 
 /// The number that the bits are, of at most 64 of them.
@@ -268,12 +264,6 @@ fn duration(microseconds: i64) -> String {
 
 fn fraction(time: &str) -> &str {
     time.split_once('.').map_or("", |(_, fraction)| fraction)
-}
-
-/// The digits of a second that a column keeps: `datetime(3)`.
-fn fraction_digits(column: &Column) -> usize {
-    let digits = column.source_type.split_once('(').and_then(|(_, rest)| rest.split(')').next());
-    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -345,6 +335,7 @@ mod tests {
             assert!(literal(&column, Some(text)).is_err_and(|reason| reason.contains("`c`")), "{source_type}");
         }
         assert!(key_literal(&column("char(5)", ColumnType::Text), Some("a ")).is_err());
+        assert_eq!(key_literal(&column("bit(12)", ColumnType::Bytes), Some("0102")).as_deref(), Ok("258"));
         let column = column("datetime", ColumnType::Timestamp);
         assert_eq!(literal(&column, Some("2024-05-30 10:00:00.000")).as_deref(), Ok("'2024-05-30 10:00:00'"));
     }

@@ -150,7 +150,7 @@ pub(super) async fn forget(conn: &mut Conn, table: &Table, version: i64) -> Resu
     }
 }
 
-pub(super) async fn run(conn: &mut Conn, sql: &str) -> Result<(), MysqlError> {
+async fn run(conn: &mut Conn, sql: &str) -> Result<(), MysqlError> {
     let what = || format!("the target refused `{}`", sql.chars().take(80).collect::<String>());
     Ok(conn.query_drop(sql).await.map_err(|error| QueryError::new(what(), error))?)
 }

@@ -12,10 +12,8 @@ use super::{
     tables::Tables,
 };
 use crate::{
-    database::{
-        mysql::connect::{Connector, QueryError},
-        postgres::Refusal,
-    },
+    database::mysql::connect::{Connector, QueryError},
+    log::Topic,
     model::{Plan, Problem, Version},
     target::{
         ApplyError, Counts, Lane,
@@ -53,8 +51,13 @@ pub(super) struct LaneOf {
     pub lane: Lane,
     pub partition: u32,
     pub number: i64,
+}
+
+impl LaneOf {
     /// Whether others write the lane beside it: those of a copy.
-    pub shared: bool,
+    fn is_shared(&self) -> bool {
+        self.lane == Lane::Live(Topic::Snapshot)
+    }
 }
 
 /// Writes facts to a MySQL or MariaDB, over a connection of its own.
@@ -93,11 +96,12 @@ impl MysqlRows {
     /// Takes the lane under this number, unless a higher one has it: that one. Waits for a transaction that a
     /// predecessor has open.
     pub async fn claim(&mut self) -> Result<Option<i64>, ApplyError> {
+        let LaneOf { pipeline, lane, partition, number } = &self.lane;
         let take = format!(
-            "INSERT INTO `cutover`.`lanes` (`pipeline`, `lane`, `part`, `number`) VALUES ({}, {number}) \
+            "INSERT INTO `cutover`.`lanes` (`pipeline`, `lane`, `part`, `number`) \
+             VALUES ('{pipeline}', '{}', {partition}, {number}) \
              ON DUPLICATE KEY UPDATE `number` = GREATEST(`number`, {number})",
-            self.lane_values(),
-            number = self.lane.number,
+            lane.name(),
         );
         let holder = format!("SELECT `number` FROM `cutover`.`lanes` WHERE {}", self.lane_is());
         let conn = self.connection().await?;
@@ -119,11 +123,6 @@ impl MysqlRows {
                  pipeline = '{pipeline}' at the target and start again"
             ),
         ))
-    }
-
-    fn lane_values(&self) -> String {
-        let LaneOf { pipeline, lane, partition, .. } = &self.lane;
-        format!("'{pipeline}', '{}', {partition}", lane.name())
     }
 
     fn lane_is(&self) -> String {
@@ -158,7 +157,7 @@ impl MysqlRows {
         let mut conn = self.connector.connect().await?;
         conn.query_drop(SESSION).await.map_err(asked)?;
         conn.query_drop(ISOLATION).await.map_err(asked)?;
-        if self.lane.shared {
+        if self.lane.is_shared() {
             conn.query_drop(GIVES_WAY).await.map_err(asked)?;
         }
         let server: Option<(String, u64)> =
@@ -223,8 +222,8 @@ impl MysqlRows {
 
     /// Marks the transaction as ours and takes the lane for it; false if another one has it.
     async fn take_lane(&mut self) -> Result<bool, ApplyError> {
-        let LaneOf { number, shared, .. } = self.lane;
-        if shared {
+        let number = self.lane.number;
+        if self.lane.is_shared() {
             self.run(MARK).await?;
             let hold = format!(
                 "SELECT `part` FROM `cutover`.`lanes` WHERE {} AND `number` = {number} LOCK IN SHARE MODE",
@@ -320,15 +319,11 @@ impl Rows for MysqlRows {
 fn no_row(error: RowsError) -> ApplyError {
     match error {
         RowsError::Stop(error) => error,
-        RowsError::Row(refusal) => of_our_own(&refusal),
+        RowsError::Row(refusal) => ApplyError::Halt(Problem::new(
+            format!("the target refused cutover's own tables: {refusal}"),
+            "let nothing else write to the database `cutover`, and start again",
+        )),
     }
-}
-
-fn of_our_own(refusal: &Refusal) -> ApplyError {
-    ApplyError::Halt(Problem::new(
-        format!("the target refused cutover's own tables: {refusal}"),
-        "let nothing else write to the database `cutover`, and start again",
-    ))
 }
 
 fn stopped(error: mysql_async::Error) -> ApplyError {

@@ -15,7 +15,8 @@ use crate::{
         connect::quoted,
         details::{self, ColumnDetails, TableDetails},
     },
-    model::{Column, ColumnType, TableName, TableSchema, TargetColumn, TargetTable},
+    model::{Column, ColumnType, Plan, Problem, TableName, TableSchema, TargetColumn, TargetTable},
+    target::ApplyError,
 };
 
 /// The longest name of a table, in characters (MySQL, "Identifier Length Limits").
@@ -36,6 +37,26 @@ pub(super) struct Table {
 /// All tables of the target's database, by name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tables(pub BTreeMap<TableName, Table>);
+
+impl Tables {
+    /// A table that is written to.
+    ///
+    /// # Errors
+    /// [`ApplyError::Halt`] without it.
+    pub fn get(&self, name: &TableName) -> Result<&Table, ApplyError> {
+        self.0.get(name).ok_or_else(|| {
+            ApplyError::Halt(Problem::new(
+                format!("the target has no table {name} any more"),
+                "make it again, then copy it again with `cutover resnapshot`",
+            ))
+        })
+    }
+
+    /// The tables of these plans.
+    pub fn of<'a>(&'a self, plans: &'a [Plan]) -> impl Iterator<Item = &'a Table> {
+        plans.iter().filter_map(|plan| self.0.get(&plan.target.name))
+    }
+}
 
 impl Table {
     /// Its name as SQL.

@@ -19,8 +19,9 @@ use super::{
 use crate::{
     database::mysql::connect::{self, Connector, QueryError},
     log::{Offset, Topic, record::ChunkEnd},
-    model::{ColumnType, Disposition, Plan, Problem, TableName, TableSchema, TargetTable, Version},
+    model::{ColumnType, Disposition, Plan, Problem, TableName, TableSchema, Version},
     snapshot::SnapshotError,
+    state::lease,
     target::{
         ApplyError, Checked, ChildCursor, Children, ChildrenOf, Comparer, Lane, Looks, Resume, Settings, Sink, Target,
         TargetError, postgres::PostgresTarget, rows::Rows,
@@ -66,12 +67,11 @@ impl MysqlTarget {
     }
 
     /// Reads the tables; who plans then plans for these.
-    async fn read_tables(&self) -> Result<(Read, Vec<TargetTable>), TargetError> {
+    async fn read_tables(&self) -> Result<Read, TargetError> {
         let mut conn = self.connect().await?;
         let (seen, tables) = tables::load(&mut conn, &self.settings.schema).await?;
-        let planner = Arc::new(self.now().planner.with_tables(seen.clone().into()));
-        let read = Read { planner, tables: Arc::new(tables) };
-        Ok((read, seen))
+        let planner = Arc::new(self.now().planner.with_tables(seen.into()));
+        Ok(Read { planner, tables: Arc::new(tables) })
     }
 
     fn set(&self, read: Read) {
@@ -79,13 +79,7 @@ impl MysqlTarget {
     }
 
     fn rows(&self, read: &Read, lane: Lane, partition: u32) -> MysqlRows {
-        let of = LaneOf {
-            pipeline: self.settings.pipeline.clone(),
-            lane,
-            partition,
-            number: read.planner.number(),
-            shared: lane == Lane::Live(Topic::Snapshot),
-        };
+        let of = LaneOf { pipeline: self.settings.pipeline.clone(), lane, partition, number: read.planner.number() };
         MysqlRows::new(self.connector.clone(), Arc::clone(&read.tables), of)
     }
 
@@ -98,7 +92,7 @@ impl MysqlTarget {
         }
         let mut conn = self.connect().await?;
         own::ensure(&mut conn).await?;
-        for table in plans.iter().filter_map(|plan| read.tables.0.get(&plan.target.name)) {
+        for table in read.tables.of(&plans) {
             own::prepare(&mut conn, table, &self.settings.pipeline).await?;
         }
         Ok(())
@@ -107,8 +101,7 @@ impl MysqlTarget {
 
 /// What keeps these plans' tables from being written to.
 pub(super) fn problems(plans: &[Plan], tables: &Tables) -> Vec<Problem> {
-    let tables = || plans.iter().filter_map(|plan| tables.0.get(&plan.target.name));
-    let partial = tables().flat_map(|table| table.partial_keys().map(move |column| (table, column)));
+    let partial = tables.of(plans).flat_map(|table| table.partial_keys().map(move |column| (table, column)));
     let partial = partial.map(|(table, column)| {
         Problem::new(
             format!(
@@ -118,7 +111,7 @@ pub(super) fn problems(plans: &[Plan], tables: &Tables) -> Vec<Problem> {
             "give it a key of whole columns with exact values: a VARCHAR, VARBINARY, DECIMAL or DOUBLE",
         )
     });
-    let unfit = tables().filter(|table| !table.is_transactional()).map(|table| {
+    let unfit = tables.of(plans).filter(|table| !table.is_transactional()).map(|table| {
         Problem::new(
             format!("target table {} has the storage engine {}, which has no transactions", table.name, table.engine()),
             format!("ALTER TABLE {} ENGINE = InnoDB", table.sql()),
@@ -130,21 +123,21 @@ pub(super) fn problems(plans: &[Plan], tables: &Tables) -> Vec<Problem> {
 #[async_trait]
 impl Target for MysqlTarget {
     async fn prepare(&self, tables: &[TableSchema], planned_at: Version) -> Result<(), TargetError> {
-        let (read, _) = self.read_tables().await?;
-        read.planner.prepare(tables, planned_at).await?;
+        let read = self.read_tables().await?;
+        read.planner.adopt(tables.iter().cloned().map(Arc::new).collect(), planned_at).await?;
         self.prepare_tables(&read).await?;
         self.set(read);
         Ok(())
     }
 
     async fn check(&self, tables: &[Arc<TableSchema>]) -> Result<Checked, TargetError> {
-        let (read, _) = self.read_tables().await?;
+        let read = self.read_tables().await?;
         read.planner.check(tables).await
     }
 
     async fn reload(&self) -> Result<(), TargetError> {
-        let (read, _) = self.read_tables().await?;
-        read.planner.reload().await?;
+        let read = self.read_tables().await?;
+        read.planner.adopt_again().await?;
         self.prepare_tables(&read).await?;
         self.set(read);
         Ok(())
@@ -155,7 +148,7 @@ impl Target for MysqlTarget {
     }
 
     async fn column_types(&self, table: &str) -> Result<BTreeMap<String, ColumnType>, TargetError> {
-        let (read, _) = self.read_tables().await?;
+        let read = self.read_tables().await?;
         let name = TableName::new(&self.settings.schema, table);
         let columns = read.tables.0.get(&name).map(|table| table.columns.clone()).unwrap_or_default();
         Ok(columns.into_iter().map(|column| (column.name, column.column_type)).collect())
@@ -209,6 +202,7 @@ impl Target for MysqlTarget {
         let plans = read.planner.plans();
         let mut conn = self.connect().await.map_err(ApplyError::from).map_err(unswept)?;
         let mut rows = self.rows(&read, Lane::Live(Topic::Snapshot), 0);
+        let lease = read.planner.session(lease::SWEEP).await?;
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
             let target = &plan.target.name;
             let Some(written) = read.tables.0.get(target) else { continue };
@@ -225,7 +219,7 @@ impl Target for MysqlTarget {
             loop {
                 // The lanes are held up for no longer than a piece takes.
                 rows.begin_alone().await.map_err(unswept)?;
-                if !read.planner.leads().await? {
+                if !read.planner.leads(&lease).await? {
                     rows.roll_back().await;
                     return Err(SnapshotError::Target("another worker has taken the lease".into()));
                 }
@@ -256,7 +250,7 @@ impl Target for MysqlTarget {
         let read = self.now();
         let mut highest = read.planner.highest_parked().await?;
         let mut conn = self.connect().await?;
-        for table in read.planner.plans().iter().filter_map(|plan| read.tables.0.get(&plan.target.name)) {
+        for table in read.tables.of(&read.planner.plans()) {
             highest = highest.max(own::highest_version(&mut conn, table).await?);
         }
         Ok(highest)
@@ -265,7 +259,7 @@ impl Target for MysqlTarget {
     async fn forget_tombstones(&self, version: Version) -> Result<(), TargetError> {
         let read = self.now();
         let mut conn = self.connect().await?;
-        for table in read.planner.plans().iter().filter_map(|plan| read.tables.0.get(&plan.target.name)) {
+        for table in read.tables.of(&read.planner.plans()) {
             let forgotten = own::forget(&mut conn, table, version).await?;
             if forgotten > 0 {
                 tracing::debug!(table = %table.name, forgotten, "old tombstones removed");

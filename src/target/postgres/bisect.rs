@@ -97,7 +97,7 @@ impl<'a> Outcome<'a> {
             };
             let every =
                 self.dead.iter().any(|other| alike(&other)) && self.written.iter().all(|(key, _)| key.table != table);
-            every.then(|| refusal(&dead.sqlstate, &dead.message))
+            every.then(|| Refusal::new(&dead.sqlstate, &dead.message))
         })
     }
 }
@@ -201,7 +201,7 @@ impl PostgresSink {
             let bad: BTreeSet<usize> = input.unsendable.iter().copied().collect();
             for item in remove(&mut set.items, &bad) {
                 let refusal =
-                    refusal("22021", "the row has a text with a NUL byte (0x00), which PostgreSQL cannot store");
+                    Refusal::new("22021", "the row has a text with a NUL byte (0x00), which PostgreSQL cannot store");
                 outcome.dead.extend(item.newest().map(|event| parked(event, &refusal)));
             }
             input = WriteInput::new(&plans, &mut self.bindings, &set.items).map_err(Failure::Stop)?;
@@ -340,7 +340,7 @@ impl PostgresSink {
     ) -> Result<(), Failure> {
         let Set { mut items, replace } = set;
         let culprits = self.clashing(&items, replace).await?;
-        let refusal = refusal(
+        let refusal = Refusal::new(
             "21000",
             "two source rows map to one target key: the transform gives this row a key that another row has as well; make \
              the target's key follow from the source's key, one to one, or change one of the two rows at the source",
@@ -372,7 +372,7 @@ impl PostgresSink {
 /// A change that a newer dead letter of its row keeps out, as a letter beside that one: it alone says what the target
 /// shows of the row, and what the next change has to remove.
 pub(super) fn late(event: &RowEvent) -> ParkedRow<'_> {
-    parked(event, &refusal(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later"))
+    parked(event, &Refusal::new(KEPT_OUT, "a newer change of this row is a dead letter, and this one came later"))
 }
 
 /// Rows whose events were tried one after the other, and wait, as one item each again: apart they would claim each
@@ -419,15 +419,4 @@ fn remove<'a>(items: &mut Vec<Item<'a>>, places: &BTreeSet<usize>) -> Vec<Item<'
 
 fn parked<'a>(event: &'a RowEvent, refusal: &Refusal) -> ParkedRow<'a> {
     ParkedRow { event, sqlstate: refusal.sqlstate.clone(), message: refusal.message.clone(), needs: None }
-}
-
-fn refusal(sqlstate: &str, message: &str) -> Refusal {
-    Refusal {
-        sqlstate: sqlstate.into(),
-        message: message.into(),
-        hint: None,
-        position: None,
-        table: None,
-        constraint: None,
-    }
 }

@@ -15,7 +15,7 @@ use crate::{
     database::postgres::{PgError, Session, sql},
     model::{Coverage, Plan, PlanColumn, TargetColumn},
     target::{
-        ApplyError, Batch, BatchEvent, Counts,
+        ApplyError, Batch, Counts,
         rows::{Fact, FactKind, RowsError},
     },
 };
@@ -114,10 +114,9 @@ impl PostgresSink {
     /// Removes elsewhere what the TRUNCATEs of a batch have emptied.
     pub(super) async fn empty_elsewhere(&mut self, batch: &Batch) -> Result<(), Failure> {
         let Some(rows) = &mut self.rows else { return Ok(()) };
-        for event in &batch.events {
-            let BatchEvent::Truncate { schema, version } = event else { continue };
+        for (schema, version) in batch.truncates() {
             let plans: Vec<&Plan> = self.plans.iter().filter(|plan| plan.source.table == schema.table).collect();
-            rows.empty(&plans, *version).await?;
+            rows.empty(&plans, version).await?;
         }
         Ok(())
     }
@@ -125,15 +124,13 @@ impl PostgresSink {
     /// Raises the fences of a batch's TRUNCATEs, for all to see before the rows elsewhere go: a writer of the copy that
     /// waits for these then leaves out what is older.
     pub(super) async fn fence_elsewhere(&self, batch: &Batch) -> Result<(), ApplyError> {
-        let truncates = batch.events.iter().any(|event| matches!(event, BatchEvent::Truncate { .. }));
-        if !truncates || !self.is_elsewhere() {
+        if !self.is_elsewhere() || batch.truncates().next().is_none() {
             return Ok(());
         }
         let session = Session::open(&self.options.target, &self.options.session).await.map_err(stop)?;
-        for event in &batch.events {
-            let BatchEvent::Truncate { schema, version } = event else { continue };
+        for (schema, version) in batch.truncates() {
             let source = schema.table.to_string();
-            let params: [&(dyn ToSql + Sync); 3] = [&self.options.pipeline, &source, version];
+            let params: [&(dyn ToSql + Sync); 3] = [&self.options.pipeline, &source, &version];
             session.client.execute(side_work::FENCE, &params).await.map_err(|error| stop(error.into()))?;
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::{
     database::postgres::{PgError, Session},
     log::{Offset, Topic},
     model::{Plan, PlanRole, Position, Problem, TableName, Version},
-    target::{ApplyError, Batch, BatchEvent},
+    target::{ApplyError, Batch},
 };
 
 /// Locks are taken in the order of their numbers, so that two transactions never wait for each other.
@@ -37,6 +37,10 @@ RETURNING 1";
 /// Only asks whether the lease is still ours.
 const HOLDS: &str = "
 SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND log_epoch = $4 AND lease_epoch = $5";
+
+/// As [`HOLDS`], in whatever log.
+pub(super) const HAS_LEASE: &str =
+    "SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND lease_epoch = $4";
 
 const CLAIM: &str = "
 INSERT INTO cutover.offsets AS o (pipeline, topic, part, log_epoch, lease_epoch) VALUES ($1, $2, $3, $4, $5)
@@ -101,7 +105,7 @@ impl PostgresSink {
         batch: &Batch,
         input: &WriteInput<'_>,
     ) -> Result<(), Failure> {
-        let truncates = batch.events.iter().any(|event| matches!(event, BatchEvent::Truncate { .. }));
+        let truncates = batch.truncates().next().is_some();
         let mut plans: Vec<usize> =
             input.groups.keys().filter_map(|place| self.bindings.all.get(*place)).map(|binding| binding.plan).collect();
         if truncates {

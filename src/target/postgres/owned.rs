@@ -121,17 +121,12 @@ pub(super) fn owner(key: &[u8]) -> i64 {
 
 /// Why a row waits whose key another has.
 pub(super) fn held_refusal() -> Refusal {
-    Refusal {
-        sqlstate: "21000".into(),
-        message: "two source rows map to one target key, and another row has it: this one comes in when that one is \
-                  deleted or gets another key; change one of the two at the source, or make the target's key follow from \
-                  the source's key, one to one"
-            .into(),
-        hint: None,
-        position: None,
-        table: None,
-        constraint: None,
-    }
+    Refusal::new(
+        "21000",
+        "two source rows map to one target key, and another row has it: this one comes in when that one is \
+         deleted or gets another key; change one of the two at the source, or make the target's key follow from \
+         the source's key, one to one",
+    )
 }
 
 impl Builder<'_> {

@@ -7,10 +7,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio_postgres::types::ToSql;
 
 use super::{
-    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, parked, prepare_target,
-    raise_fence, script, sweep, sweep::forget_older,
+    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, lane::HAS_LEASE,
+    parked, prepare_target, raise_fence, script, sweep, sweep::forget_older,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
@@ -97,13 +98,14 @@ impl PostgresTarget {
     fn options(&self, purpose: &str, replica: bool) -> Options {
         Options {
             application_name: lease::session_name(&self.settings.pipeline, purpose),
-            schemas: vec![if self.elsewhere.is_some() { "public".into() } else { self.settings.schema.clone() }],
+            schemas: vec![self.settings.state_schema.clone()],
             ca_file: self.settings.ca_file.clone(),
             replica,
         }
     }
 
-    async fn session(&self, purpose: &str) -> Result<Session, PgError> {
+    /// A session of its own, for what is done once.
+    pub(in crate::target) async fn session(&self, purpose: &str) -> Result<Session, PgError> {
         Session::open(&self.address, &self.options(purpose, false)).await
     }
 
@@ -225,27 +227,39 @@ impl PostgresTarget {
         Ok(settled)
     }
 
+    /// Plans for these tables of the source, and makes nothing at the target.
+    pub(in crate::target) async fn adopt(
+        &self,
+        sources: Vec<Arc<TableSchema>>,
+        at: Version,
+    ) -> Result<(), TargetError> {
+        let session = self.session("plan").await?;
+        let plans = self.plan(&session, &sources).await?;
+        self.set(Planned { sources, at, plans });
+        Ok(())
+    }
+
+    /// As [`Self::adopt`], for the tables that are planned for.
+    pub(in crate::target) async fn adopt_again(&self) -> Result<(), TargetError> {
+        let Planned { sources, at, .. } = self.now();
+        self.adopt(sources, at).await
+    }
+
     /// Whether the lease is still the one under whose number this target is written to.
-    pub(in crate::target) async fn leads(&self) -> Result<bool, PgError> {
+    pub(in crate::target) async fn leads(&self, session: &Session) -> Result<bool, PgError> {
         const LEADS: &str =
             "SELECT EXISTS (SELECT FROM cutover.lease WHERE pipeline = $1 AND role = 'worker' AND epoch = $2)";
-        let session = self.session(lease::SWEEP).await?;
         let row = session.client.query_one(LEADS, &[&self.settings.pipeline, &self.number]).await?;
         Ok(row.try_get(0)?)
     }
 
     /// Whether a partition of a lane is still claimed under this target's number.
     pub(in crate::target) async fn has_claimed(&self, lane: Lane, partition: u32) -> Result<bool, ApplyError> {
-        const CLAIMED: &str = "SELECT EXISTS (SELECT FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 \
-                               AND lease_epoch = $4)";
         let asked = async {
             let session = self.session("lanes").await?;
             let part = i32::try_from(partition).unwrap_or(i32::MAX);
-            let row = session
-                .client
-                .query_one(CLAIMED, &[&self.settings.pipeline, &lane.name(), &part, &self.number])
-                .await?;
-            Ok::<bool, PgError>(row.try_get(0)?)
+            let params: [&(dyn ToSql + Sync); 4] = [&self.settings.pipeline, &lane.name(), &part, &self.number];
+            Ok::<bool, PgError>(session.client.query_opt(HAS_LEASE, &params).await?.is_some())
         };
         asked.await.map_err(|error| ApplyError::Unreachable(error.to_string()))
     }
@@ -312,10 +326,6 @@ impl Target for PostgresTarget {
         let sources: Vec<Arc<TableSchema>> = tables.iter().cloned().map(Arc::new).collect();
         let session = self.session("prepare").await?;
         let plans = self.plan(&session, &sources).await?;
-        if self.elsewhere.is_some() {
-            self.set(Planned { sources, at: planned_at, plans });
-            return Ok(());
-        }
         let mut missing = Vec::new();
         for plan in plans.iter() {
             missing.extend(privileges::on_table(&session.client, plan).await?);
@@ -341,10 +351,6 @@ impl Target for PostgresTarget {
         let session = self.session("plan").await?;
         let planned = self.now();
         let plans = self.plan(&session, &planned.sources).await?;
-        if self.elsewhere.is_some() {
-            self.set(Planned { plans, ..planned });
-            return Ok(());
-        }
         // Another type of a key may be no proof any more that keys stay apart, or one now.
         for plan in plans.iter().filter(|plan| plan.is_owned() || plan.target.has_owners) {
             prepare_target(&session, plan).await?;

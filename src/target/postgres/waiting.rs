@@ -42,9 +42,6 @@ const BEGIN_TOGETHER: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
 /// The most fruitless rounds of a partition between two rounds over all of them, which hold up all lanes.
 const TOGETHER_EVERY_MAX: u32 = 16;
 
-const HAS_LEASE: &str =
-    "SELECT 1 FROM cutover.offsets WHERE pipeline = $1 AND topic = $2 AND part = $3 AND lease_epoch = $4";
-
 /// Rows that were tried least, then the oldest.
 const WAITING: &str = "
 SELECT w.source_table, w.key_text, w.version, w.schema_id, pg_catalog.convert_from(w.value, 'UTF8') FROM (
@@ -139,7 +136,7 @@ impl PostgresSink {
     async fn waiting_round(&mut self, parts: &[i32], begin: &str) -> Result<Round, Failure> {
         let locks = self.locks_in(0..self.plans.len(), parts.iter().map(|part| part.cast_unsigned()));
         let lock = self.statement(lane::LOCK).await?;
-        let (lease, waiting) = (self.statement(HAS_LEASE).await?, self.statement(WAITING).await?);
+        let (lease, waiting) = (self.statement(lane::HAS_LEASE).await?, self.statement(WAITING).await?);
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);

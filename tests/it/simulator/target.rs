@@ -160,6 +160,7 @@ pub fn planned(world: &World, address: postgres::Address, store: Arc<Store>, num
         pipeline: config.name.clone(),
         url: config.target.url.clone(),
         state_url: config.target.url.clone(),
+        state_schema: config.target.schema.clone(),
         schema: config.target.schema.clone(),
         ca_file: None,
         transforms: config.transform.folder.clone(),
