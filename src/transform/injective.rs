@@ -27,26 +27,28 @@ pub(super) fn is_one_to_one(
             let result = names.iter().position(|name| *name == key.name);
             let result = result.filter(|result| shape.column_beside(*result) == Some(*place));
             let result_type = result.and_then(|result| types.get(result));
-            result_type.is_some_and(|result_type| keeps_apart(column, result_type, key))
+            result_type.is_some_and(|result_type| keeps_apart(column, result_type, key, target.elsewhere))
         })
     };
     !source.key.is_empty() && source.key.iter().all(told)
 }
 
 /// Whether values of a source's column that differ still do as this type, and then in a column of the target's key.
-fn keeps_apart(source: &Column, result_type: &str, target: &TargetColumn) -> bool {
-    if target.folds {
+fn keeps_apart(source: &Column, result_type: &str, key: &TargetColumn, elsewhere: bool) -> bool {
+    if key.folds {
         return false;
     }
+    // What another server would have to round, it refuses.
+    let target = if elsewhere { &key.cast_sql } else { &key.type_sql };
     let from = Type::of(&source.column_type.sql());
     // One type of PostgreSQL at both sides compares alike there, whatever it is; a domain of one name need not be one.
     let named = Type::of(&source.source_type).base;
-    let is_one = source.source_type == target.type_sql && (named == from.base || named == "citext");
+    let is_one = source.source_type == *target && (named == from.base || named == "citext");
     if is_one && from == Type::of(result_type) {
         return true;
     }
     let longest = longest(&source.source_type);
-    let (through, to) = (Type::of(result_type), Type::of(&target.type_sql));
+    let (through, to) = (Type::of(result_type), Type::of(target));
     from.keeps_apart_as(&through, longest) && through.keeps_apart_as(&to, longest)
 }
 
@@ -57,6 +59,23 @@ fn longest(source_type: &str) -> Option<i32> {
         .then(|| source.modifiers.first().copied())
         .flatten()
 }
+
+/// Types of PostgreSQL that spell values which differ in different ways.
+const SPELLED: [&str; 11] = [
+    "uuid",
+    "boolean",
+    "date",
+    "time without time zone",
+    "interval",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "bit",
+    "bit varying",
+];
+/// Types that have room for all that others hold.
+const EXACT: [(&str, &str); 2] = [("real", "double precision"), ("time without time zone", "interval")];
 
 /// A type by its name and what stands in its parentheses.
 #[derive(Debug, PartialEq, Eq)]
@@ -147,8 +166,9 @@ impl Type {
             // Between the two kinds of timestamp the session's time zone stands, which is UTC.
             (Family::Time, Family::Time) => self.digits() <= to.digits(),
             (Family::Other, Family::Time) => self.base == "date",
-            (Family::Other, Family::Text) => self.base == "uuid" || self.base == "boolean",
-            (Family::Other, Family::Other) => self.base == "real" && to.base == "double precision",
+            (Family::Other, Family::Integer) => self.base == "boolean",
+            (Family::Other, Family::Text) => SPELLED.contains(&self.base.as_str()),
+            (Family::Other, Family::Other) => EXACT.contains(&(self.base.as_str(), to.base.as_str())),
             (
                 Family::Integer | Family::Numeric | Family::Text | Family::Varchar | Family::Time | Family::Other,
                 Family::Integer | Family::Numeric | Family::Text | Family::Varchar | Family::Time | Family::Other,
@@ -187,7 +207,7 @@ mod tests {
             identity: None,
             generated: false,
         };
-        keeps_apart(&source, result, &target)
+        keeps_apart(&source, result, &target, false)
     }
 
     #[test]
@@ -215,6 +235,14 @@ mod tests {
             ("datetime(3)", ColumnType::Timestamp, "timestamp without time zone", "timestamp with time zone"),
             ("date", ColumnType::Date, "date", "timestamp(0) without time zone"),
             ("binary(16)", ColumnType::Bytes, "bytea", "bytea"),
+            ("boolean", ColumnType::Named("boolean".into()), "integer", "smallint"),
+            ("inet", ColumnType::Named("inet".into()), "inet", "text"),
+            (
+                "time without time zone",
+                ColumnType::Named("time without time zone".into()),
+                "time without time zone",
+                "interval",
+            ),
         ] {
             assert!(apart(source, column_type, result, target), "{source} through {result} to {target}");
         }

@@ -10,7 +10,7 @@ use cutover::config::Config;
 
 use crate::support::{Mysql, Postgres, Workspace};
 
-const SHOP: &str = r#"
+pub const SHOP: &str = r#"
     SET sql_mode = '';
     CREATE TABLE users (
         id bigint unsigned AUTO_INCREMENT PRIMARY KEY, email varchar(190) NOT NULL, `Order` int DEFAULT 5,
@@ -48,7 +48,7 @@ const SHOP: &str = r#"
 const LEFT_OUT: [&str; 2] = ["nokey", "slashed/name"];
 
 /// MySQL refuses by default, from 8.4 on, a foreign key to columns that are not unique.
-const LENIENT: &str = "SET restrict_fk_on_non_standard_key = OFF";
+pub const LENIENT: &str = "SET restrict_fk_on_non_standard_key = OFF";
 
 async fn init(source: &str, target: &str, tables: &[&str], out: &Path) -> Result<Written, InitError> {
     let tables = tables.iter().map(|table| (*table).to_owned()).collect();
@@ -57,6 +57,7 @@ async fn init(source: &str, target: &str, tables: &[&str], out: &Path) -> Result
         target: target.to_owned(),
         tables,
         schema: None,
+        engine: None,
         out: out.to_owned(),
     })
     .await
@@ -179,6 +180,7 @@ async fn init_reads_the_schema_of_postgresql_that_it_is_given() {
         target: target.url(),
         tables: Vec::new(),
         schema: schema.map(str::to_owned),
+        engine: None,
         out: folder.path().join("move"),
     };
     let error = init::run(given(None, &source.url())).await.unwrap_err();
@@ -228,6 +230,8 @@ async fn init_names_what_is_wrong_with_the_tables_it_is_given() {
     let nowhere = source.url().replace(source.database(), "");
     let error = init(&nowhere, target, &[], folder.path()).await.unwrap_err();
     assert!(matches!(error, InitError::NoDatabase), "{error}");
-    let error = init(&source.url(), "mysql://u@h/x", &[], folder.path()).await.unwrap_err();
+    let error = init(&source.url(), "dynamodb://us-east-1", &[], folder.path()).await.unwrap_err();
     assert!(matches!(error, InitError::TargetUrl), "{error}");
+    let error = init(&source.url(), "mysql://u@h", &[], folder.path()).await.unwrap_err();
+    assert!(matches!(error, InitError::NoTargetDatabase), "{error}");
 }

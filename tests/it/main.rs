@@ -30,6 +30,7 @@ mod events;
 mod follow;
 mod fuzz_corpora;
 mod init;
+mod init_for_mysql;
 mod job;
 mod kafka_events;
 mod kafka_pipeline;

@@ -175,8 +175,14 @@ async fn every_type_arrives(source: Postgres, target: Postgres) {
     fill(&source, SNAPSHOT).await;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("move");
-    let args =
-        InitArgs { source: source.url(), target: target.url(), tables: Vec::new(), schema: None, out: out.clone() };
+    let args = InitArgs {
+        source: source.url(),
+        target: target.url(),
+        tables: Vec::new(),
+        schema: None,
+        engine: None,
+        out: out.clone(),
+    };
     init::run(args).await.unwrap();
     target.exec(&fs::read_to_string(out.join("schema.sql")).unwrap()).await;
 

@@ -82,7 +82,7 @@ fn indexes(table: &PlannedTable, names: &mut Names) -> Vec<String> {
 }
 
 /// Whether the index is what `schema.sql` made the primary key of.
-fn is_the_key(table: &PlannedTable, index: &Index) -> bool {
+pub(super) fn is_the_key(table: &PlannedTable, index: &Index) -> bool {
     let key: Vec<&str> = table.schema.key_columns().map(|column| column.name.as_str()).collect();
     index.name == "PRIMARY" || (!table.primary && index.unique && index.whole_columns().is_some_and(|own| own == key))
 }
@@ -195,7 +195,7 @@ fn foreign_keys(table: &PlannedTable, tables: &[PlannedTable], names: &mut Names
 }
 
 /// Whether the target will have a key or unique constraint of exactly these columns.
-fn is_unique(table: &PlannedTable, columns: &[String]) -> bool {
+pub(super) fn is_unique(table: &PlannedTable, columns: &[String]) -> bool {
     let same = |mut own: Vec<&str>| {
         let mut wanted: Vec<&str> = columns.iter().map(String::as_str).collect();
         own.sort_unstable();

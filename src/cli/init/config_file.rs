@@ -12,6 +12,8 @@ pub(super) struct Facts<'a> {
     pub schema: Option<&'a str>,
     pub source_url: &'a str,
     pub target_url: &'a str,
+    /// The PostgreSQL that runs the transforms, where neither of the two is one.
+    pub engine_url: Option<&'a str>,
     pub tables: &'a [String],
     /// Tables that cannot be followed, each with the reason.
     pub left_out: &'a [(String, String)],
@@ -21,11 +23,11 @@ pub(super) struct Facts<'a> {
 pub(super) fn render(facts: &Facts<'_>) -> String {
     let source = without_password(facts.source_url, "SOURCE_PASSWORD");
     let target = without_password(facts.target_url, "TARGET_PASSWORD");
+    let engine = facts.engine_url.map(|url| without_password(url, "ENGINE_PASSWORD"));
     let mut text = String::from("# Written by `cutover init`.");
-    let variables: Vec<&str> = [(&source, "SOURCE_PASSWORD"), (&target, "TARGET_PASSWORD")]
-        .into_iter()
-        .filter_map(|(url, variable)| url.hidden.then_some(variable))
-        .collect();
+    let urls =
+        [(Some(&source), "SOURCE_PASSWORD"), (Some(&target), "TARGET_PASSWORD"), (engine.as_ref(), "ENGINE_PASSWORD")];
+    let variables: Vec<&str> = urls.into_iter().filter_map(|(url, variable)| url?.hidden.then_some(variable)).collect();
     if !variables.is_empty() {
         text.push_str(&format!(
             " Passwords are not in it: they come from the environment, {},\n\
@@ -50,6 +52,13 @@ pub(super) fn render(facts: &Facts<'_>) -> String {
         text.push_str(&format!("# left out: {}: {}\n", one_line(table), one_line(reason)));
     }
     text.push_str(&format!("\n[target]\nurl = {}\nafter_copy = \"schema_after.sql\"\n", toml_string(&target.text)));
+    if let Some(engine) = engine {
+        text.push_str(&format!(
+            "\n[transform]\n# The PostgreSQL that runs the transforms and keeps the pipeline's state; it holds no row of the target.\n\
+             engine = {}\n",
+            toml_string(&engine.text)
+        ));
+    }
     text
 }
 
@@ -141,7 +150,8 @@ mod tests {
             database: "Shop Ä",
             schema: Some("sales"),
             source_url: "mysql://u:secret@db/shop",
-            target_url: "postgresql://u:secret@db/shop",
+            target_url: "mysql://u:secret@db/shop",
+            engine_url: Some("postgresql://u:secret@db/tools"),
             tables: &tables,
             left_out: &left_out,
         });
@@ -150,6 +160,7 @@ mod tests {
         assert_eq!(read["name"].as_str(), Some("shop__"));
         assert_eq!(read["source"]["schema"].as_str(), Some("sales"));
         assert_eq!(read["source"]["tables"][1].as_str(), Some("odd \"name\"\\"));
-        assert_eq!(read["target"]["url"].as_str(), Some("postgresql://u:${TARGET_PASSWORD}@db/shop"));
+        assert_eq!(read["target"]["url"].as_str(), Some("mysql://u:${TARGET_PASSWORD}@db/shop"));
+        assert_eq!(read["transform"]["engine"].as_str(), Some("postgresql://u:${ENGINE_PASSWORD}@db/tools"));
     }
 }

@@ -1,14 +1,15 @@
 //! `cutover init`: from a live schema to files that move it.
 //!
 //! What enters: two URLs and, where not all are meant, table names. What leaves: `cutover.toml`, one transform per
-//! table, `schema.sql` and `schema_after.sql`, which run as they are. The source is only read, the target not even
-//! connected to. Nothing that exists is overwritten, and no password is written down. Absent on purpose: views,
-//! triggers and routines, and of MySQL CHECK constraints, which are its own SQL.
+//! table, `schema.sql` and `schema_after.sql`, which run as they are, in PostgreSQL's SQL or in MySQL's. The source is
+//! only read, the target not even connected to. Nothing that exists is overwritten, and no password is written down.
+//! Absent on purpose: views, triggers and routines, and of MySQL CHECK constraints, which are its own SQL.
 
 mod after;
 mod config_file;
 mod defaults;
 mod dynamodb;
+mod for_mysql;
 mod names;
 mod plan;
 mod postgres;
@@ -35,10 +36,14 @@ use crate::{
         postgres::{PgError, sql},
     },
     model::{SourceKind, TableSchema},
+    target::TargetKind,
 };
 
-/// The schema of the target's tables, as the configuration that is written leaves it.
+/// The schema of the tables of a target that is PostgreSQL, as the configuration that is written leaves it.
 const TARGET_SCHEMA: &str = "public";
+
+/// What stands for a PostgreSQL that was not named.
+const ENGINE: &str = "postgresql://cutover:password@localhost:5432/cutover";
 
 /// What `cutover init` is given.
 #[derive(Debug, Clone, clap::Args)]
@@ -46,9 +51,12 @@ pub struct InitArgs {
     /// The source: mysql://user:password@host:3306/database, postgresql://… or dynamodb://region
     #[arg(long, value_name = "URL")]
     pub source: String,
-    /// The target: postgresql://user:password@host:5432/database
+    /// The target: postgresql://user:password@host:5432/database or mysql://…
     #[arg(long, value_name = "URL")]
     pub target: String,
+    /// The PostgreSQL that runs the transforms, where neither source nor target is one: postgresql://…
+    #[arg(long, value_name = "URL")]
+    pub engine: Option<String>,
     /// A table of the source; all that have a key, if none is named
     #[arg(long = "table", value_name = "T")]
     pub tables: Vec<String>,
@@ -68,6 +76,8 @@ pub struct Written {
     pub left_out: Vec<(String, String)>,
     /// Environment variables that the configuration takes passwords from.
     pub variables: Vec<&'static str>,
+    /// The configuration names a PostgreSQL that nobody gave.
+    needs_engine: bool,
     out: PathBuf,
 }
 
@@ -79,10 +89,19 @@ pub enum InitError {
     #[error("{0}")]
     SourceUrl(String),
     #[error(
-        "--target is not a postgresql:// URL; write postgresql://user:password@host:5432/database, or, for a target that is \
-         MySQL or MariaDB, make its tables and cutover.toml yourself (docs/mysql-target.md)"
+        "--target is no URL of a target; write postgresql://user:password@host:5432/database, or \
+         mysql://user:password@host:3306/database for one that is MySQL or MariaDB"
     )]
     TargetUrl,
+    #[error("the target URL names no database; end it with /database")]
+    NoTargetDatabase,
+    #[error(
+        "--engine is for a target that is MySQL or MariaDB and a source that is no PostgreSQL: elsewhere the PostgreSQL that is \
+         there runs the transforms; leave it out"
+    )]
+    NoEngine,
+    #[error("--engine is not a postgresql:// URL; write postgresql://user:password@host:5432/database")]
+    EngineUrl,
     #[error("the database `{database}` has no table {}; name base tables of the source, in the case that they have there",
         .tables.iter().map(|table| format!("`{table}`")).collect::<Vec<_>>().join(", "))]
     MissingTables { database: String, tables: Vec<String> },
@@ -117,6 +136,9 @@ impl InitError {
             InitError::NoDatabase
             | InitError::SourceUrl(_)
             | InitError::TargetUrl
+            | InitError::NoTargetDatabase
+            | InitError::NoEngine
+            | InitError::EngineUrl
             | InitError::MissingTables { .. }
             | InitError::Unusable { .. }
             | InitError::NoSchema
@@ -137,24 +159,26 @@ impl InitError {
 
 /// Reads the source's schema and writes the files.
 pub async fn run(args: InitArgs) -> Result<Written, InitError> {
-    if !["postgresql://", "postgres://"].iter().any(|scheme| args.target.starts_with(scheme)) {
-        return Err(InitError::TargetUrl);
-    }
     let kind = SourceKind::of(&args.source);
+    let target = Target::of(&args)?;
+    let needs_engine = target.kind == TargetKind::Mysql && kind != Some(SourceKind::Postgres);
+    judge_engine(args.engine.as_deref(), needs_engine)?;
     if args.schema.is_some() && kind != Some(SourceKind::Postgres) {
         return Err(InitError::NoSchema);
     }
     let draft = match kind {
-        Some(SourceKind::Postgres) => postgres::draft(&args).await?,
-        Some(SourceKind::Dynamo) => dynamodb::draft(&args).await?,
+        Some(SourceKind::Postgres) => postgres::draft(&args, target.kind).await?,
+        Some(SourceKind::Dynamo) => dynamodb::draft(&args, target.kind).await?,
         // What is no URL of any kind is told what the most common one looks like.
-        Some(SourceKind::Mysql) | None => mysql_draft(&args).await?,
+        Some(SourceKind::Mysql) | None => mysql_draft(&args, target.kind).await?,
     };
+    let engine = needs_engine.then(|| args.engine.as_deref().unwrap_or(ENGINE));
     let config = config_file::render(&config_file::Facts {
         database: &draft.database,
         schema: args.schema.as_deref(),
         source_url: &args.source,
         target_url: &args.target,
+        engine_url: engine,
         tables: &draft.tables,
         left_out: &draft.left_out,
     });
@@ -164,14 +188,47 @@ pub async fn run(args: InitArgs) -> Result<Written, InitError> {
         (PathBuf::from("schema_after.sql"), draft.after),
     ];
     for (table, transform) in draft.transforms {
-        files.push((Path::new("transforms").join(file_name(&table)), transform));
+        files.push((Path::new("transforms").join(file_name(&table, &target.schema)), transform));
     }
     let files = write(&args.out, files)?;
-    let variables = [(&args.source, "SOURCE_PASSWORD"), (&args.target, "TARGET_PASSWORD")]
-        .into_iter()
-        .filter_map(|(url, variable)| config_file::without_password(url, variable).hidden.then_some(variable))
-        .collect();
-    Ok(Written { files, left_out: draft.left_out, variables, out: args.out })
+    let variables = [
+        (Some(&*args.source), "SOURCE_PASSWORD"),
+        (Some(&args.target), "TARGET_PASSWORD"),
+        (engine, "ENGINE_PASSWORD"),
+    ]
+    .into_iter()
+    .filter_map(|(url, variable)| config_file::without_password(url?, variable).hidden.then_some(variable))
+    .collect();
+    let needs_engine = needs_engine && args.engine.is_none();
+    Ok(Written { files, left_out: draft.left_out, variables, needs_engine, out: args.out })
+}
+
+/// Where the rows are to go.
+struct Target {
+    kind: TargetKind,
+    /// Where its tables are: a schema of PostgreSQL, a database of MySQL.
+    schema: String,
+}
+
+impl Target {
+    fn of(args: &InitArgs) -> Result<Target, InitError> {
+        let kind = TargetKind::of(&args.target).ok_or(InitError::TargetUrl)?;
+        let schema = match kind {
+            TargetKind::Postgres => TARGET_SCHEMA.to_owned(),
+            TargetKind::Mysql => {
+                Connector::new(&args.target)?.database().ok_or(InitError::NoTargetDatabase)?.to_owned()
+            }
+        };
+        Ok(Target { kind, schema })
+    }
+}
+
+fn judge_engine(engine: Option<&str>, needs_engine: bool) -> Result<(), InitError> {
+    match engine {
+        Some(_) if !needs_engine => Err(InitError::NoEngine),
+        Some(url) if TargetKind::of(url) != Some(TargetKind::Postgres) => Err(InitError::EngineUrl),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// What is to be written of one source.
@@ -185,7 +242,7 @@ struct Draft {
     transforms: Vec<(String, String)>,
 }
 
-async fn mysql_draft(args: &InitArgs) -> Result<Draft, InitError> {
+async fn mysql_draft(args: &InitArgs, target: TargetKind) -> Result<Draft, InitError> {
     let connector = Connector::new(&args.source)?;
     let database = connector.database().ok_or(InitError::NoDatabase)?.to_owned();
     let mut conn = connector.connect().await?;
@@ -207,15 +264,19 @@ async fn mysql_draft(args: &InitArgs) -> Result<Draft, InitError> {
         Ok((schema, found.clone()))
     };
     let tables = tables.into_iter().map(details_of).collect::<Result<Vec<_>, CatalogError>>()?;
-    let planned = plan::plan(tables, &zero_dates);
+    let planned = plan::plan(tables, &zero_dates, target);
     if planned.is_empty() {
         return Err(InitError::NothingToMove { database, left_out });
     }
+    let (schema, after) = match target {
+        TargetKind::Postgres => (schema::render(&database, &planned), after::render(&database, &planned)),
+        TargetKind::Mysql => for_mysql::from_mysql::render(&database, &planned),
+    };
     Ok(Draft {
         tables: planned.iter().map(|table| table.schema.table.table.clone()).collect(),
         left_out,
-        schema: schema::render(&database, &planned),
-        after: after::render(&database, &planned),
+        schema,
+        after,
         transforms: planned.iter().map(|table| (table.name.clone(), transforms::render(table))).collect(),
         database,
     })
@@ -286,8 +347,8 @@ fn alike<'a>(schema: &TableSchema, before: impl IntoIterator<Item = &'a TableSch
 }
 
 /// The file of a target table's transform. The first dot in it ends a schema's name.
-fn file_name(table: &str) -> String {
-    if table.contains('.') { format!("{TARGET_SCHEMA}.{table}.sql") } else { format!("{table}.sql") }
+fn file_name(table: &str, schema: &str) -> String {
+    if table.contains('.') { format!("{schema}.{table}.sql") } else { format!("{table}.sql") }
 }
 
 /// Writes the files below `out`, none of which may exist; looks before it writes, so that a refusal leaves nothing.
@@ -325,6 +386,13 @@ impl fmt::Display for Written {
             writeln!(f, "passwords are not written down: set {} before `cutover run`", self.variables.join(" and "))?;
         }
         let out = self.out.display();
+        if self.needs_engine {
+            writeln!(
+                f,
+                "the transforms of such a target are run by a PostgreSQL, which keeps the pipeline's state too: name it as [transform] \
+                 engine in {out}/cutover.toml, or give it as --engine"
+            )?;
+        }
         write!(
             f,
             "next: read the files, run {out}/schema.sql in the target, then `cutover check -c {out}/cutover.toml`"

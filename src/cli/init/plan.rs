@@ -2,7 +2,8 @@
 //!
 //! What enters: schemas, details and the columns that hold zero dates. What leaves: one [`PlannedTable`] per source
 //! table with a key, in which every decision about a column is made once; schema, transforms and indexes are
-//! written from it. Everything that is not as at the source has a note that says so.
+//! written from it. Everything that is not as at the source has a note that says so. A target that is MySQL or MariaDB
+//! keeps the source's types; then names and NOT NULL are all that is decided here.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,6 +12,7 @@ use crate::{
     cli::eligible::unfit_column,
     database::mysql::details::{ColumnDetails, DefaultValue, TableDetails},
     model::{Column, ColumnType, TableSchema},
+    target::TargetKind,
 };
 
 /// A table of the target.
@@ -66,8 +68,15 @@ impl PlannedTable {
 }
 
 /// The target's tables for the source's, in the same order.
-pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDateColumns) -> Vec<PlannedTable> {
-    let narrowed = narrowed(&tables);
+pub(super) fn plan(
+    tables: Vec<(TableSchema, TableDetails)>,
+    zero_dates: &ZeroDateColumns,
+    target: TargetKind,
+) -> Vec<PlannedTable> {
+    let narrowed = match target {
+        TargetKind::Postgres => narrowed(&tables),
+        TargetKind::Mysql => HashSet::new(),
+    };
     let planned = tables.into_iter().map(|(schema, details)| {
         let names = column_names(&schema);
         let columns = schema.columns.iter().zip(&details.columns).enumerate().map(|(index, (column, details))| {
@@ -80,7 +89,7 @@ pub(super) fn plan(tables: Vec<(TableSchema, TableDetails)>, zero_dates: &ZeroDa
                 narrowed: narrowed.contains(&place),
                 zero_dates: zero_dates.get(&place).copied(),
             }
-            .plan()
+            .plan(target)
         });
         PlannedTable {
             name: shortened(&schema.table.table),
@@ -168,14 +177,44 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn plan(&self) -> PlannedColumn {
+    fn plan(&self, target: TargetKind) -> PlannedColumn {
+        match target {
+            TargetKind::Postgres => self.plan_for_postgres(),
+            TargetKind::Mysql => self.plan_for_mysql(),
+        }
+    }
+
+    /// Why it is not called as at the source, if it is not.
+    fn name_note(&self) -> Option<String> {
+        let name = &self.column.name;
+        unfit_column(name).map(|why| format!("`{name}` at the source, {why}"))
+    }
+
+    /// Its default and its type are spelled from the source's own.
+    fn plan_for_mysql(&self) -> PlannedColumn {
+        let mut notes: Vec<String> = self.name_note().into_iter().collect();
+        let not_null = self.not_null(&mut notes);
+        if let Some(expression) = &self.details.generation {
+            notes.push(format!("generated at the source as {expression}; here it takes the source's value"));
+        }
+        PlannedColumn {
+            name: self.name.clone(),
+            column_type: self.column.column_type.clone(),
+            not_null,
+            identity: self.details.auto_increment,
+            default: None,
+            cast: false,
+            notes,
+            hint: None,
+        }
+    }
+
+    fn plan_for_postgres(&self) -> PlannedColumn {
         let column = self.column;
         let column_type = if self.narrowed { ColumnType::BigInt } else { column.column_type.clone() };
         let mut notes = vec![column.source_type.clone()];
         notes.extend(type_note(column, self.narrowed));
-        if let Some(why) = unfit_column(&column.name) {
-            notes.push(format!("`{}` at the source, {why}", column.name));
-        }
+        notes.extend(self.name_note());
         let identity = self.identity(&column_type, &mut notes);
         let not_null = self.not_null(&mut notes);
         let default = if identity { None } else { self.default(&column_type, &mut notes) };

@@ -1,13 +1,15 @@
-//! A PostgreSQL source: the target's tables are the source's own, types and all.
+//! A PostgreSQL source: the target's tables are the source's own, types and all, if it is a PostgreSQL too.
 //!
 //! The server spells its types, defaults, indexes and constraints itself, under a search path in which the tables' own
 //! schema comes last, so that what is in it is named without it. Partitioned tables become plain ones. Absent on
 //! purpose: views, triggers, functions, rules and policies.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{Client, Row};
 
 use super::{
-    Draft, InitArgs, InitError, LeftOut,
+    Draft, InitArgs, InitError, LeftOut, for_mysql,
     names::{identifier, identifiers, one_line},
 };
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
         tables::{self, SourceTable},
     },
     model::TableSchema,
+    target::TargetKind,
 };
 
 /// The schema whose tables are read where none is named.
@@ -80,8 +83,16 @@ SELECT quote_ident(k.conname), pg_get_constraintdef(k.oid, true), k.contype = 'f
 FROM pg_constraint k WHERE k.conrelid = $1 AND k.contype IN ('u', 'x', 'c', 'f') AND k.conparentid = 0
 ORDER BY k.contype = 'f', k.contype <> 'c', k.conname";
 
+/// What is written of the tables.
+pub(super) struct Files {
+    pub schema: String,
+    pub after: String,
+    /// Of each table, in order, the columns that its transform does not take as they are, with what it makes of them.
+    pub selects: Vec<BTreeMap<String, String>>,
+}
+
 /// Reads the source's tables and writes what moves them.
-pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
+pub(super) async fn draft(args: &InitArgs, target: TargetKind) -> Result<Draft, InitError> {
     let address = Address::parse(&args.source).map_err(|error| InitError::SourceUrl(error.to_string()))?;
     let database = address.database().to_owned();
     let schema = args.schema.as_deref().unwrap_or(SCHEMA);
@@ -108,10 +119,21 @@ pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
     if found.is_empty() {
         return Err(InitError::NothingToMove { database, left_out });
     }
+    let Files { schema, after, selects } = match target {
+        TargetKind::Mysql => for_mysql::from_postgres::render(&session.client, &database, &found).await?,
+        TargetKind::Postgres => Files {
+            schema: schema_sql(&session.client, &database, &found).await?,
+            after: after(&session.client, &database, &found).await?,
+            selects: vec![BTreeMap::new(); found.len()],
+        },
+    };
+    let transforms = found.iter().zip(&selects);
+    let transforms =
+        transforms.map(|(table, selects)| (table.schema.table.table.clone(), transform(&table.schema, selects)));
     Ok(Draft {
-        schema: schema_sql(&session.client, &database, &found).await?,
-        after: after(&session.client, &database, &found).await?,
-        transforms: found.iter().map(|table| (table.schema.table.table.clone(), transform(&table.schema))).collect(),
+        schema,
+        after,
+        transforms: transforms.collect(),
         tables: found.iter().map(|table| table.schema.table.table.clone()).collect(),
         database,
         left_out,
@@ -263,8 +285,8 @@ async fn after(client: &Client, database: &str, found: &[SourceTable]) -> Result
     Ok(text)
 }
 
-/// `transforms/<table>.sql`: each column by name, ready to be edited.
-fn transform(schema: &TableSchema) -> String {
+/// `transforms/<table>.sql`: each column by name, ready to be edited; of some what is made of them instead.
+fn transform(schema: &TableSchema, selects: &BTreeMap<String, String>) -> String {
     let name = &schema.table.table;
     let mut text = format!(
         "-- {name} from the source's {name}, column by column. Written by `cutover init`: rename, cast, filter with WHERE.\n\
@@ -272,12 +294,16 @@ fn transform(schema: &TableSchema) -> String {
          SELECT\n",
         name = one_line(name),
     );
-    let width = schema.columns.iter().map(|column| identifier(&column.name).chars().count() + 1).max();
+    let select = |name: &String| match selects.get(name) {
+        Some(made) => format!("{made} AS {}", identifier(name)),
+        None => identifier(name),
+    };
+    let width = schema.columns.iter().map(|column| select(&column.name).chars().count() + 1).max();
     let width = width.unwrap_or_default().min(48);
     let last = schema.columns.len().saturating_sub(1);
     for (index, column) in schema.columns.iter().enumerate() {
         let comma = if index == last { "" } else { "," };
-        let select = format!("{}{comma}", identifier(&column.name));
+        let select = format!("{}{comma}", select(&column.name));
         let seen_as = column.column_type.sql();
         let own = one_line(&column.source_type).replace(';', ",");
         let note = if seen_as == "text" && own != "text" { format!("{own}, as text") } else { own };
@@ -304,10 +330,13 @@ mod tests {
             generated: false,
         };
         let columns = vec![column("id", "bigint", ColumnType::BigInt), column("Mood", "mood", ColumnType::Text)];
-        let text = transform(&TableSchema { table: TableName::new("public", "people"), columns, key: vec![0] });
+        let schema = TableSchema { table: TableName::new("public", "people"), columns, key: vec![0] };
+        let text = transform(&schema, &BTreeMap::new());
         assert!(
             text.ends_with("SELECT\n    id,      -- bigint\n    \"Mood\"   -- mood, as text\nFROM people;\n"),
             "{text}"
         );
+        let text = transform(&schema, &BTreeMap::from([("Mood".into(), "upper(\"Mood\")".into())]));
+        assert!(text.contains("    upper(\"Mood\") AS \"Mood\"   -- mood"), "{text}");
     }
 }

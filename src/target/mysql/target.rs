@@ -31,6 +31,9 @@ use crate::{
 /// Rows that one transaction of a sweep removes.
 const SWEPT_AT_ONCE: u64 = 5000;
 
+/// What a server says of a statement that is nothing but comments (`ER_EMPTY_QUERY`).
+const EMPTY_QUERY: u16 = 1065;
+
 /// The target's tables as they were read last, with the PostgreSQL that plans for them.
 #[derive(Debug, Clone)]
 struct Read {
@@ -276,7 +279,12 @@ impl Target for MysqlTarget {
             ))
         })?;
         let mut conn = self.connect().await?;
-        conn.query_drop(script).await.map_err(|error| {
+        let ran = match conn.query_drop(script).await {
+            // Nothing but comments, at its end or in all of it.
+            Err(mysql_async::Error::Server(error)) if error.code == EMPTY_QUERY => Ok(()),
+            ran => ran,
+        };
+        ran.map_err(|error| {
             if connect::disposition(&error) == Disposition::Retry {
                 return MysqlError::Query(QueryError::new(file.display().to_string(), error));
             }

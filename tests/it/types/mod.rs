@@ -95,7 +95,9 @@ async fn init_gives_the_same_types(source: &Mysql, cases: &[&Case]) {
     let folder = tempfile::tempdir().unwrap();
     let target = "postgresql://nobody@127.0.0.1/nowhere".to_owned();
     let out = folder.path().to_owned();
-    init::run(InitArgs { source: source.url(), target, tables: Vec::new(), schema: None, out }).await.unwrap();
+    init::run(InitArgs { source: source.url(), target, tables: Vec::new(), schema: None, engine: None, out })
+        .await
+        .unwrap();
     let schema = fs::read_to_string(folder.path().join("schema.sql")).unwrap();
     for (number, case) in cases.iter().enumerate() {
         let table = schema.split(&format!("CREATE TABLE t{number} (")).nth(1).unwrap();

@@ -7,16 +7,25 @@ use std::collections::BTreeSet;
 use self::sample::Sample;
 use super::{
     Draft, InitArgs, InitError, LeftOut, alike,
+    for_mysql::{
+        BY_CHARACTERS, Table,
+        columns::{Use, fitted, is_bounded_in_keys},
+        quoted_list, schema_header,
+    },
     names::{identifier, literal, one_line, shortened},
 };
 use crate::{
     cli::eligible::unfit_column,
-    database::dynamodb::{
-        Connector, Item, Service,
-        catalog::{self, TableFacts},
-        scan::{self, ScanPosition},
+    database::{
+        dynamodb::{
+            Connector, Item, Service,
+            catalog::{self, TableFacts},
+            scan::{self, ScanPosition},
+        },
+        mysql::connect::quoted,
     },
     model::TableSchema,
+    target::TargetKind,
 };
 
 /// Items that are looked at in each table; the service ends at 1 MB.
@@ -41,7 +50,7 @@ struct Column {
 }
 
 /// Reads the tables' keys and some items, and drafts the files.
-pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
+pub(super) async fn draft(args: &InitArgs, target: TargetKind) -> Result<Draft, InitError> {
     let connector = Connector::new(&args.source)?;
     let service = connector.connect().await?;
     let only = (!args.tables.is_empty()).then_some(args.tables.as_slice());
@@ -60,11 +69,15 @@ pub(super) async fn draft(args: &InitArgs) -> Result<Draft, InitError> {
     if planned.is_empty() {
         return Err(InitError::NothingToMove { database: connector.region().to_owned(), left_out });
     }
+    let schema = match target {
+        TargetKind::Postgres => schema_sql(connector.region(), &planned),
+        TargetKind::Mysql => schema_for_mysql(connector.region(), &planned),
+    };
     Ok(Draft {
         database: connector.region().to_owned(),
         tables: planned.iter().map(|table| table.schema.table.table.clone()).collect(),
         left_out,
-        schema: schema_sql(connector.region(), &planned),
+        schema,
         after: AFTER.to_owned(),
         transforms: planned.iter().map(|table| (table.name.clone(), transform_sql(table))).collect(),
     })
@@ -123,7 +136,7 @@ fn fresh(name: &str, taken: &mut BTreeSet<String>) -> String {
 
 const AFTER: &str = "-- What the target gets when the copy is complete, run once by cutover: secondary indexes, unique constraints,\n\
      -- foreign keys. DynamoDB has no such things to take over; for example:\n\
-     -- CREATE INDEX ON orders (customer_id);\n";
+     -- CREATE INDEX orders_customer ON orders (customer_id);\n";
 
 fn schema_sql(region: &str, tables: &[Planned]) -> String {
     let mut text = format!(
@@ -142,6 +155,29 @@ fn schema_sql(region: &str, tables: &[Planned]) -> String {
         }
         let key = table.columns.iter().filter(|column| column.is_key).map(|column| identifier(&column.name));
         text.push_str(&format!("    PRIMARY KEY ({})\n);\n", key.collect::<Vec<_>>().join(", ")));
+    }
+    text
+}
+
+fn schema_for_mysql(region: &str, tables: &[Planned]) -> String {
+    let mut text = schema_header(region);
+    text.push_str(
+        "-- DynamoDB's items have no columns: these are what some items suggest. Behind each stands in how many of them the\n\
+         -- attribute was, and with which types. What may be missing or of another type needs a column that takes it.\n",
+    );
+    for table in tables {
+        let key = || table.columns.iter().filter(|column| column.is_key);
+        let bounded = key().filter(|column| is_bounded_in_keys(&column.column_type)).count();
+        let line = |column: &Column| {
+            let keys_of = if column.is_key { u32::try_from(bounded.max(1)).unwrap_or(1) } else { 0 };
+            let fitted = fitted(&column.column_type, None, Use { keys_of });
+            let null = if column.is_key { "NOT NULL" } else { "NULL" };
+            let notes: Vec<&str> = [Some(column.note.as_str()), fitted.note].into_iter().flatten().collect();
+            (format!("{} {} {null}", quoted(&column.name), fitted.sql), notes.join("; "))
+        };
+        let mut lines: Vec<(String, String)> = table.columns.iter().map(line).collect();
+        lines.push((format!("PRIMARY KEY ({})", quoted_list(key().map(|column| column.name.as_str()))), String::new()));
+        text.push_str(&Table { name: table.name.clone(), lines, options: BY_CHARACTERS.to_owned() }.render());
     }
     text
 }
