@@ -26,7 +26,7 @@ use crate::{
         requests::{Command, Request, RequestState},
         status::{Phase, Status},
     },
-    target::{Target, TargetError},
+    target::{Target, TargetError, TargetKind},
     transform::transforms_hash,
 };
 
@@ -155,7 +155,12 @@ impl Capturing {
                 false
             }
             Err(error) => {
-                let reason = format!("the script after the copy failed, and nothing of it was kept: {error}");
+                // MySQL commits each of its statements by itself, which the error tells.
+                let kept = match self.worker.config.target.kind() {
+                    Some(TargetKind::Mysql) => "",
+                    Some(TargetKind::Postgres) | None => ", and nothing of it was kept",
+                };
+                let reason = format!("the script after the copy failed{kept}: {error}");
                 let remedy = "correct the script (or what it met) and restart the worker; the stream goes on meanwhile";
                 halts.halt("after_copy", Problem::new(reason, remedy));
                 false

@@ -60,10 +60,12 @@ fn longest(source_type: &str) -> Option<i32> {
         .flatten()
 }
 
-/// Types of PostgreSQL that spell values which differ in different ways.
-const SPELLED: [&str; 11] = [
+/// Types of PostgreSQL that spell values which differ in different ways. Blanks at the end, which a text of `character`
+/// loses, make no two of its values differ.
+const SPELLED: [&str; 12] = [
     "uuid",
     "boolean",
+    "character",
     "date",
     "time without time zone",
     "interval",
@@ -168,7 +170,9 @@ impl Type {
             (Family::Other, Family::Time) => self.base == "date",
             (Family::Other, Family::Integer) => self.base == "boolean",
             (Family::Other, Family::Text) => SPELLED.contains(&self.base.as_str()),
-            (Family::Other, Family::Other) => EXACT.contains(&(self.base.as_str(), to.base.as_str())),
+            (Family::Other, Family::Other) => {
+                EXACT.contains(&(self.base.as_str(), to.base.as_str())) && to.modifiers.is_empty()
+            }
             (
                 Family::Integer | Family::Numeric | Family::Text | Family::Varchar | Family::Time | Family::Other,
                 Family::Integer | Family::Numeric | Family::Text | Family::Varchar | Family::Time | Family::Other,
@@ -237,6 +241,7 @@ mod tests {
             ("binary(16)", ColumnType::Bytes, "bytea", "bytea"),
             ("boolean", ColumnType::Named("boolean".into()), "integer", "smallint"),
             ("inet", ColumnType::Named("inet".into()), "inet", "text"),
+            ("character(2)", ColumnType::Named("character(2)".into()), "character(2)", "text"),
             (
                 "time without time zone",
                 ColumnType::Named("time without time zone".into()),
@@ -267,6 +272,7 @@ mod tests {
             ("double", ColumnType::Double, "double precision", "real"),
             ("varchar(20)", ColumnType::Text, "text", "shop.code"),
             ("code", ColumnType::Text, "text", "code"),
+            ("time", ColumnType::Named("time without time zone".into()), "time without time zone", "interval(0)"),
         ] {
             assert!(!apart(source, column_type, result, target), "{source} through {result} to {target}");
         }

@@ -122,6 +122,48 @@ async fn what_init_writes_for_mysql_97_runs_on_mysql_97() {
     what_init_writes_runs_as_it_is(source, Mysql::v97().await, None).await;
 }
 
+/// What the source takes is written so that the target takes it too, or left out with a comment; nothing is run.
+async fn runs_on(source: &Mysql, target: &Mysql, tables: &str) -> String {
+    source.exec(tables).await;
+    let engine = Postgres::v15().await;
+    let moving = Move::drafted(&source.url(), &target.url(), &["--engine", &engine.url()]).await;
+    let (schema, after) = (moving.read("schema.sql"), moving.read("schema_after.sql"));
+    target.exec(&schema.replace("utf8mb4_0900_ai_ci", "utf8mb4_unicode_520_ci")).await;
+    target.exec(&after).await;
+    schema + &after
+}
+
+#[tokio::test]
+async fn indexes_defaults_and_counters_are_those_of_the_source() {
+    let (source, target) = (Mysql::v80().await, Mysql::v57().await);
+    let written = runs_on(
+        &source,
+        &target,
+        "CREATE TABLE counted (code varchar(20) PRIMARY KEY, id int NOT NULL AUTO_INCREMENT, dash varchar(20) DEFAULT '--', UNIQUE KEY id (id)) AUTO_INCREMENT=50;
+         CREATE TABLE refers (a int PRIMARY KEY, CONSTRAINT to_counted FOREIGN KEY (a) REFERENCES counted (id));
+         CREATE TABLE grouped (grp int, id int NOT NULL AUTO_INCREMENT, PRIMARY KEY (grp, id)) ENGINE=MyISAM;
+         CREATE TABLE moments (id int PRIMARY KEY, at timestamp(3) NOT NULL, later timestamp NOT NULL, never timestamp NULL)",
+    )
+    .await;
+    assert!(written.contains("-- Not every server has utf8mb4_0900_ai_ci: "), "{written}");
+    target.exec("INSERT INTO counted (code) VALUES ('a'); INSERT INTO refers VALUES (50); INSERT INTO moments (id) VALUES (1)").await;
+    let row = "SELECT CONCAT_WS('|', id, dash, never IS NULL, at = later, at) FROM counted JOIN (SELECT at = 0 AS at, later = 0 AS later, never FROM moments) m";
+    assert_eq!(target.value(row).await.as_deref(), Some("50|--|1|1|0"));
+    target.try_exec("INSERT INTO counted (code, id) VALUES ('b', 50)").await.expect_err("unique");
+    target.exec("UPDATE moments SET id = 2, at = '2020-01-01'; UPDATE moments SET id = 3").await;
+    assert_eq!(target.value("SELECT YEAR(at) FROM moments").await.as_deref(), Some("2020"), "it follows no update");
+
+    let written = runs_on(
+        &Mysql::mariadb().await,
+        &source,
+        "CREATE TABLE docs (id int PRIMARY KEY, doc json, body text, kind uuid, KEY d (doc(100)), UNIQUE KEY b (body), KEY p (body(9)))",
+    )
+    .await;
+    for left_out in ["index d on docs: on JSON", "index b on docs: on the whole"] {
+        assert!(written.contains(&format!("-- Left out: {left_out}")), "{written}");
+    }
+}
+
 const PEOPLE: &str = r#"
     CREATE TYPE mood AS ENUM ('sad', 'it''s ok');
     CREATE DOMAIN amount AS numeric(10,2) NOT NULL DEFAULT 0;
@@ -139,13 +181,24 @@ const PEOPLE: &str = r#"
     CREATE UNIQUE INDEX people_code ON people (code) WHERE active;
     CREATE TABLE visits (person bigint REFERENCES people (id) ON DELETE CASCADE, place text, no serial, open boolean, PRIMARY KEY (place, no, open));
     CREATE TABLE "order.lines" (id int PRIMARY KEY, email text REFERENCES people (email));
+    CREATE TABLE countries (code char(2) PRIMARY KEY, site bigint NOT NULL, url varchar(2000) NOT NULL, a text, b text, c text, d text,
+        moods mood[], sums numeric[], host inet, late date DEFAULT 'infinity', maybe int DEFAULT nextval('visits_no_seq'), UNIQUE (site, url));
+    CREATE INDEX countries_texts ON countries (a, b, c, d, site);
+    CREATE TABLE stays (person int PRIMARY KEY, guide int NOT NULL, CONSTRAINT of_person FOREIGN KEY (person) REFERENCES people (id),
+        CONSTRAINT guided FOREIGN KEY (guide) REFERENCES people (id) ON DELETE SET NULL);
+    CREATE TABLE meals (site bigint, url varchar(2000), person int REFERENCES people (id), CONSTRAINT of_person PRIMARY KEY (site, url),
+        CONSTRAINT guided FOREIGN KEY (url, site) REFERENCES countries (url, site));
+    CREATE TABLE twins ("Id" int PRIMARY KEY, id int);
+    INSERT INTO countries VALUES ('de', 1, 'x', 'a', 'b', 'c', 'd', '{sad,"it''s ok"}', '{0.10,12345678901234567890.5}', '10.0.0.1', NULL, NULL);
     INSERT INTO people (email, mood, born, seen, at, alarm, tags, data, net, score, ratio, photo, note, code, span, wait, cost, raw, long, bits, token)
     VALUES ('A@x', 'sad', '2000-02-29', '2024-05-30 12:00:00.123456+02', '2024-05-30 10:00:00', '10:30:00.5', '{a,"b c",NULL}', '{"a": [1, "ü"]}',
         '10.0.0.1/8', 1.1, 0.1, '\x00ff', repeat('ü', 2000), 'ab', '[1,5)', '90 minutes', 12.5, '{"b":2}', 123456789.000000001, B'101',
         '00000000-0000-0000-0000-000000000001');
     INSERT INTO people (email) VALUES ('a@x'), ('é@x');
     INSERT INTO visits VALUES (1, 'here', 4, true), (1, 'here', 4, false), (2, 'Here', 4, true);
-    INSERT INTO "order.lines" VALUES (7, 'A@x')
+    INSERT INTO "order.lines" VALUES (7, 'A@x');
+    INSERT INTO stays VALUES (1, 2);
+    INSERT INTO meals VALUES (1, 'x', 1)
 "#;
 
 async fn people_move(source: Postgres, target: Mysql) {
@@ -173,7 +226,14 @@ async fn people_move(source: Postgres, target: Mysql) {
     let rules = "SELECT GROUP_CONCAT(CONCAT(table_name, ' ', delete_rule) ORDER BY 1) FROM information_schema.referential_constraints
         WHERE constraint_schema = DATABASE()";
     let rules = target.value(rules).await.unwrap();
-    assert!(rules.contains("visits CASCADE") && rules.contains("order.lines"), "{rules}");
+    for rule in ["visits CASCADE", "order.lines", "stays", "meals"] {
+        assert!(rules.contains(rule), "{rules}");
+    }
+    assert!(!rules.contains("SET NULL"), "a column that is NOT NULL: {rules}");
+    let row = "SELECT CONCAT_WS('|', code, site, url, moods, sums, host, late IS NULL) FROM countries";
+    let found = target.value(row).await.unwrap().replace("\", \"", "\",\"");
+    assert_eq!(found, "de|1|x|[\"sad\",\"it's ok\"]|[\"0.10\",\"12345678901234567890.5\"]|10.0.0.1|1");
+    assert_eq!(target.value("SELECT CONCAT_WS(' ', person, guide) FROM stays").await.as_deref(), Some("1 2"));
     let (schema, after) = (moving.read("schema.sql"), moving.read("schema_after.sql"));
     assert!(schema.contains("-- Left out: column shout, which the source computes as upper(email)"), "{schema}");
     for left_out in [

@@ -45,7 +45,8 @@ pub(super) fn render(database: &str, tables: &[PlannedTable]) -> String {
     text
 }
 
-fn section(text: &mut String, lines: Vec<String>) {
+/// Writes lines behind an empty one, if there are any.
+pub(super) fn section(text: &mut String, lines: Vec<String>) {
     if !lines.is_empty() {
         text.push('\n');
         lines.iter().for_each(|line| text.extend([line.as_str(), "\n"]));

@@ -115,7 +115,7 @@ pub(super) async fn draft(args: &InitArgs, target: TargetKind) -> Result<Draft, 
     }
     let schemas: Vec<TableSchema> = found.iter().map(|table| table.schema.clone()).collect();
     super::check_names(&database, &args.tables, &schemas)?;
-    let (found, left_out) = usable(found, &args.tables)?;
+    let (found, left_out) = usable(found, &args.tables, target)?;
     if found.is_empty() {
         return Err(InitError::NothingToMove { database, left_out });
     }
@@ -141,7 +141,11 @@ pub(super) async fn draft(args: &InitArgs, target: TargetKind) -> Result<Draft, 
 }
 
 /// Sets aside the tables that cannot be moved; one that was asked for by name is an error.
-fn usable(found: Vec<SourceTable>, asked: &[String]) -> Result<(Vec<SourceTable>, LeftOut), InitError> {
+fn usable(
+    found: Vec<SourceTable>,
+    asked: &[String],
+    target: TargetKind,
+) -> Result<(Vec<SourceTable>, LeftOut), InitError> {
     let (mut usable, mut left_out) = (Vec::new(), Vec::new());
     for table in found {
         let nothing = (table.identity == 'n').then(|| {
@@ -151,13 +155,29 @@ fn usable(found: Vec<SourceTable>, asked: &[String]) -> Result<(Vec<SourceTable>
             .or_else(|| obstacle(&table.schema).map(|problem| problem.to_string()))
             .or_else(|| unfit(&table.schema))
             .or_else(|| super::file_obstacle(&table.schema))
-        {
+            .or_else(|| match target {
+                TargetKind::Postgres => None,
+                TargetKind::Mysql => of_one_name(&table.schema),
+            }) {
             None => usable.push(table),
             Some(reason) if asked.is_empty() => left_out.push((table.schema.table.table, reason)),
             Some(reason) => return Err(InitError::Unusable { table: table.schema.table.table, reason }),
         }
     }
     Ok((usable, left_out))
+}
+
+/// MySQL takes names of columns that differ in case alone for one.
+fn of_one_name(schema: &TableSchema) -> Option<String> {
+    let mut names: BTreeMap<String, &str> = BTreeMap::new();
+    schema.columns.iter().find_map(|column| {
+        let other = names.insert(column.name.to_lowercase(), &column.name)?;
+        Some(format!(
+            "has two columns, `{other}` and `{}`, whose names are one to MySQL; make its table there by hand, with another name for \
+             one of them, and a transform that reads it AS that",
+            column.name
+        ))
+    })
 }
 
 /// The target's tables are the source's own, names and all.

@@ -9,7 +9,7 @@ use super::{
     Draft, InitArgs, InitError, LeftOut, alike,
     for_mysql::{
         BY_CHARACTERS, Table,
-        columns::{Use, fitted, is_bounded_in_keys},
+        columns::{Use, fitted},
         quoted_list, schema_header,
     },
     names::{identifier, literal, one_line, shortened},
@@ -113,7 +113,8 @@ async fn plan(service: &Service, facts: TableFacts, names: &mut BTreeSet<String>
     Ok(Planned { name, columns, sampled: sample.items, left_out: sample.left_out, schema })
 }
 
-/// A name as PostgreSQL likes them, `orderItems` as `order_items`; as it is where that is taken.
+/// A name as PostgreSQL likes them, `orderItems` as `order_items`; as it is where that is taken. No two names differ in
+/// the case of their letters alone, which MySQL takes for one.
 fn fresh(name: &str, taken: &mut BTreeSet<String>) -> String {
     let mut snake = String::new();
     let mut previous = '_';
@@ -128,7 +129,7 @@ fn fresh(name: &str, taken: &mut BTreeSet<String>) -> String {
     if unfit_column(&name).is_some() {
         name = shortened(&format!("source_{name}"));
     }
-    while !taken.insert(name.clone()) {
+    while !taken.insert(name.to_lowercase()) {
         name = shortened(&format!("{name}_"));
     }
     name
@@ -167,10 +168,9 @@ fn schema_for_mysql(region: &str, tables: &[Planned]) -> String {
     );
     for table in tables {
         let key = || table.columns.iter().filter(|column| column.is_key);
-        let bounded = key().filter(|column| is_bounded_in_keys(&column.column_type)).count();
+        let of_key = Use::of_key(key().map(|column| (column.column_type.as_str(), None)));
         let line = |column: &Column| {
-            let keys_of = if column.is_key { u32::try_from(bounded.max(1)).unwrap_or(1) } else { 0 };
-            let fitted = fitted(&column.column_type, None, Use { keys_of });
+            let fitted = fitted(&column.column_type, None, if column.is_key { of_key } else { Use::Held });
             let null = if column.is_key { "NOT NULL" } else { "NULL" };
             let notes: Vec<&str> = [Some(column.note.as_str()), fitted.note].into_iter().flatten().collect();
             (format!("{} {} {null}", quoted(&column.name), fitted.sql), notes.join("; "))
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn names_become_what_needs_no_quotes_and_stay_apart() {
         let mut taken = BTreeSet::new();
-        let names = ["orderItems", "Books", "ISBN", "order_items", "a-b", "a_b", "a.b"];
+        let names = ["orderItems", "Books", "ISBN", "order_items", "a-b", "a_b", "a.b", "books"];
         let made: Vec<String> = names.iter().map(|name| fresh(name, &mut taken)).collect();
-        assert_eq!(made, ["order_items", "books", "isbn", "order_items_", "a_b", "a_b_", "a.b"]);
+        assert_eq!(made, ["order_items", "books", "isbn", "order_items_", "a_b", "a_b_", "a.b", "books_"]);
     }
 }

@@ -4,8 +4,9 @@
 //! assignment does not do, the `SELECT` does ([`Fitted::select`]). Texts that stand in a key or a unique index are
 //! bounded there, since InnoDB's keys are.
 
-/// The most characters of four bytes that a key of InnoDB has room for, of all its columns.
-const KEY_CHARS_MAX: u32 = 768;
+use super::{CHARACTER_BYTES, KEY_BYTES_MAX};
+use crate::database::mysql::literal::quoted_literal;
+
 /// The room for a text of no length of its own in a key.
 const KEY_CHARS: u32 = 255;
 /// The longest `varchar` of a column in no key; longer ones do not count to the 65,535 bytes that a row may have.
@@ -16,26 +17,51 @@ const DECIMAL_MAX: (u32, u32) = (65, 30);
 const LABEL_CHARS_MAX: usize = 255;
 
 /// What a column is used for besides holding values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::cli::init) struct Use {
-    /// It is compared whole: the most columns of text or bytes that a key or unique index with it has, 0 if there is
-    /// none.
-    pub keys_of: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli::init) enum Use {
+    /// It is in no key.
+    Held,
+    /// It is compared whole, in a key that has room for so many of its characters.
+    Compared { chars: u32 },
+}
+
+impl Use {
+    /// The use of the columns of one key, which have these types and labels.
+    pub(in crate::cli::init) fn of_key<'a>(columns: impl Iterator<Item = (&'a str, Option<&'a [String]>)>) -> Use {
+        let (mut fixed, mut bounded) = (0, 0);
+        for (name, labels) in columns {
+            match key_bytes(name, labels) {
+                Some(bytes) => fixed += bytes,
+                None => bounded += 1,
+            }
+        }
+        Use::Compared { chars: KEY_BYTES_MAX.saturating_sub(fixed) / CHARACTER_BYTES / bounded.max(1) }
+    }
+
+    /// What is left to a column that is used in both ways.
+    pub(in crate::cli::init) fn and(self, other: Use) -> Use {
+        match (self, other) {
+            (Use::Compared { chars: a }, Use::Compared { chars: b }) => Use::Compared { chars: a.min(b) },
+            (Use::Held, used) | (used, Use::Held) => used,
+        }
+    }
 }
 
 /// A column's type, and what becomes of a value on its way there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cli::init) struct Fitted {
     pub sql: String,
-    /// What the type does not keep.
+    /// What the type does not keep, or keeps in another way.
     pub note: Option<&'static str>,
     /// With `{}` for the source's column, where it is not taken as it is.
     pub select: Option<&'static str>,
+    /// It is compared whole.
+    pub in_key: bool,
 }
 
 impl Fitted {
     fn new(sql: impl Into<String>) -> Fitted {
-        Fitted { sql: sql.into(), note: None, select: None }
+        Fitted { sql: sql.into(), note: None, select: None, in_key: false }
     }
 
     fn noted(self, note: &'static str) -> Fitted {
@@ -58,6 +84,11 @@ impl Fitted {
     pub(in crate::cli::init) fn is_whole_number(&self) -> bool {
         matches!(self.sql.as_str(), "smallint" | "int" | "bigint")
     }
+
+    /// The characters that it has at most, of a text that stands in the row.
+    pub(in crate::cli::init) fn chars(&self) -> Option<u32> {
+        self.sql.strip_prefix("varchar(")?.strip_suffix(')')?.parse().ok()
+    }
 }
 
 /// A type's name without its modifiers, and these: `numeric(10,2)` is `numeric` and 10, 2.
@@ -68,18 +99,52 @@ fn parts(name: &str) -> (String, Vec<i32>) {
     (format!("{before}{after}"), numbers.unwrap_or_default())
 }
 
-/// Whether values of the type take room in a key by their length.
-pub(in crate::cli::init) fn is_bounded_in_keys(name: &str) -> bool {
-    matches!(parts(name).0.as_str(), "text" | "character varying" | "character" | "bytea" | "bit varying" | "citext")
+/// The bytes that a value of the type has in a key; none where that is up to the key.
+fn key_bytes(name: &str, labels: Option<&[String]>) -> Option<u32> {
+    match parts(name).0.as_str() {
+        "smallint" | "boolean" | "date" => Some(3),
+        "integer" => Some(4),
+        "bigint" | "oid" | "real" | "double precision" => Some(8),
+        "timestamp without time zone" | "timestamp" | "timestamp with time zone" | "timestamptz" => Some(8),
+        "time without time zone" => Some(8),
+        "numeric" | "money" => Some(30),
+        "uuid" => Some(36),
+        short if SHORT.contains(&short) => Some(SHORT_CHARS * CHARACTER_BYTES),
+        _ => labels.filter(|labels| has_labels(labels)).map(|_| 2),
+    }
 }
+
+/// Types whose texts are short.
+const SHORT: [&str; 8] = ["inet", "cidr", "macaddr", "macaddr8", "time with time zone", "\"char\"", "name", "interval"];
+const SHORT_CHARS: u32 = 64;
+/// Arrays of these are JSON by their elements; those of others, and of numbers that JSON would round, by their texts.
+const PLAIN_ELEMENTS: [&str; 11] = [
+    "smallint",
+    "integer",
+    "bigint",
+    "real",
+    "double precision",
+    "boolean",
+    "text",
+    "character varying",
+    "uuid",
+    "date",
+    "jsonb",
+];
 
 /// The column for values of a type, as `format_type` spells it, with the labels of an enum.
 pub(in crate::cli::init) fn fitted(name: &str, labels: Option<&[String]>, used: Use) -> Fitted {
-    let in_key = used.keys_of > 0;
+    Fitted { in_key: used != Use::Held, ..fit(name, labels, used) }
+}
+
+fn fit(name: &str, labels: Option<&[String]>, used: Use) -> Fitted {
+    let in_key = used != Use::Held;
     let (base, modifiers) = parts(name);
     let length = modifiers.first().and_then(|length| u32::try_from(*length).ok());
-    if base.ends_with("[]") {
-        return Fitted::new("json").noted("an array, as JSON").select("to_jsonb({})");
+    if let Some(element) = base.strip_suffix("[]").filter(|_| !in_key) {
+        let fitted = Fitted::new("json").noted("an array, as JSON");
+        let is_plain = PLAIN_ELEMENTS.contains(&element);
+        return fitted.select(if is_plain { "to_jsonb({})" } else { "to_jsonb({}::text::text[])" });
     }
     match base.as_str() {
         "smallint" => Fitted::new("smallint"),
@@ -100,20 +165,23 @@ pub(in crate::cli::init) fn fitted(name: &str, labels: Option<&[String]>, used: 
         }
         "time without time zone" => Fitted::new(format!("time{}", digits(&modifiers))),
         "json" | "jsonb" if !in_key => Fitted::new("json"),
-        "bytea" if in_key => Fitted::new(format!("varbinary({})", room(used).min(KEY_CHARS))).noted(TOO_LONG),
-        "bytea" => Fitted::new("longblob"),
+        "bytea" => match used {
+            Use::Compared { chars } => Fitted::new(format!("varbinary({})", chars.min(KEY_CHARS))).noted(TOO_LONG),
+            Use::Held => Fitted::new("longblob"),
+        },
+        "inet" if !in_key => Fitted::new("varchar(64)").select("abbrev({})"),
         "character" | "bpchar" => text(Some(length.unwrap_or(1)), used),
         "character varying" => text(length, used),
         "bit" => text(Some(length.unwrap_or(1)), used),
         "bit varying" => text(length, used),
-        "inet" | "cidr" | "macaddr" | "macaddr8" | "time with time zone" | "\"char\"" | "name" => {
-            Fitted::new("varchar(64)")
-        }
-        "interval" => Fitted::new("varchar(64)")
-            .noted("as text; one of less than 839 hours has room in time(6), as a number of microseconds"),
+        "interval" => Fitted::new(format!("varchar({SHORT_CHARS})"))
+            .noted("as text; one of less than 839 hours has room in time(6)"),
+        "inet" => Fitted::new(format!("varchar({SHORT_CHARS})")).noted("with its mask, /32 as well"),
+        short if SHORT.contains(&short) => Fitted::new(format!("varchar({SHORT_CHARS})")),
+        "citext" => text(None, used).noted("case tells texts apart here"),
         _ => match labels.filter(|labels| has_labels(labels)) {
             Some(labels) => {
-                let labels: Vec<String> = labels.iter().map(|label| format!("'{}'", escaped(label))).collect();
+                let labels: Vec<String> = labels.iter().map(|label| quoted_literal(label)).collect();
                 Fitted::new(format!("enum({})", labels.join(",")))
             }
             None => text(None, used),
@@ -145,28 +213,19 @@ fn digits(modifiers: &[i32]) -> String {
     }
 }
 
-/// The characters that one of the texts of a key may have.
-fn room(used: Use) -> u32 {
-    KEY_CHARS_MAX / used.keys_of.max(1)
-}
-
 fn text(length: Option<u32>, used: Use) -> Fitted {
-    match length {
-        Some(length) if used.keys_of > 0 && length <= room(used) => Fitted::new(format!("varchar({length})")),
-        Some(_) if used.keys_of > 0 => Fitted::new(format!("varchar({})", room(used))).noted(TOO_LONG),
-        None if used.keys_of > 0 => Fitted::new(format!("varchar({})", room(used).min(KEY_CHARS))).noted(TOO_LONG),
-        Some(length) if length <= VARCHAR_MAX => Fitted::new(format!("varchar({length})")),
-        Some(_) | None => Fitted::new("longtext"),
+    match (used, length) {
+        (Use::Compared { chars }, Some(length)) if length <= chars => Fitted::new(format!("varchar({length})")),
+        (Use::Compared { chars }, Some(_)) => Fitted::new(format!("varchar({chars})")).noted(TOO_LONG),
+        (Use::Compared { chars }, None) => Fitted::new(format!("varchar({})", chars.min(KEY_CHARS))).noted(TOO_LONG),
+        (Use::Held, Some(length)) if length <= VARCHAR_MAX => Fitted::new(format!("varchar({length})")),
+        (Use::Held, Some(_) | None) => Fitted::new("longtext"),
     }
 }
 
 /// Whether ENUM can have these: none is too long, none ends in a space, which it would drop.
 fn has_labels(labels: &[String]) -> bool {
     !labels.is_empty() && labels.iter().all(|label| label.chars().count() <= LABEL_CHARS_MAX && !label.ends_with(' '))
-}
-
-fn escaped(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('\'', "''")
 }
 
 /// A default of PostgreSQL for such a column; none where MySQL before 8.0.13 has no such one.
@@ -196,6 +255,10 @@ pub(in crate::cli::init) fn default(expression: &str, fitted: &Fitted) -> Option
         "false" => Some("0".into()),
         _ if is_constant(constant) => {
             let plain = constant.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+            let is_time = ["date", "time"].iter().any(|name| sql.starts_with(name));
+            if is_time && !plain.is_some_and(|text| text.starts_with(|first: char| first.is_ascii_digit())) {
+                return None;
+            }
             let is_number = plain.unwrap_or(constant).parse::<f64>().is_ok_and(f64::is_finite);
             let spelled = plain.map_or_else(|| constant.to_owned(), |text| format!("'{}'", text.replace('\\', "\\\\")));
             (is_number || !takes_numbers(sql)).then_some(spelled)
@@ -224,7 +287,7 @@ fn is_constant(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const IN_KEY: Use = Use { keys_of: 1 };
+    const IN_KEY: Use = Use::Compared { chars: 768 };
 
     fn sql(name: &str, used: Use) -> String {
         fitted(name, None, used).sql
@@ -253,22 +316,25 @@ mod tests {
             ("int4range", "longtext"),
             ("bytea", "longblob"),
         ] {
-            assert_eq!(sql(name, Use::default()), expected, "{name}");
+            assert_eq!(sql(name, Use::Held), expected, "{name}");
         }
     }
 
     #[test]
     fn keys_have_room_for_all_their_texts() {
-        for (name, keys_of, expected) in [
-            ("text", 1, "varchar(255)"),
-            ("text", 4, "varchar(192)"),
-            ("character varying(400)", 1, "varchar(400)"),
-            ("character varying(400)", 2, "varchar(384)"),
-            ("bytea", 1, "varbinary(255)"),
-            ("real", 1, "double"),
-            ("jsonb", 1, "varchar(255)"),
+        for (names, expected) in [
+            (&["text"] as &[&str], "varchar(255)"),
+            (&["text", "text", "text", "text"], "varchar(192)"),
+            (&["character varying(400)"], "varchar(400)"),
+            (&["character varying(400)", "text"], "varchar(384)"),
+            (&["character varying(2000)", "bigint", "uuid"], "varchar(757)"),
+            (&["int4range", "inet", "text", "text"], "varchar(234)"),
+            (&["bytea"], "varbinary(255)"),
+            (&["real"], "double"),
+            (&["jsonb"], "varchar(255)"),
         ] {
-            assert_eq!(sql(name, Use { keys_of }), expected, "{name}");
+            let used = Use::of_key(names.iter().map(|name| (*name, None)));
+            assert_eq!(sql(names[0], used), expected, "{names:?}");
         }
         assert_eq!(fitted("boolean", None, IN_KEY).select, Some("{}::int"));
         assert!(fitted("text", None, IN_KEY).note.is_some());
@@ -278,7 +344,7 @@ mod tests {
     fn labels_become_an_enum_where_it_keeps_them() {
         let labels = |labels: &[&str]| {
             let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-            fitted("mood", Some(&labels), Use::default()).sql
+            fitted("mood", Some(&labels), Use::Held).sql
         };
         assert_eq!(labels(&["sad", "it's", r"a\b"]), r"enum('sad','it''s','a\\b')");
         assert_eq!(labels(&["sad "]), "longtext");
@@ -286,7 +352,7 @@ mod tests {
 
     #[test]
     fn defaults_that_every_server_has_are_carried_over() {
-        let of = |expression: &str, name: &str| default(expression, &fitted(name, None, Use::default()));
+        let of = |expression: &str, name: &str| default(expression, &fitted(name, None, Use::Held));
         for (expression, name, expected) in [
             ("5", "integer", Some("5")),
             ("'-1'::integer", "integer", Some("'-1'")),
@@ -301,6 +367,8 @@ mod tests {
             ("'{}'::jsonb", "jsonb", None),
             ("'NaN'::numeric", "numeric", None),
             ("'5'::integer + 1", "integer", None),
+            ("'infinity'::date", "date", None),
+            ("'2020-01-01'::date", "date", Some("'2020-01-01'")),
             ("'a::b'::text", "character varying(9)", Some("'a::b'")),
         ] {
             assert_eq!(of(expression, name).as_deref(), expected, "{expression}");

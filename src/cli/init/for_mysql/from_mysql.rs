@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::{Table, after_header, quoted_list, rules, schema_header};
 use crate::{
     cli::init::{
-        after::{is_the_key, is_unique},
+        after::{is_the_key, is_unique, section},
         defaults::is_zero_date,
         names::one_line,
-        plan::{PlannedColumn, PlannedTable},
+        plan::{PlannedColumn, PlannedTable, is_date},
     },
     database::mysql::{
         connect::quoted,
@@ -26,27 +26,24 @@ pub(in crate::cli::init) fn render(database: &str, tables: &[PlannedTable]) -> (
         .flat_map(|table| &table.schema.columns)
         .filter_map(|column| column.collation.as_deref().filter(|collation| is_of_one_family(collation)))
         .collect();
-    if !own.is_empty() {
-        let own: Vec<&str> = own.into_iter().collect();
+    for collation in own {
+        let tells_apart = ["_bin", "_cs"].iter().any(|end| collation.ends_with(end));
+        let instead = if tells_apart { "utf8mb4_bin" } else { "utf8mb4_unicode_520_ci" };
         schema.push_str(&format!(
-            "-- Not every server has {}: where the target lacks it, utf8mb4_unicode_520_ci is what all of them have.\n",
-            own.join(", ")
+            "-- Not every server has {collation}: where the target lacks it, {instead} is what all of them have.\n"
         ));
     }
     tables.iter().for_each(|table| schema.push_str(&create_table(table).render()));
     let mut after = after_header(database);
     for lines in tables.iter().map(indexes).chain(tables.iter().map(|table| foreign_keys(table, tables))) {
-        if !lines.is_empty() {
-            after.push('\n');
-            lines.iter().for_each(|line| after.extend([line.as_str(), "\n"]));
-        }
+        section(&mut after, lines);
     }
     (schema, after)
 }
 
 /// Collations that MySQL has and MariaDB has not, or the other way round, or that came late.
 fn is_of_one_family(collation: &str) -> bool {
-    collation.contains("_0900_") || collation.contains("uca1400") || collation.contains("nopad")
+    collation.starts_with("utf8mb4_") && ["_0900_", "uca1400", "nopad"].iter().any(|part| collation.contains(part))
 }
 
 fn create_table(table: &PlannedTable) -> Table {
@@ -57,11 +54,21 @@ fn create_table(table: &PlannedTable) -> Table {
         lines.push((definition, notes.join("; ")));
     }
     lines.push(primary_key(table));
-    if let Some(index) = counted_by(table) {
-        lines.push((format!("KEY {} ({})", quoted(&index.name), parts(table, index)), String::new()));
+    match counted_by(table) {
+        Counted::Nothing | Counted::Key => {}
+        Counted::Index(index) => {
+            let unique = if index.unique { "UNIQUE " } else { "" };
+            lines.push((format!("{unique}KEY {} ({})", quoted(&index.name), parts(table, index)), String::new()));
+        }
+        Counted::Alone(name) => lines.push((format!("KEY ({})", quoted(name)), "AUTO_INCREMENT needs it".into())),
     }
-    let comment = &table.details.comment;
-    let options = if comment.is_empty() { String::new() } else { format!(" COMMENT={}", quoted_literal(comment)) };
+    let mut options = String::new();
+    if let Some(next) = table.details.auto_increment.filter(|next| *next > 1) {
+        options.push_str(&format!(" AUTO_INCREMENT={next}"));
+    }
+    if !table.details.comment.is_empty() {
+        options.push_str(&format!(" COMMENT={}", quoted_literal(&table.details.comment)));
+    }
     Table { name: table.name.clone(), lines, options }
 }
 
@@ -75,25 +82,52 @@ fn primary_key(table: &PlannedTable) -> (String, String) {
     }
 }
 
-/// The index that an AUTO_INCREMENT column needs, where it does not begin the primary key.
-fn counted_by(table: &PlannedTable) -> Option<&Index> {
-    let counted = table.details.columns.iter().find(|column| column.auto_increment)?;
+/// What the index begins with, which an AUTO_INCREMENT column needs.
+enum Counted<'a> {
+    /// There is no such column.
+    Nothing,
+    /// The primary key.
+    Key,
+    Index(&'a Index),
+    /// No index of the source's: the target's column, by its name.
+    Alone(&'a str),
+}
+
+fn counted_by(table: &PlannedTable) -> Counted<'_> {
+    let Some(counted) = table.details.columns.iter().find(|column| column.auto_increment) else {
+        return Counted::Nothing;
+    };
     let begins = |index: &&Index| match index.parts.first().map(|part| &part.key) {
         Some(IndexKey::Column(name)) => *name == counted.name,
         Some(IndexKey::Prefix(..) | IndexKey::Expression(_)) | None => false,
     };
-    let mut indexes = table.details.indexes.iter().filter(begins);
-    let first = indexes.next()?;
-    let is_key = |index: &Index| index.name == "PRIMARY" || (!table.primary && is_the_key(table, index));
-    if is_key(first) || indexes.any(is_key) { None } else { Some(first) }
+    let indexes: Vec<&Index> = table.details.indexes.iter().filter(begins).collect();
+    if indexes.iter().any(|index| is_the_key(table, index)) {
+        return Counted::Key;
+    }
+    match indexes.first() {
+        Some(index) => Counted::Index(index),
+        None => Counted::Alone(table.column(&counted.name).map_or(&counted.name, |column| &column.name)),
+    }
 }
 
 fn definition(column: &Column, details: &ColumnDetails, planned: &PlannedColumn, notes: &mut Vec<String>) -> String {
     let mut text = format!("{} {}", quoted(&planned.name), type_sql(column, notes));
     text.push_str(if planned.not_null { " NOT NULL" } else { " NULL" });
-    if let Some(default) = details.default.as_ref().filter(|_| details.generation.is_none()) {
+    let digits = column.type_length().map(|digits| format!("({digits})")).unwrap_or_default();
+    let default = details.default.as_ref().filter(|_| details.generation.is_none());
+    if default.is_none() && planned.not_null && column.base_type() == "timestamp" {
+        // Without one, MySQL 5.7 and MariaDB give it one of their own, which follows every update.
+        notes.push("without a default at the source".into());
+        text.push_str(&format!(" DEFAULT CURRENT_TIMESTAMP{digits}"));
+    }
+    if let Some(default) = default {
         match default_sql(column, default) {
-            Some(default) => text.push_str(&format!(" DEFAULT {default}")),
+            Some(default) => {
+                notes.extend(default.starts_with('(').then(|| "the default needs MySQL 8.0.13 or MariaDB".to_owned()));
+                notes.extend(is_moment(column, &default).then(|| "the default is in UTC".to_owned()));
+                text.push_str(&format!(" DEFAULT {default}"));
+            }
             None => {
                 let (DefaultValue::Literal(spelled) | DefaultValue::Expression(spelled)) = default;
                 notes.push(format!("the default {spelled} is not carried over"));
@@ -104,7 +138,6 @@ fn definition(column: &Column, details: &ColumnDetails, planned: &PlannedColumn,
         text.push_str(" AUTO_INCREMENT");
     }
     if details.on_update_now {
-        let digits = column.type_length().map(|digits| format!("({digits})")).unwrap_or_default();
         text.push_str(&format!(" ON UPDATE CURRENT_TIMESTAMP{digits}"));
     }
     if !details.comment.is_empty() {
@@ -150,27 +183,29 @@ fn known_everywhere(name: &str) -> String {
 
 /// The default in SQL; none where the catalog does not say it faithfully, or the target refuses it.
 fn default_sql(column: &Column, default: &DefaultValue) -> Option<String> {
-    if is_zero_date(default) && !matches!(default, DefaultValue::Expression(_)) {
+    if is_date(&column.column_type) && is_zero_date(default) {
         return None;
     }
+    // A constant is none that these may have, an expression is (8.0.13).
+    let is_long = ["text", "blob", "json"].iter().any(|end| column.base_type().ends_with(end));
     match default {
         // Spelled as text of some character set.
         DefaultValue::Literal(_) if column.column_type == ColumnType::Bytes => None,
-        // A constant is none that these may have, an expression is (8.0.13).
-        DefaultValue::Literal(text)
-            if matches!(column.base_type(), "tinytext" | "text" | "mediumtext" | "longtext" | "json") =>
-        {
-            Some(format!("({})", quoted_literal(text)))
-        }
+        DefaultValue::Literal(text) if is_long => Some(format!("({})", quoted_literal(text))),
         DefaultValue::Literal(text) => Some(quoted_literal(text)),
         DefaultValue::Expression(text) => {
             let (text, lower) = (text.trim(), text.trim().to_ascii_lowercase());
             let plain = lower.starts_with("current_timestamp") || is_number(text) || is_bits(&lower);
             // MySQL's catalog shows quotes in an expression behind backslashes, which no statement takes.
             let quotes = text.contains("\\'");
-            if plain { Some(text.to_owned()) } else { (!quotes).then(|| format!("({text})")) }
+            if plain && !is_long { Some(text.to_owned()) } else { (!quotes).then(|| format!("({text})")) }
         }
     }
+}
+
+/// Whether it is a constant that a server takes for one of the session's time zone.
+fn is_moment(column: &Column, default: &str) -> bool {
+    column.base_type() == "timestamp" && default.starts_with('\'')
 }
 
 fn is_bits(text: &str) -> bool {
@@ -178,7 +213,10 @@ fn is_bits(text: &str) -> bool {
 }
 
 fn indexes(table: &PlannedTable) -> Vec<String> {
-    let inline = counted_by(table).map(|index| &index.name);
+    let inline = match counted_by(table) {
+        Counted::Index(index) => Some(&index.name),
+        Counted::Nothing | Counted::Key | Counted::Alone(_) => None,
+    };
     let wanted = |index: &&Index| !is_the_key(table, index) && Some(&index.name) != inline;
     table.details.indexes.iter().filter(wanted).map(|index| index_sql(table, index)).collect()
 }
@@ -193,6 +231,9 @@ fn index_sql(table: &PlannedTable, index: &Index) -> String {
     if index.parts.iter().any(is_expression) {
         return skipped("on an expression, which the catalog does not spell as a statement takes it");
     }
+    if let Some(reason) = index.parts.iter().find_map(|part| unfit(table, index, part)) {
+        return skipped(reason);
+    }
     let kind = match (index.kind.as_str(), index.unique) {
         ("FULLTEXT", _) => "FULLTEXT ",
         ("SPATIAL", _) => "SPATIAL ",
@@ -203,14 +244,23 @@ fn index_sql(table: &PlannedTable, index: &Index) -> String {
     format!("CREATE {kind}INDEX {} ON {} ({});", quoted(&index.name), quoted(&table.name), parts(table, index))
 }
 
+/// What MariaDB has an index on, and MySQL cannot.
+fn unfit(table: &PlannedTable, index: &Index, part: &IndexPart) -> Option<&'static str> {
+    let (IndexKey::Column(name) | IndexKey::Prefix(name, _)) = &part.key else { return None };
+    let column = table.schema.column(name)?;
+    if column.column_type == ColumnType::Json {
+        return Some("on JSON, which MySQL has no index on");
+    }
+    let is_long = ["text", "blob"].iter().any(|end| column.base_type().ends_with(end));
+    let is_whole = matches!(part.key, IndexKey::Column(_)) && !matches!(index.kind.as_str(), "FULLTEXT" | "SPATIAL");
+    (is_long && is_whole).then_some("on the whole of a long column, of which MySQL takes the first characters alone")
+}
+
 fn parts(table: &PlannedTable, index: &Index) -> String {
     let own = |name: &String| quoted(table.column(name).map_or(name, |column| &column.name));
-    // The catalog counts a length for these that no statement takes.
-    let whole = matches!(index.kind.as_str(), "FULLTEXT" | "SPATIAL");
     let part = |part: &IndexPart| {
         let key = match &part.key {
             IndexKey::Column(name) => own(name),
-            IndexKey::Prefix(name, _) if whole => own(name),
             IndexKey::Prefix(name, length) => format!("{}({length})", own(name)),
             IndexKey::Expression(text) => format!("({text})"),
         };

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Row};
 
 use super::{
-    BY_CHARACTERS, Table, after_header,
-    columns::{Fitted, Use, default, fitted, is_bounded_in_keys},
+    BY_CHARACTERS, CHARACTER_BYTES, KEY_BYTES_MAX, Table, after_header,
+    columns::{Fitted, Use, default, fitted},
     quoted_list, rules, schema_header,
 };
 use crate::{
     cli::init::{
-        names::{identifier, one_line},
+        after::section,
+        names::{Names, identifier, one_line},
         postgres::Files,
     },
     database::{
@@ -22,6 +23,10 @@ use crate::{
 
 /// The characters, or bytes, of a long column that an index takes: as many as each row format has room for.
 const PREFIX: u32 = 191;
+/// Bytes in a key of what is no text: as many as the longest number.
+const OTHER_BYTES: u32 = 30;
+/// The characters of a row's short texts, which has 65,535 bytes.
+const ROW_CHARS_MAX: u32 = 15_000;
 
 /// Columns, with a domain's base type in its place.
 const COLUMNS: &str = "
@@ -43,7 +48,7 @@ WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
 
 /// All valid indexes; one on an expression has a null among its columns.
 const INDEXES: &str = "
-SELECT c.relname::text, i.indisprimary, i.indisunique, m.amname::text, i.indpred IS NOT NULL,
+SELECT c.relname::text, i.indisunique, m.amname::text, i.indpred IS NOT NULL,
   coalesce((to_jsonb(i)->>'indnullsnotdistinct')::boolean, false),
   ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(number, place)
     LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
@@ -89,7 +94,6 @@ struct Column {
 
 struct Index {
     name: String,
-    primary: bool,
     unique: bool,
     method: String,
     partial: bool,
@@ -120,27 +124,21 @@ pub(in crate::cli::init) async fn render(
     }
     let (mut schema, mut after) = (schema_header(database), after_header(database));
     let (mut selects, mut foreign) = (Vec::new(), Vec::new());
-    for table in &tables {
-        let columns = fit(table, &tables);
-        schema.push_str(&create_table(table, &columns).render());
+    let (fitted, mut names) = (fit(&tables), Names::default());
+    for (table, columns) in tables.iter().zip(&fitted) {
+        schema.push_str(&create_table(table, columns).render());
         computed(table).for_each(|line| schema.extend([line.as_str(), "\n"]));
-        let lines = indexes(table, &columns).chain(other_constraints(table)).collect::<Vec<_>>();
-        section(&mut after, &lines);
-        foreign.extend(table.foreign_keys.iter().map(|key| foreign_key(table, key, &tables)));
+        let lines = indexes(table, columns).chain(other_constraints(table)).collect::<Vec<_>>();
+        section(&mut after, lines);
+        let foreign_key = |key: &ForeignKey| foreign_key((table, columns), key, &tables, &mut names);
+        foreign.extend(table.foreign_keys.iter().map(foreign_key));
         let select = |(name, fitted): (&&str, &Fitted)| {
             Some(((*name).to_owned(), fitted.select?.replace("{}", &identifier(name))))
         };
         selects.push(columns.iter().filter_map(select).collect());
     }
-    section(&mut after, &foreign);
+    section(&mut after, foreign);
     Ok(Files { schema, after, selects })
-}
-
-fn section(text: &mut String, lines: &[String]) {
-    if !lines.is_empty() {
-        text.push('\n');
-        lines.iter().for_each(|line| text.extend([line.as_str(), "\n"]));
-    }
 }
 
 async fn read<'a>(client: &Client, source: &'a SourceTable) -> Result<Read<'a>, PgError> {
@@ -168,13 +166,12 @@ fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
 fn index(row: &Row) -> Result<Index, tokio_postgres::Error> {
     Ok(Index {
         name: row.try_get(0)?,
-        primary: row.try_get(1)?,
-        unique: row.try_get(2)?,
-        method: row.try_get(3)?,
-        partial: row.try_get(4)?,
-        nulls_are_equal: row.try_get(5)?,
-        columns: row.try_get(6)?,
-        descending: row.try_get(7)?,
+        unique: row.try_get(1)?,
+        method: row.try_get(2)?,
+        partial: row.try_get(3)?,
+        nulls_are_equal: row.try_get(4)?,
+        columns: row.try_get(5)?,
+        descending: row.try_get(6)?,
     })
 }
 
@@ -193,26 +190,53 @@ fn key(row: &Row) -> Result<ForeignKey, tokio_postgres::Error> {
 /// The target's columns, by name.
 type Columns<'a> = BTreeMap<&'a str, Fitted>;
 
-fn fit<'a>(table: &'a Read<'_>, tables: &[Read<'_>]) -> Columns<'a> {
+/// The columns of all tables.
+fn fit<'a>(tables: &'a [Read<'_>]) -> Vec<Columns<'a>> {
+    let mut fitted: Vec<Columns<'a>> = tables.iter().map(|table| fit_one(table, tables)).collect();
+    // PostgreSQL lets an integer refer to a bigint; here a column that refers to another one has its type. One that is
+    // referred to may refer to a third.
+    for _ in tables {
+        for (place, table) in tables.iter().enumerate() {
+            for key in &table.foreign_keys {
+                let Some(parent) = tables.iter().position(|parent| parent.source.oid == key.parent) else { continue };
+                for (child, of) in key.columns.iter().zip(&key.parent_columns) {
+                    let wanted = fitted
+                        .get(parent)
+                        .and_then(|columns| columns.get(of.as_str()))
+                        .map(|column| column.sql.clone());
+                    let child = fitted.get_mut(place).and_then(|columns| columns.get_mut(child.as_str()));
+                    if let (Some(wanted), Some(child)) = (wanted, child) {
+                        child.sql = wanted;
+                    }
+                }
+            }
+        }
+    }
+    fitted.iter_mut().for_each(fit_in_a_row);
+    fitted
+}
+
+fn fit_one<'a>(table: &'a Read<'_>, tables: &[Read<'_>]) -> Columns<'a> {
     let whole = compared_whole(table, tables);
     let used = |name: &str| {
-        let with = whole.iter().filter(|columns| columns.iter().any(|column| column == name));
-        let bounded = |columns: &Vec<String>| {
-            let of_key = table.columns.iter().filter(|column| columns.contains(&column.name));
-            of_key.filter(|column| is_bounded_in_keys(&column.type_name)).count()
+        let of_key = |key: &Vec<String>| {
+            let columns = table.columns.iter().filter(|column| key.contains(&column.name));
+            Use::of_key(columns.map(|column| (column.type_name.as_str(), column.labels.as_deref())))
         };
-        Use {
-            keys_of: with
-                .map(|columns| bounded(columns).max(1))
-                .max()
-                .and_then(|of| u32::try_from(of).ok())
-                .unwrap_or(0),
-        }
+        whole.iter().filter(|key| key.iter().any(|column| column == name)).map(of_key).fold(Use::Held, Use::and)
     };
     let taken = table.columns.iter().filter(|column| column.generated.is_none());
-    taken
-        .map(|column| (column.name.as_str(), fitted(&column.type_name, column.labels.as_deref(), used(&column.name))))
-        .collect()
+    let fit = |column: &'a Column| fitted(&column.type_name, column.labels.as_deref(), used(&column.name));
+    taken.map(|column| (column.name.as_str(), fit(column))).collect()
+}
+
+/// A row has room for so many characters besides those of long columns; one with more has its short texts there too.
+fn fit_in_a_row(columns: &mut Columns<'_>) {
+    if columns.values().filter_map(Fitted::chars).sum::<u32>() > ROW_CHARS_MAX {
+        columns.values_mut().filter(|column| !column.in_key && column.chars().is_some()).for_each(|column| {
+            column.sql = "longtext".into();
+        });
+    }
 }
 
 /// The columns of each key, unique index and foreign key of the table, and of those that refer to it.
@@ -235,8 +259,10 @@ fn key_of(table: &Read<'_>) -> Vec<String> {
 fn create_table(table: &Read<'_>, columns: &Columns<'_>) -> Table {
     let key = key_of(table);
     // MySQL counts one column of a table, which a key begins with.
-    let is_whole = |column: &&Column| columns.get(column.name.as_str()).is_some_and(Fitted::is_whole_number);
-    let counted = table.columns.iter().filter(|column| column.counted).find(is_whole).map(|column| &column.name);
+    let can_count = |column: &&Column| {
+        column.counted && column.not_null && columns.get(column.name.as_str()).is_some_and(Fitted::is_whole_number)
+    };
+    let counted = table.columns.iter().find(can_count).map(|column| &column.name);
     let mut lines = Vec::new();
     for column in &table.columns {
         if let Some(fitted) = columns.get(column.name.as_str()) {
@@ -261,7 +287,12 @@ fn definition(column: &Column, fitted: &Fitted, key: &[String], counted: bool) -
         notes.push("a sequence at the source: give it a default".into());
     } else if let Some(expression) = &column.default {
         match default(expression, fitted) {
-            Some(default) => text.push_str(&format!(" DEFAULT {default}")),
+            Some(default) => {
+                if column.type_name.contains("with time zone") {
+                    notes.push("the default is in the session's time zone".into());
+                }
+                text.push_str(&format!(" DEFAULT {default}"));
+            }
             None => notes.push(format!("the default {expression} is not carried over")),
         }
     }
@@ -285,7 +316,7 @@ fn indexes<'a>(table: &'a Read<'_>, columns: &'a Columns<'_>) -> impl Iterator<I
     let key = key_of(table);
     let is_key = move |index: &Index| {
         let own: Vec<&String> = index.columns.iter().flatten().collect();
-        index.primary || (index.unique && unsupported(index).is_none() && own == key.iter().collect::<Vec<_>>())
+        index.unique && unsupported(index).is_none() && own == key.iter().collect::<Vec<_>>()
     };
     table.indexes.iter().filter(move |index| !is_key(index)).map(|index| index_sql(table, columns, index))
 }
@@ -297,17 +328,29 @@ fn index_sql(table: &Read<'_>, columns: &Columns<'_>, index: &Index) -> String {
     if let Some(reason) = unsupported(index) {
         return skipped(reason);
     }
-    let mut parts = Vec::new();
-    for (column, descending) in index.columns.iter().flatten().zip(&index.descending) {
+    let mut taken = Vec::new();
+    for column in index.columns.iter().flatten() {
         let Some(fitted) = columns.get(column.as_str()) else {
             return skipped(&format!("`{}` is generated, and not in the target", one_line(column)));
         };
         if fitted.is_json() {
             return skipped(&format!("`{}` is JSON, which no index of MySQL takes", one_line(column)));
         }
-        let prefix = if fitted.is_long() { format!("({PREFIX})") } else { String::new() };
-        parts.push(format!("{}{prefix}{}", quoted(column), if *descending { " DESC" } else { "" }));
+        taken.push((column, fitted));
     }
+    // All texts together are no longer than a key; those that are compared whole fit already.
+    let texts = taken.iter().filter(|(_, fitted)| fitted.is_long() || fitted.chars().is_some()).count();
+    let others = u32::try_from(taken.len() - texts).unwrap_or_default() * OTHER_BYTES;
+    let room = KEY_BYTES_MAX.saturating_sub(others) / CHARACTER_BYTES / u32::try_from(texts.max(1)).unwrap_or(1);
+    let prefix = |fitted: &Fitted| match fitted.chars() {
+        Some(chars) if !index.unique && chars > room => format!("({room})"),
+        None if fitted.is_long() => format!("({})", PREFIX.min(room)),
+        Some(_) | None => String::new(),
+    };
+    let part = |((column, fitted), descending): (&(&String, &Fitted), &bool)| {
+        format!("{}{}{}", quoted(column), prefix(fitted), if *descending { " DESC" } else { "" })
+    };
+    let parts: Vec<String> = taken.iter().zip(&index.descending).map(part).collect();
     let unique = if index.unique { "UNIQUE " } else { "" };
     format!("CREATE {unique}INDEX {} ON {} ({});", quoted(&index.name), quoted(name), parts.join(", "))
 }
@@ -328,23 +371,50 @@ fn other_constraints<'a>(table: &'a Read<'_>) -> impl Iterator<Item = String> + 
     })
 }
 
-fn foreign_key(table: &Read<'_>, key: &ForeignKey, tables: &[Read<'_>]) -> String {
+fn foreign_key(
+    (table, columns): (&Read<'_>, &Columns<'_>),
+    key: &ForeignKey,
+    tables: &[Read<'_>],
+    names: &mut Names,
+) -> String {
     let name = &table.source.schema.table.table;
+    let skipped =
+        |reason: &str| format!("-- Left out: foreign key {} of {}: {reason}", one_line(&key.name), one_line(name));
     let Some(parent) = tables.iter().find(|parent| parent.source.oid == key.parent) else {
-        return format!(
-            "-- Left out: foreign key {} of {}: its parent {} is not among the tables",
-            one_line(&key.name),
-            one_line(name),
-            one_line(&key.parent_name)
-        );
+        return skipped(&format!("its parent {} is not among the tables", one_line(&key.parent_name)));
     };
+    if let Some(generated) = key.columns.iter().find(|column| !columns.contains_key(column.as_str())) {
+        return skipped(&format!("`{}` is generated, and not in the target", one_line(generated)));
+    }
+    let Some(pairs) = in_order(key, parent) else {
+        return skipped("the columns that it refers to have no unique index that MySQL can have");
+    };
+    let strict = |column: &&Column| {
+        key.columns.contains(&column.name) && (column.not_null || key_of(table).contains(&column.name))
+    };
+    // PostgreSQL has such a rule, which fails when it acts.
+    let acts = |rule: &str| rule != "SET NULL" || !table.columns.iter().any(|column| strict(&column));
+    let rule = |rule: &str| if acts(rule) { rule.to_owned() } else { String::new() };
     format!(
         "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}){};",
         quoted(name),
-        quoted(&key.name),
-        quoted_list(key.columns.iter().map(String::as_str)),
+        // MySQL's names of constraints are those of a database.
+        quoted(&names.give(&key.name.to_lowercase())),
+        quoted_list(pairs.iter().map(|(own, _)| own.as_str())),
         quoted(&parent.source.schema.table.table),
-        quoted_list(key.parent_columns.iter().map(String::as_str)),
-        rules(&key.on_delete, &key.on_update),
+        quoted_list(pairs.iter().map(|(_, of)| of.as_str())),
+        rules(&rule(&key.on_delete), &rule(&key.on_update)),
     )
+}
+
+/// The columns of a foreign key beside those that they refer to, in the order of an index of the parent.
+fn in_order<'a>(key: &'a ForeignKey, parent: &Read<'_>) -> Option<Vec<(&'a String, &'a String)>> {
+    let uniques = parent.indexes.iter().filter(|index| index.unique && unsupported(index).is_none());
+    let uniques = uniques.map(|index| index.columns.iter().flatten().cloned().collect::<Vec<String>>());
+    let mut indexes = [key_of(parent)].into_iter().chain(uniques);
+    let pair = |column: &String| key.columns.iter().zip(&key.parent_columns).find(|(_, of)| *of == column);
+    indexes.find_map(|columns| {
+        let is_whole = columns.len() == key.columns.len();
+        columns.iter().map(pair).collect::<Option<Vec<_>>>().filter(|_| is_whole)
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! What is written runs on MySQL from 5.7 on and on MariaDB, except where a comment names what one of them lacks. From
 //! a MySQL the types are the source's own; for a PostgreSQL and for items [`columns`] finds one that holds every value,
-//! or says which it does not. Texts are then compared by their characters (`utf8mb4_bin`), as PostgreSQL compares them.
+//! or says which it does not. Texts are then compared by their characters (`utf8mb4_bin`), but for blanks at the end.
 
 pub(super) mod columns;
 pub(super) mod from_mysql;
@@ -10,6 +10,11 @@ pub(super) mod from_postgres;
 
 use super::names::one_line;
 use crate::database::mysql::connect::quoted;
+
+/// The bytes that a key of InnoDB has room for, of all its columns.
+pub(super) const KEY_BYTES_MAX: u32 = 3072;
+/// Bytes of a character.
+pub(super) const CHARACTER_BYTES: u32 = 4;
 
 /// How a table is told that its texts are those of PostgreSQL.
 pub(super) const BY_CHARACTERS: &str = " DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
@@ -47,7 +52,8 @@ pub(super) fn schema_header(database: &str) -> String {
     format!(
         "-- The tables of {} for MySQL or MariaDB, written by `cutover init`.\n\
          -- Read it, change it, and run it in the target database before `cutover run`. Indexes and foreign keys are in\n\
-         -- schema_after.sql, which cutover runs itself when the copy is complete.\n",
+         -- schema_after.sql, which cutover runs itself when the copy is complete.\n\
+         SET NAMES utf8mb4;\nSET time_zone = '+00:00';\n",
         one_line(database)
     )
 }
