@@ -1,4 +1,4 @@
-//! From a PostgreSQL: each type as a column that holds it, texts compared as PostgreSQL compares them.
+//! From a PostgreSQL: each type as a column that holds it, texts told apart by all but blanks at their end.
 
 use std::collections::BTreeMap;
 
