@@ -23,7 +23,6 @@ use crate::{
         status::{Phase, Status},
         verifications::VerifiedTable,
     },
-    target::TargetKind,
     verify::{Ask, Progress, Repair, TableVerdict, Verdict, Verifier, VerifyError},
 };
 
@@ -56,8 +55,7 @@ impl Prover {
         let config = worker.config.verify.clone();
         // There every row that is read is paid for: who wants that asks for it.
         let is_paid_for = matches!(flow.connector, DebeziumConnector::Dynamo);
-        let is_comparable = worker.config.target.kind() != Some(TargetKind::Mysql);
-        if config.rows_per_second == 0 || is_paid_for || !is_comparable {
+        if config.rows_per_second == 0 || is_paid_for {
             return task;
         }
         let verifier = Verifier {

@@ -41,6 +41,7 @@ mod log_rate;
 mod mysql_target;
 mod mysql_target_check;
 mod mysql_target_rows;
+mod mysql_target_verify;
 mod operations;
 mod own_servers;
 mod pipeline;

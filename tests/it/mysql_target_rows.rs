@@ -6,6 +6,7 @@ use crate::{
     mysql_target::pipeline,
     support::{Kafka, Mysql, Postgres, Worker, Workspace, eventually},
     types_mysql::{COMMON, Case, JSON, MARIADB},
+    verify::assert_clean,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -541,6 +542,7 @@ async fn every_type_moves(source: Mysql, target: Mysql, groups: &[&[Case]]) {
     }
     synced(&work).await;
     compare("followed").await;
+    assert_clean(&work).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,6 +95,17 @@ pub(super) fn of_writing(error: mysql_async::Error) -> RowsError {
     }
 }
 
+/// An error of a statement of ours, which has no row to blame.
+pub(super) fn no_row(error: RowsError) -> ApplyError {
+    match error {
+        RowsError::Stop(error) => error,
+        RowsError::Row(refusal) => ApplyError::Halt(Problem::new(
+            format!("the target refused cutover's own tables: {refusal}"),
+            "let nothing else write to the database `cutover`, and start again",
+        )),
+    }
+}
+
 fn of_server(error: &ServerError) -> RowsError {
     let ServerError { code, message, state } = error;
     let passes =

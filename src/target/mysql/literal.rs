@@ -135,11 +135,37 @@ pub(super) fn side_type(column: &Column) -> String {
         let bytes = column.type_length().unwrap_or_default() * character_bytes(column.charset.as_deref());
         return format!("VARBINARY({})", bytes.min(KEY_BYTES_MAX));
     }
+    own_type(column)
+}
+
+/// The type of a column as its table has it.
+pub(super) fn own_type(column: &Column) -> String {
     match (&column.charset, &column.collation) {
         (Some(charset), Some(collation)) => {
             format!("{} CHARACTER SET {charset} COLLATE {collation}", column.source_type)
         }
         (Some(_) | None, Some(_) | None) => column.source_type.clone(),
+    }
+}
+
+/// A key's value that was read, as PostgreSQL spells such a value.
+pub(super) fn told(column: &Column, spelled: &str) -> String {
+    match column.column_type {
+        ColumnType::Bytes if is_bit(column) => spelled.to_owned(),
+        ColumnType::Bytes => format!("\\x{spelled}"),
+        ColumnType::TimestampTz => format!("{spelled}+00"),
+        _ => spelled.to_owned(),
+    }
+}
+
+/// A key's value that was told, as a fact has it.
+pub(super) fn of_fact(column: &Column, told: &str) -> String {
+    match column.column_type {
+        ColumnType::Bytes if is_bit(column) => {
+            told.parse::<u64>().map_or_else(|_| told.to_owned(), |number| format!("{number:x}"))
+        }
+        ColumnType::Bytes => told.strip_prefix("\\x").unwrap_or(told).to_owned(),
+        _ => told.to_owned(),
     }
 }
 
@@ -225,7 +251,7 @@ pub(super) fn is_text(column: &Column) -> bool {
     column.column_type == ColumnType::Text && is_character(column)
 }
 
-fn is_bit(column: &Column) -> bool {
+pub(super) fn is_bit(column: &Column) -> bool {
     column.base_type() == "bit"
 }
 

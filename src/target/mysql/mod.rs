@@ -12,11 +12,16 @@
 //! strict mode still rounds and cuts in silence. Deliberately absent: the transforms, and all state that is not needed
 //! to decide which fact is newer; both are PostgreSQL's.
 
+mod comparer;
+mod comparison;
+mod doubts;
 mod errors;
 mod facts;
+mod keys;
 mod literal;
 mod own;
 mod rows;
+mod session;
 mod survey;
 mod tables;
 mod target;

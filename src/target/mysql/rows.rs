@@ -3,16 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use mysql_async::{Conn, Row, prelude::Queryable};
+use mysql_async::Row;
 use tokio::time::Instant;
 
-use super::{
-    MysqlError,
-    errors::{of_writing, refusal},
-    tables::Tables,
-};
+use super::{errors::no_row, keys::texts, session::Session, tables::Tables};
 use crate::{
-    database::mysql::connect::{Connector, QueryError},
+    database::mysql::connect::Connector,
     log::Topic,
     model::{Plan, Problem, Version},
     target::{
@@ -36,14 +32,6 @@ const MARK: &str = "INSERT INTO `cutover`.`marks` (`writer`) VALUES (CONNECTION_
                     ON DUPLICATE KEY UPDATE `nonce` = `nonce` + 1";
 /// Longer idle than this, a connection is asked whether it is there still.
 const IDLE: Duration = Duration::from_secs(10);
-/// Bytes of a statement, where the server takes as much.
-const STATEMENT_BYTES: usize = 4 << 20;
-/// What a packet has beside a statement, generously.
-const PACKET_REST: usize = 64 << 10;
-/// Warnings of a statement's own form: deprecated syntax (`VALUES()`, utf8mb3, display widths), a list that is too long
-/// for ranges.
-const OF_FORM: [u16; 6] = [1287, 1681, 3170, 3719, 3778, 4079];
-
 /// Which lane a connection writes, and under which number.
 #[derive(Debug, Clone)]
 pub(super) struct LaneOf {
@@ -66,31 +54,15 @@ pub(super) struct MysqlRows {
     connector: Connector,
     pub(super) tables: Arc<Tables>,
     lane: LaneOf,
-    conn: Option<Conn>,
+    session: Option<Session>,
     /// A transaction is open.
     open: bool,
     last_used: Instant,
-    /// Bytes that a statement may have.
-    pub(super) statement_bytes: usize,
-    /// Bytes that a packet may have.
-    pub(super) packet_bytes: usize,
-    /// The server knows `VALUES (…) AS name` (MySQL 8.0.19).
-    pub(super) names_values: bool,
 }
 
 impl MysqlRows {
     pub fn new(connector: Connector, tables: Arc<Tables>, lane: LaneOf) -> Self {
-        MysqlRows {
-            connector,
-            tables,
-            lane,
-            conn: None,
-            open: false,
-            last_used: Instant::now(),
-            statement_bytes: STATEMENT_BYTES,
-            packet_bytes: STATEMENT_BYTES,
-            names_values: false,
-        }
+        MysqlRows { connector, tables, lane, session: None, open: false, last_used: Instant::now() }
     }
 
     /// Takes the lane under this number, unless a higher one has it: that one. Waits for a transaction that a
@@ -104,9 +76,10 @@ impl MysqlRows {
             lane.name(),
         );
         let holder = format!("SELECT `number` FROM `cutover`.`lanes` WHERE {}", self.lane_is());
-        let conn = self.connection().await?;
-        conn.query_drop(take).await.map_err(stopped)?;
-        let holder: Option<i64> = conn.query_first(holder).await.map_err(stopped)?;
+        self.connect().await?;
+        self.run(&take).await?;
+        let found = self.rows(&holder).await.map_err(no_row)?;
+        let holder = found.into_iter().next().and_then(|row| texts(row).first()?.parse().ok());
         Ok(holder.filter(|holder| *holder != self.lane.number))
     }
 
@@ -135,86 +108,41 @@ impl MysqlRows {
         ApplyError::Fenced { topic: lane.name(), partition: *partition, pipeline: pipeline.clone() }
     }
 
-    /// The connection; made if there is none, or if it is gone and nothing was lost with it.
-    async fn connection(&mut self) -> Result<&mut Conn, ApplyError> {
+    /// Connects if there is no connection, or if it is gone and nothing was lost with it.
+    async fn connect(&mut self) -> Result<(), ApplyError> {
         if !self.open
             && self.last_used.elapsed() > IDLE
-            && let Some(conn) = &mut self.conn
-            && conn.ping().await.is_err()
+            && let Some(session) = &mut self.session
+            && !session.answers().await
         {
-            self.conn = None;
+            self.session = None;
         }
         self.last_used = Instant::now();
-        let conn = match self.conn.take() {
-            Some(conn) => conn,
-            None => self.connect().await?,
-        };
-        Ok(self.conn.insert(conn))
+        if self.session.as_ref().is_none_or(|session| session.is_broken) {
+            let settings: &[&str] =
+                if self.lane.is_shared() { &[SESSION, ISOLATION, GIVES_WAY] } else { &[SESSION, ISOLATION] };
+            self.session = Some(Session::open(&self.connector, settings).await?);
+        }
+        Ok(())
     }
 
-    async fn connect(&mut self) -> Result<Conn, MysqlError> {
-        let asked = |error| MysqlError::Query(QueryError::new("the target's session could not be set", error));
-        let mut conn = self.connector.connect().await?;
-        conn.query_drop(SESSION).await.map_err(asked)?;
-        conn.query_drop(ISOLATION).await.map_err(asked)?;
-        if self.lane.is_shared() {
-            conn.query_drop(GIVES_WAY).await.map_err(asked)?;
-        }
-        let server: Option<(String, u64)> =
-            conn.query_first("SELECT VERSION(), @@max_allowed_packet").await.map_err(asked)?;
-        if let Some((version, packet)) = server {
-            self.packet_bytes = usize::try_from(packet).unwrap_or(usize::MAX).saturating_sub(PACKET_REST);
-            self.statement_bytes = STATEMENT_BYTES.min(self.packet_bytes);
-            self.names_values = names_values(&version);
-        }
-        Ok(conn)
-    }
-
-    /// The connection of the open transaction.
-    pub(super) fn conn(&mut self) -> Result<&mut Conn, ApplyError> {
+    /// The session of the open transaction.
+    pub(super) fn session(&mut self) -> Result<&mut Session, ApplyError> {
         self.last_used = Instant::now();
-        self.conn.as_mut().ok_or_else(|| ApplyError::Unreachable("the connection to the target was lost".into()))
+        let session = self.session.as_mut().filter(|session| !session.is_broken);
+        session.ok_or_else(|| ApplyError::Unreachable("the connection to the target was lost".into()))
     }
 
-    /// Rows that a statement answers.
-    pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<Row>, RowsError> {
-        let answer = self.conn()?.query(sql).await;
-        self.told(answer)
-    }
-
-    /// Runs a statement that writes, and takes every warning for the error that it should be; how many rows it touched.
-    pub(super) async fn execute(&mut self, sql: &str) -> Result<u64, RowsError> {
-        let done = self.conn()?.query_drop(sql).await;
-        self.told(done)?;
-        let conn = self.conn()?;
-        let touched = conn.affected_rows();
-        if conn.get_warnings() > 0 {
-            let warnings: Result<Vec<(String, u16, String)>, _> = conn.query("SHOW WARNINGS").await;
-            let warnings = self.told(warnings)?;
-            if let Some((_, code, message)) = warnings.iter().find(|(_, code, _)| !OF_FORM.contains(code)) {
-                return Err(RowsError::Row(refusal(*code, "22000", message)));
-            }
-        }
-        Ok(touched)
-    }
-
-    /// An answer; a connection that broke is given up.
-    fn told<T>(&mut self, answer: Result<T, mysql_async::Error>) -> Result<T, RowsError> {
-        answer.map_err(|error| {
-            if !matches!(error, mysql_async::Error::Server(_)) {
-                self.conn = None;
-            }
-            of_writing(error)
-        })
+    async fn rows(&mut self, sql: &str) -> Result<Vec<Row>, RowsError> {
+        self.session()?.rows(sql).await
     }
 
     async fn run(&mut self, sql: &str) -> Result<(), ApplyError> {
-        let done = self.conn()?.query_drop(sql).await;
-        self.told(done).map_err(no_row)
+        self.session()?.run(sql).await.map_err(no_row)
     }
 
     async fn start(&mut self) -> Result<(), ApplyError> {
-        self.connection().await?;
+        self.connect().await?;
         self.run("START TRANSACTION").await?;
         self.open = true;
         Ok(())
@@ -235,7 +163,7 @@ impl MysqlRows {
             "UPDATE `cutover`.`lanes` SET `nonce` = `nonce` + 1 WHERE {} AND `number` = {number}",
             self.lane_is()
         );
-        Ok(self.execute(&hold).await.map_err(no_row)? > 0)
+        Ok(self.session()?.execute(&hold).await.map_err(no_row)? > 0)
     }
 
     /// Begins a transaction that writes while no lane of the pipeline does.
@@ -264,7 +192,7 @@ impl Rows for MysqlRows {
     async fn begin(&mut self) -> Result<(), ApplyError> {
         if self.open {
             // What was written before is lost with its connection.
-            return self.conn().map(|_| ());
+            return self.session().map(|_| ());
         }
         self.start().await?;
         match self.take_lane().await {
@@ -310,46 +238,7 @@ impl Rows for MysqlRows {
 
     async fn roll_back(&mut self) {
         if std::mem::take(&mut self.open) && self.run("ROLLBACK").await.is_err() {
-            self.conn = None;
-        }
-    }
-}
-
-/// An error of a statement of ours, which has no row to blame.
-fn no_row(error: RowsError) -> ApplyError {
-    match error {
-        RowsError::Stop(error) => error,
-        RowsError::Row(refusal) => ApplyError::Halt(Problem::new(
-            format!("the target refused cutover's own tables: {refusal}"),
-            "let nothing else write to the database `cutover`, and start again",
-        )),
-    }
-}
-
-fn stopped(error: mysql_async::Error) -> ApplyError {
-    no_row(of_writing(error))
-}
-
-/// Whether a server of this version knows `VALUES (…) AS name`, and warns of `VALUES()`.
-fn names_values(version: &str) -> bool {
-    if version.to_ascii_lowercase().contains("mariadb") {
-        return false;
-    }
-    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or_default());
-    let mut next = || numbers.next().unwrap_or_default();
-    (next(), next(), next()) >= (8, 0, 19)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::names_values;
-
-    #[test]
-    fn values_have_a_name_from_8_0_19_on() {
-        for (version, known) in
-            [("5.7.44-log", false), ("8.0.15", false), ("8.0.19", true), ("9.7.0", true), ("10.11.6-MariaDB", false)]
-        {
-            assert_eq!(names_values(version), known, "{version}");
+            self.session = None;
         }
     }
 }

@@ -18,7 +18,8 @@ use crate::{
 
 /// What the user has to be allowed on a table that is written to, and in the database `cutover`.
 const ON_TABLES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
-const ON_OWN: [&str; 7] = ["CREATE", "ALTER", "SELECT", "INSERT", "UPDATE", "DELETE", "DROP"];
+const ON_OWN: [&str; 8] =
+    ["CREATE", "ALTER", "SELECT", "INSERT", "UPDATE", "DELETE", "DROP", "CREATE TEMPORARY TABLES"];
 
 /// The target as it is: its tables, what its user may do, its triggers.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::{
     database::mysql::{
         catalog,
         connect::quoted,
-        details::{self, ColumnDetails, TableDetails},
+        details::{self, ColumnDetails, ForeignKey, TableDetails},
     },
     model::{Column, ColumnType, Plan, Problem, TableName, TableSchema, TargetColumn, TargetTable},
     target::ApplyError,
@@ -29,6 +29,8 @@ pub(super) struct Table {
     pub columns: Vec<Column>,
     /// Places in `columns` of its key.
     pub key: Vec<usize>,
+    /// Those that it has, which are not asked for while cutover writes.
+    pub foreign_keys: Vec<ForeignKey>,
     /// The index of the key.
     key_index: Option<String>,
     engine: String,
@@ -126,6 +128,7 @@ pub(super) async fn load(conn: &mut Conn, database: &str) -> Result<(Vec<TargetT
         let Some(details) = details.get(&schema.table.table) else { continue };
         seen.push(as_seen(&schema, details));
         let table = Table {
+            foreign_keys: details.foreign_keys.clone(),
             key_index: key_index(&schema, details),
             engine: details.engine.clone(),
             name: schema.table.clone(),

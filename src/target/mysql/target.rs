@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use mysql_async::{Conn, prelude::Queryable};
 
 use super::{
-    MysqlError, own,
+    MysqlError,
+    comparer::MysqlComparer,
+    own,
     rows::{LaneOf, MysqlRows},
     tables::{self, Tables},
 };
@@ -296,11 +298,12 @@ impl Target for MysqlTarget {
         Ok(self.settings.store.after_copy_done().await?)
     }
 
-    async fn comparer(&self, _: Arc<[Plan]>, _: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
-        Err(ApplyError::Halt(Problem::new(
-            "a target that is MySQL or MariaDB cannot be compared yet",
-            "compare it by other means; `cutover status` shows what waits and what could not be written",
-        )))
+    async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
+        let read = self.now();
+        // The tables may have changed since they were read.
+        let (_, tables) = tables::load(&mut self.connect().await?, &self.settings.schema).await?;
+        let maker = read.planner.maker(Arc::clone(&plans), looks).await?;
+        Ok(Box::new(MysqlComparer::open(&self.connector, tables, maker, plans, looks).await?))
     }
 }
 

@@ -50,22 +50,31 @@ impl Builder<'_> {
     }
 
     fn live_rows(&self) -> String {
-        let texts = |value: &dyn Fn(&PlanColumn) -> String| {
-            let text = |mapped: &PlanColumn| Some(text(&value(mapped), self.plan.target.column(&mapped.name)?));
-            self.plan.columns.iter().filter_map(text).collect::<Vec<_>>().join(", ")
-        };
         match self.plan.coverage {
-            Coverage::Total | Coverage::Filter => format!(
-                "SELECT i.v, {}\nFROM {}",
-                texts(&|mapped| self.value(&mapped.name, mapped.cast.as_ref())),
-                self.rows(Part::Live)
-            ),
+            Coverage::Total | Coverage::Filter => {
+                format!("SELECT i.v, {}\nFROM {}", self.made_texts(), self.rows(Part::Live))
+            }
             Coverage::Partial => format!(
                 "WITH {}\nSELECT f.cutover_v, {} FROM f WHERE NOT cutover_dead",
                 self.newest_rows(Part::Live),
-                texts(&|mapped| format!("f.{}", sql::ident(&mapped.name)))
+                self.texts(|mapped| format!("f.{}", sql::ident(&mapped.name)))
             ),
         }
+    }
+
+    /// The statement that answers what is made of live images: the image's place, and the texts of the plan's columns.
+    pub(super) fn made_facts(&self) -> String {
+        format!("SELECT i.n, {}\nFROM {}", self.made_texts(), self.rows(Part::Live))
+    }
+
+    fn made_texts(&self) -> String {
+        self.texts(|mapped| self.value(&mapped.name, mapped.cast.as_ref()))
+    }
+
+    /// The plan's columns as texts.
+    fn texts(&self, value: impl Fn(&PlanColumn) -> String) -> String {
+        let text = |mapped: &PlanColumn| Some(text(&value(mapped), self.plan.target.column(&mapped.name)?));
+        self.plan.columns.iter().filter_map(text).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -83,8 +83,10 @@ fn source_value(source: &ColumnType, target: &TargetColumn, text: &str) -> Optio
         ColumnType::Named(named) if named == name || *named == target.type_sql => Some(Value::Text(text.to_owned())),
         ColumnType::Bytes if name == "bytea" => bytes(text.strip_prefix("\\x")?).map(Value::Bytes),
         ColumnType::Date if name == "date" => Some(Value::Text(format!("{text}Z"))),
-        ColumnType::Timestamp if name == "timestamp without time zone" && plain => spelled_time(text),
-        ColumnType::TimestampTz if name == "timestamp with time zone" && plain => {
+        ColumnType::Timestamp if matches!(name, "timestamp without time zone" | "timestamp") && plain => {
+            spelled_time(text)
+        }
+        ColumnType::TimestampTz if matches!(name, "timestamp with time zone" | "timestamptz") && plain => {
             spelled_time(text.strip_suffix("+00")?)
         }
         ColumnType::Numeric { .. }

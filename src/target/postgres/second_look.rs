@@ -65,7 +65,11 @@ impl PostgresComparer {
         self.session.client.batch_execute(sql).await.map_err(|error| stop(error.into()))
     }
 
-    async fn parked(&mut self, table: &TableName, sources: &[String]) -> Result<HashMap<String, Parked>, ApplyError> {
+    pub(super) async fn parked(
+        &mut self,
+        table: &TableName,
+        sources: &[String],
+    ) -> Result<HashMap<String, Parked>, ApplyError> {
         let params: [Param<'_>; 3] =
             [Box::new(self.pipeline.clone()), Box::new(table.to_string()), Box::new(sources.to_vec())];
         let found = self.query(PARKED, &params).await.map_err(stop)?;

@@ -95,6 +95,16 @@ impl PostgresTarget {
         self.written_under(number, true)
     }
 
+    /// What compares here, and says what these plans make.
+    pub(in crate::target) async fn maker(
+        &self,
+        plans: Arc<[Plan]>,
+        looks: Looks,
+    ) -> Result<PostgresComparer, ApplyError> {
+        let options = self.options("verify", false);
+        PostgresComparer::open((&self.address, &options), &self.settings.pipeline, plans, looks).await
+    }
+
     fn options(&self, purpose: &str, replica: bool) -> Options {
         Options {
             application_name: lease::session_name(&self.settings.pipeline, purpose),
@@ -472,9 +482,7 @@ impl Target for PostgresTarget {
     }
 
     async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {
-        let options = self.options("verify", false);
-        let Settings { pipeline, .. } = &self.settings;
-        Ok(Box::new(PostgresComparer::open((&self.address, &options), pipeline, plans, looks).await?))
+        Ok(Box::new(self.maker(plans, looks).await?))
     }
 }
 

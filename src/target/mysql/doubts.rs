@@ -1,0 +1,357 @@
+//! What a look finds: rows that are missing, differ, or that no row of the source makes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::ControlFlow,
+};
+
+use super::{
+    comparer::MysqlComparer,
+    comparison::Comparison,
+    keys::{Key, Place, is_same, pieces, spelled_key, text, texts},
+    literal::{literal, of_fact, told},
+    tables::Table,
+};
+use crate::{
+    database::postgres::Refusal,
+    model::{Column, Plan, Problem, Version},
+    target::{ApplyError, Difference, Doubt, Looks, RowEvent, Shared, postgres::Made, rows::RowsError},
+};
+
+/// A plan with the table that it writes to.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    plan: usize,
+    pub table: Table,
+    /// Those that the plan fills, in its order.
+    columns: Vec<Column>,
+    /// Where made rows have the values of the key.
+    key_places: Vec<usize>,
+    looks: Looks,
+}
+
+impl Held {
+    pub fn new(place: usize, plan: &Plan, table: &Table, looks: Looks) -> Result<Self, ApplyError> {
+        let gone = || {
+            ApplyError::Halt(Problem::new(
+                format!("target table {} has lost a column that the transform fills", table.name),
+                "run `cutover check`, which says which; change the table or the transform, and verify again",
+            ))
+        };
+        let columns = plan.columns.iter().map(|column| table.column(&column.name).cloned());
+        let columns: Vec<Column> = columns.collect::<Option<_>>().ok_or_else(gone)?;
+        let key_place = |key: &Column| columns.iter().position(|column| column.name == key.name);
+        let key_places = table.key_columns().map(key_place).collect::<Option<_>>().ok_or_else(gone)?;
+        Ok(Held { plan: place, table: table.clone(), columns, key_places, looks })
+    }
+
+    pub fn comparison(&self) -> Comparison<'_> {
+        Comparison {
+            table: &self.table,
+            columns: self.columns.iter().collect(),
+            plan: self.plan,
+            values: self.looks.values,
+        }
+    }
+
+    /// The key of a made row; why no row can have it, if none can.
+    fn key(&self, made: &Made) -> Result<Key, String> {
+        Key::of(&self.table, self.key_places.iter().map(|place| made.values.get(*place).and_then(Option::as_deref)))
+    }
+
+    /// A key that was told.
+    fn key_told(&self, key: &[Option<String>]) -> Result<Key, String> {
+        let facts: Vec<Option<String>> = self
+            .table
+            .key_columns()
+            .zip(key)
+            .map(|(column, text)| text.as_ref().map(|text| of_fact(column, text)))
+            .collect();
+        Key::of(&self.table, facts.iter().map(Option::as_deref))
+    }
+
+    fn tell(&self, spelled: &[String]) -> Vec<Option<String>> {
+        self.table.key_columns().zip(spelled).map(|(column, text)| Some(told(column, text))).collect()
+    }
+
+    /// A made row's key, as it is told.
+    pub fn told(&self, made: &Made) -> Result<Vec<Option<String>>, ApplyError> {
+        Ok(self.tell(&self.key(made).map_err(no_key)?.spelled))
+    }
+
+    /// The keys of made rows.
+    pub fn spelled(&self, made: &[Made]) -> Result<HashSet<Vec<String>>, ApplyError> {
+        made.iter().map(|made| Ok(self.key(made).map_err(no_key)?.spelled)).collect()
+    }
+
+    /// Those of the told keys that were not made.
+    pub fn unmade(&self, told: &[&Vec<Option<String>>], made: &HashSet<Vec<String>>) -> Vec<Key> {
+        let keys = told.iter().filter_map(|key| self.key_told(key).ok());
+        let mut met = HashSet::new();
+        keys.filter(|key| !made.contains(&key.spelled) && met.insert(key.spelled.clone())).collect()
+    }
+
+    /// Rows among the made ones that make one key.
+    pub fn shared_among(&self, made: &[Made]) -> Result<Vec<Shared>, ApplyError> {
+        let mut makers: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
+        for made in made {
+            // What can be no key here makes no row.
+            if let Ok(key) = self.key(made) {
+                makers.entry(key.spelled).or_default().push(made.row);
+            }
+        }
+        let shared = makers.into_iter().filter(|(_, rows)| rows.iter().any(|row| Some(row) != rows.first()));
+        let all = |(key, rows): (Vec<String>, Vec<usize>)| {
+            let key = self.tell(&key);
+            rows.into_iter().map(move |row| Shared { plan: self.plan, key: key.clone(), row }).collect::<Vec<_>>()
+        };
+        Ok(shared.flat_map(all).collect())
+    }
+
+    /// Whether a made row is in the sample.
+    pub fn is_picked(&self, made: &Made) -> bool {
+        self.key(made).is_ok_and(|key| self.picks(&self.tell(&key.spelled)))
+    }
+
+    /// Whether a doubt is of a row in the sample.
+    pub fn is_wanted(&self, doubt: &Doubt) -> bool {
+        doubt.difference == Difference::Refused || self.picks(&doubt.key)
+    }
+
+    fn picks(&self, key: &[Option<String>]) -> bool {
+        let Some(share) = self.looks.sample else { return true };
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        (hasher.finish() as f64) < share.clamp(0.0, 1.0) * u64::MAX as f64
+    }
+
+    /// The condition of keys above one, if there is a lower bound, up to another.
+    pub fn between(&self, lower: Option<&[Option<String>]>, upper: &[Option<String>]) -> Result<String, ApplyError> {
+        let up_to = Place::Table.up_to(&self.table, &self.key_told(upper).map_err(no_key)?);
+        let Some(lower) = lower else { return Ok(up_to) };
+        let behind = Place::Table.behind(&self.table, &self.key_told(lower).map_err(no_key)?);
+        Ok(format!("{behind} AND {up_to}"))
+    }
+
+    /// The next keys behind one: that were not made, of which was heard, or all.
+    pub fn page(
+        &self,
+        lower: Option<&[Option<String>]>,
+        since: Option<Version>,
+        unseen: bool,
+        rows_max: usize,
+    ) -> Result<String, ApplyError> {
+        let place = if since.is_some() { Place::Side } else { Place::Table };
+        let condition = match lower {
+            Some(lower) => place.behind(&self.table, &self.key_told(lower).map_err(no_key)?),
+            None => "TRUE".to_owned(),
+        };
+        Ok(match since {
+            Some(since) => self.comparison().keys_heard(&condition, since, rows_max),
+            None => self.comparison().keys_there(&condition, unseen, rows_max),
+        })
+    }
+
+    fn doubt(&self, difference: Difference, key: Vec<Option<String>>) -> Doubt {
+        Doubt {
+            plan: self.plan,
+            difference,
+            key,
+            row: None,
+            source_key: None,
+            columns: Vec::new(),
+            values: Vec::new(),
+            version: Version::MIN,
+            digest: 0,
+            reason: None,
+        }
+    }
+}
+
+impl MysqlComparer {
+    /// Puts made rows where they are compared; those that were taken, in the order of their places there. Those that
+    /// the server refuses are doubts.
+    pub(super) async fn fill(
+        &mut self,
+        held: &Held,
+        rows: &[RowEvent],
+        made: Vec<Made>,
+        doubts: &mut Vec<Doubt>,
+    ) -> Result<Vec<Made>, ApplyError> {
+        let comparison = held.comparison();
+        self.create(&comparison.made(), &comparison.create_made(), true).await?;
+        let (mut taken, mut parts) = (Vec::new(), vec![made]);
+        while let Some(mut part) = parts.pop() {
+            match self.try_fill(held, &comparison, taken.len(), &part).await? {
+                ControlFlow::Continue(()) => taken.append(&mut part),
+                ControlFlow::Break(_) if part.len() > 1 => {
+                    let second = part.split_off(part.len() / 2);
+                    parts.extend([second, part]);
+                }
+                ControlFlow::Break(refusal) => {
+                    let row = part.first().and_then(|made| Some((made.row, rows.get(made.row)?)));
+                    doubts.extend(row.map(|row| self.maker.refuse(held.plan, row, &refusal)));
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn try_fill(
+        &mut self,
+        held: &Held,
+        comparison: &Comparison<'_>,
+        first: usize,
+        made: &[Made],
+    ) -> Result<ControlFlow<Box<Refusal>>, ApplyError> {
+        let values = |(place, made): (usize, &Made)| {
+            held.key(made)?;
+            let values = held.columns.iter().zip(&made.values).map(|(column, value)| literal(column, value.as_deref()));
+            Ok(format!("({}, {})", first + place, values.collect::<Result<Vec<_>, String>>()?.join(", ")))
+        };
+        let rows: Result<Vec<String>, String> = made.iter().enumerate().map(values).collect();
+        let sent = match rows {
+            Ok(rows) => self.session.send(&comparison.insert_made(), "", rows).await,
+            Err(reason) => Err(super::facts::unfit(reason)),
+        };
+        match sent {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(RowsError::Stop(error)) => Err(error),
+            Err(RowsError::Row(refusal)) => {
+                // A warning comes when the rows are in.
+                self.session.run(&format!("DELETE FROM {} WHERE `cutover_n` >= {first}", comparison.made())).await?;
+                Ok(ControlFlow::Break(refusal))
+            }
+        }
+    }
+
+    /// Looks at the made rows of a plan.
+    pub(super) async fn look_at_made(
+        &mut self,
+        held: &Held,
+        made: &[Made],
+        version: Version,
+        doubts: &mut Vec<Doubt>,
+    ) -> Result<(), ApplyError> {
+        let comparison = held.comparison();
+        let others: Vec<String> = comparison.others().iter().map(|column| column.name.clone()).collect();
+        let mut found = Vec::new();
+        for row in self.session.rows(&comparison.unequal()).await? {
+            let told: Vec<Option<String>> = row.unwrap().into_iter().map(text).collect();
+            let said = |place: usize| told.get(place).cloned().flatten();
+            let Some(made) = said(0).and_then(|place| made.get(place.parse::<usize>().ok()?)) else { continue };
+            let is_missing = said(1).as_deref() == Some("1");
+            let difference = if is_missing { Difference::Missing } else { Difference::Different };
+            let mut doubt = Doubt { row: Some(made.row), ..held.doubt(difference, held.told(made)?) };
+            doubt.digest = digest_of(said(2));
+            let differs = |place: &usize| !is_missing && said(3 + *place).as_deref() == Some("1");
+            for place in (0..others.len()).filter(differs) {
+                doubt.columns.extend(others.get(place).cloned());
+                if comparison.values {
+                    doubt.values.push((said(3 + others.len() + place), said(3 + 2 * others.len() + place)));
+                }
+            }
+            found.push((held.key(made).map_err(no_key)?, doubt));
+        }
+        doubts.extend(self.with_versions(held, found, version).await?);
+        Ok(())
+    }
+
+    /// Keys that a statement answers.
+    pub(super) async fn keys(&mut self, held: &Held, sql: &str) -> Result<Vec<Vec<String>>, ApplyError> {
+        let rows = self.session.rows(sql).await?;
+        Ok(rows.into_iter().map(|row| spelled_key(&held.table, &texts(row))).collect())
+    }
+
+    /// Extra rows with these keys, as they are told.
+    pub(super) async fn extra(
+        &mut self,
+        held: &Held,
+        keys: Vec<Vec<String>>,
+        version: Version,
+    ) -> Result<Vec<Doubt>, ApplyError> {
+        let mut found = Vec::new();
+        for key in keys {
+            let told = held.tell(&key);
+            found.push((held.key_told(&told).map_err(no_key)?, held.doubt(Difference::Extra, told)));
+        }
+        self.with_versions(held, found, version).await
+    }
+
+    /// Those of the keys that are there: nothing makes them.
+    pub(super) async fn extra_among(
+        &mut self,
+        held: &Held,
+        keys: &[Key],
+        version: Version,
+    ) -> Result<Vec<Doubt>, ApplyError> {
+        let mut found = Vec::new();
+        for keys in pieces(keys, key_bytes) {
+            let keys: Vec<&Key> = keys.iter().collect();
+            let sql = held.comparison().present(&Place::Table.condition(&held.table, &keys));
+            for row in self.session.rows(&sql).await? {
+                let texts = texts(row);
+                // A row that is spelled otherwise is another one.
+                if !keys.iter().any(|key| {
+                    is_same(&held.table, &texts, &key.spelled) && spelled_key(&held.table, &texts) == key.spelled
+                }) {
+                    continue;
+                }
+                let told = held.tell(&spelled_key(&held.table, &texts));
+                let mut doubt = held.doubt(Difference::Extra, told.clone());
+                doubt.digest = digest_of(texts.last().cloned());
+                found.push((held.key_told(&told).map_err(no_key)?, doubt));
+            }
+        }
+        self.with_versions(held, found, version).await
+    }
+
+    /// Doubts with the versions at which the target heard of their rows, and the source's keys.
+    async fn with_versions(
+        &mut self,
+        held: &Held,
+        found: Vec<(Key, Doubt)>,
+        fence: Version,
+    ) -> Result<Vec<Doubt>, ApplyError> {
+        let (keys, mut doubts): (Vec<Key>, Vec<Doubt>) = found.into_iter().unzip();
+        let mut versions = Vec::with_capacity(keys.len());
+        for keys in pieces(&keys, key_bytes) {
+            let stored = self.session.find(&held.table, Place::Side, keys, false).await?;
+            let version = |found: Option<Vec<String>>| found.and_then(|found| found.last()?.parse().ok()).unwrap_or(0);
+            versions.extend(stored.into_iter().map(version));
+        }
+        for (doubt, version) in doubts.iter_mut().zip(versions) {
+            doubt.version = fence.max(version);
+            doubt.source_key = self.maker.source_key(held.plan, &doubt.key)?;
+        }
+        Ok(doubts)
+    }
+
+    /// Notes the keys that were made.
+    pub(super) async fn note_seen(&mut self, held: &Held, made: &[Made]) -> Result<(), ApplyError> {
+        let comparison = held.comparison();
+        let insert = format!("INSERT INTO {} ({}) VALUES ", comparison.seen(), comparison.key_names());
+        let row = |made: &Made| Ok(format!("({})", held.key(made).map_err(no_key)?.side.join(", ")));
+        let rows = made.iter().map(row).collect::<Result<Vec<_>, ApplyError>>()?;
+        Ok(self.session.send(&insert, "", rows).await?)
+    }
+}
+
+fn key_bytes(key: &Key) -> usize {
+    key.literals.iter().map(String::len).sum()
+}
+
+/// A digest that the server gave, in short.
+fn digest_of(hex: Option<String>) -> i64 {
+    let digits = hex.as_deref().and_then(|hex| hex.get(..16));
+    digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default().cast_signed()
+}
+
+/// A key that was read from the target, or that the target has taken, and that is none.
+fn no_key(reason: String) -> ApplyError {
+    ApplyError::Halt(Problem::new(
+        format!("a key of the target cannot be looked up again: {reason}"),
+        "this is a defect of cutover: report it with the types of the key's columns",
+    ))
+}
