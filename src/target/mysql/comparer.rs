@@ -15,7 +15,7 @@ use async_trait::async_trait;
 
 use super::{
     comparison::{Comparison, orphans},
-    doubts::Held,
+    doubts::{Filled, Held},
     session::Session,
     tables::{Table, Tables},
 };
@@ -25,7 +25,8 @@ use crate::{
     snapshot::Digest,
     target::{
         ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Stretch, Walk,
-        postgres::{Made, PostgresComparer, Span},
+        postgres::{PostgresComparer, Span},
+        rows::RowsError,
     },
 };
 
@@ -41,6 +42,8 @@ const SESSION: [&str; 2] = [
     "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO', wait_timeout = 28800, sql_notes = 1, @cutover = 1",
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
 ];
+
+const BINLOG_FORMAT: &str = "SET SESSION binlog_format = 'ROW'";
 
 /// A pass over the rows of one plan.
 #[derive(Debug)]
@@ -90,7 +93,11 @@ impl MysqlComparer {
                 "set [verify] log = \"chunks\", or leave it out",
             )));
         }
-        let session = Session::open(connector, &SESSION).await?;
+        let mut session = Session::open(connector, &SESSION).await?;
+        // Else what goes into temporary tables is logged. Who may not set it has the server's format.
+        if let Err(RowsError::Stop(error @ ApplyError::Unreachable(_))) = session.run(BINLOG_FORMAT).await {
+            return Err(error);
+        }
         Ok(MysqlComparer { maker, session, tables, plans, looks, passes: Vec::new(), created: HashSet::new() })
     }
 
@@ -148,12 +155,12 @@ impl MysqlComparer {
         }
         let mut found = Vec::new();
         let made = self.maker.make(plan, rows, &mut found).await?;
-        let made = self.fill(&held, rows, made, &mut found).await?;
+        let filled = self.fill(&held, rows, made, &mut found).await?;
         let version = self.fence(plan).await?;
         self.begin_look().await?;
-        self.look_at_made(&held, &made, version, &mut found).await?;
+        self.look_at_made(&held, &filled.taken, version, &mut found).await?;
         if let Some(most) = &most {
-            let Some(extras) = self.extras_between(&held, (lower.as_deref(), most), &made, version, &found).await?
+            let Some(extras) = self.extras_between(&held, (lower.as_deref(), most), &filled, version, &found).await?
             else {
                 self.end_look().await?;
                 return Ok(None);
@@ -162,9 +169,10 @@ impl MysqlComparer {
         }
         self.end_look().await?;
         if walk == Walk::Seen {
-            self.note_seen(&held, &made).await?;
+            self.note_seen(&held, &filled).await?;
         }
-        let (shared, looked_at) = (held.shared_among(&made)?, made.iter().filter(|made| held.is_picked(made)).count());
+        let made = &filled.taken;
+        let (shared, looked_at) = (held.shared_among(made)?, made.iter().filter(|made| held.is_picked(made)).count());
         doubts.extend(found.into_iter().filter(|doubt| held.is_wanted(doubt)));
         if let (Some(pass), Some(most)) = (self.passes.get_mut(pass), most) {
             pass.lower = Some(most);
@@ -177,17 +185,17 @@ impl MysqlComparer {
         &mut self,
         held: &Held,
         (lower, upper): (Option<&[Option<String>]>, &[Option<String>]),
-        made: &[Made],
+        filled: &Filled,
         version: Version,
         found: &[Doubt],
     ) -> Result<Option<Vec<Doubt>>, ApplyError> {
-        let condition = held.between(lower, upper)?;
-        let made: HashSet<Vec<String>> = held.spelled(made)?;
+        let Some(condition) = held.between(lower, upper) else { return Ok(None) };
+        let made = held.spelled(filled);
         let missing: BTreeSet<&Vec<Option<String>>> =
             found.iter().filter(|doubt| doubt.difference == Difference::Missing).map(|doubt| &doubt.key).collect();
         let there = self.count_of(&held.comparison().count(&condition)).await?;
         // The others that were made are there.
-        if there == (made.len() - missing.len()) as u64 {
+        if there == made.len().saturating_sub(missing.len()) as u64 && filled.refused.is_empty() {
             return Ok(Some(Vec::new()));
         }
         let rows_max = made.len() + EXTRAS_MAX + 1;
@@ -206,7 +214,7 @@ impl MysqlComparer {
                 let (plan, lower) = (pass.plan, pass.lower.clone());
                 let unseen = pass.walk == Walk::Seen && since.is_none();
                 let held = self.held(plan)?;
-                let sql = held.page(lower.as_deref(), since, unseen, EXTRAS_MAX)?;
+                let sql = held.page(lower.as_deref(), since, unseen, EXTRAS_MAX);
                 let version = self.fence(plan).await?;
                 self.begin_look().await?;
                 let keys = self.keys(&held, &sql).await?;
@@ -310,16 +318,15 @@ impl Comparer for MysqlComparer {
         for (plan, keys) in wanted {
             let held = self.held(plan)?;
             let made = self.maker.make(plan, rows, &mut doubts).await?;
-            let made = self.fill(&held, rows, made, &mut doubts).await?;
-            looks.push((held, made, keys));
+            let filled = self.fill(&held, rows, made, &mut doubts).await?;
+            looks.push((held, filled, keys));
         }
         let version = self.maker.fence(table).await?;
         let parked = if sources.is_empty() { HashMap::new() } else { self.maker.parked_of(table, sources).await? };
         self.begin_look().await?;
-        for (held, made, keys) in looks {
-            self.look_at_made(&held, &made, version, &mut doubts).await?;
-            let made = held.spelled(&made)?;
-            let keys = held.unmade(&keys, &made);
+        for (held, filled, keys) in looks {
+            self.look_at_made(&held, &filled.taken, version, &mut doubts).await?;
+            let keys = held.unmade(&keys, &held.spelled(&filled));
             doubts.extend(self.extra_among(&held, &keys, version).await?);
         }
         self.end_look().await?;
@@ -350,7 +357,7 @@ impl Comparer for MysqlComparer {
                 found.extend(held.shared_among(&made)?);
                 continue;
             }
-            let made = self.fill(&held, rows, made, &mut Vec::new()).await?;
+            let made = self.fill(&held, rows, made, &mut Vec::new()).await?.taken;
             for row in self.session.rows(&held.comparison().that_share()).await? {
                 let place: Option<usize> = super::keys::texts(row).first().and_then(|place| place.parse().ok());
                 if let Some(made) = place.and_then(|place| made.get(place)) {

@@ -6,7 +6,7 @@
 //! are found by the target's index, and are the same only if their bytes are.
 
 use super::{
-    keys::Place,
+    keys::{Place, order},
     literal::{is_bit, is_text, own_type, side_type, side_value},
     tables::Table,
 };
@@ -51,7 +51,7 @@ impl<'a> Comparison<'a> {
         let column = |column: &&Column| format!(", {} {} NULL", quoted(&column.name), own_type(column));
         let columns: String = self.columns.iter().map(column).collect();
         format!(
-            "CREATE TEMPORARY TABLE {} (`cutover_n` INT UNSIGNED NOT NULL{columns}, KEY `cutover_n` (`cutover_n`)) \
+            "CREATE TEMPORARY TABLE {} (`cutover_n` INT UNSIGNED NOT NULL PRIMARY KEY{columns}) \
              ENGINE = InnoDB ROW_FORMAT = DYNAMIC",
             self.made()
         )
@@ -63,7 +63,8 @@ impl<'a> Comparison<'a> {
         let columns: Vec<String> =
             columns.map(|column| format!("{} {} NOT NULL", quoted(&column.name), side_type(column))).collect();
         format!(
-            "CREATE TEMPORARY TABLE {name} ({}, KEY `cutover_k` ({})) ENGINE = InnoDB ROW_FORMAT = DYNAMIC",
+            "CREATE TEMPORARY TABLE {name} (`cutover_n` BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, {}, \
+             KEY `cutover_k` ({})) ENGINE = InnoDB ROW_FORMAT = DYNAMIC",
             columns.join(", "),
             self.key_names()
         )
@@ -83,7 +84,7 @@ impl<'a> Comparison<'a> {
     pub fn note_shared(&self, keys_max: usize) -> String {
         let (keys, seen) = (self.key_names(), self.seen());
         format!(
-            "INSERT INTO {} SELECT {keys} FROM {seen} GROUP BY {keys} HAVING COUNT(*) > 1 LIMIT {keys_max}",
+            "INSERT INTO {} ({keys}) SELECT {keys} FROM {seen} GROUP BY {keys} HAVING COUNT(*) > 1 LIMIT {keys_max}",
             self.shared()
         )
     }
@@ -168,7 +169,6 @@ impl<'a> Comparison<'a> {
 
     /// Keys of rows within a condition, in their order, so many at most; with `unseen` those that were not made.
     pub fn keys_there(&self, condition: &str, unseen: bool, rows_max: usize) -> String {
-        let order: Vec<String> = self.table.key_columns().map(|column| format!("t.{}", quoted(&column.name))).collect();
         let unseen = if unseen {
             format!(" AND NOT EXISTS (SELECT 1 FROM {} s WHERE {})", self.seen(), self.table.same_key("t"))
         } else {
@@ -178,18 +178,17 @@ impl<'a> Comparison<'a> {
             "SELECT {} FROM {} WHERE {condition}{unseen} ORDER BY {} LIMIT {rows_max}",
             Place::Table.read(self.table).join(", "),
             Place::Table.from(self.table),
-            order.join(", ")
+            order(self.table).join(", ")
         )
     }
 
     /// Keys of which the target has heard above a version, in the order of the side table.
     pub fn keys_heard(&self, condition: &str, since: i64, rows_max: usize) -> String {
-        let order: Vec<String> = self.table.key_columns().map(|column| format!("t.{}", quoted(&column.name))).collect();
         format!(
             "SELECT {} FROM {} WHERE t.`cutover_version` > {since} AND {condition} ORDER BY {} LIMIT {rows_max}",
             Place::Side.read(self.table).join(", "),
             Place::Side.from(self.table),
-            order.join(", ")
+            order(self.table).join(", ")
         )
     }
 

@@ -41,6 +41,12 @@ impl Held {
         };
         let columns = plan.columns.iter().map(|column| table.column(&column.name).cloned());
         let columns: Vec<Column> = columns.collect::<Option<_>>().ok_or_else(gone)?;
+        if !table.key_columns().map(|column| &column.name).eq(&plan.target.key) {
+            return Err(ApplyError::Halt(Problem::new(
+                format!("the key of target table {} has changed since its transforms were checked", table.name),
+                "restart the worker, if one runs, and verify again",
+            )));
+        }
         let key_place = |key: &Column| columns.iter().position(|column| column.name == key.name);
         let key_places = table.key_columns().map(key_place).collect::<Option<_>>().ok_or_else(gone)?;
         Ok(Held { plan: place, table: table.clone(), columns, key_places, looks })
@@ -57,18 +63,38 @@ impl Held {
 
     /// The key of a made row; why no row can have it, if none can.
     fn key(&self, made: &Made) -> Result<Key, String> {
-        Key::of(&self.table, self.key_places.iter().map(|place| made.values.get(*place).and_then(Option::as_deref)))
+        let texts = self.key_places.iter().map(|place| made.values.get(*place).and_then(Option::as_deref));
+        if texts.clone().any(|text| text.is_none()) {
+            return Err("the key has a null".into());
+        }
+        Key::of(&self.table, texts)
     }
 
-    /// A key that was told.
-    fn key_told(&self, key: &[Option<String>]) -> Result<Key, String> {
-        let facts: Vec<Option<String>> = self
-            .table
-            .key_columns()
-            .zip(key)
-            .map(|(column, text)| text.as_ref().map(|text| of_fact(column, text)))
-            .collect();
-        Key::of(&self.table, facts.iter().map(Option::as_deref))
+    /// A key that was told, as a fact would have it.
+    fn of_facts(&self, key: &[Option<String>]) -> Vec<Option<String>> {
+        let columns = self.table.key_columns().zip(key);
+        columns.map(|(column, text)| text.as_ref().map(|text| of_fact(column, text))).collect()
+    }
+
+    /// A key that was told of a row that is there.
+    fn key_told(&self, key: &[Option<String>]) -> Key {
+        Key::stored(&self.table, self.of_facts(key).iter().map(Option::as_deref))
+    }
+
+    /// Whether one value alone of the source can have become each of a key's, and can be asked for there.
+    fn leads_back(&self, key: &[Option<String>]) -> bool {
+        let leads = |(column, text): (&Column, &Option<String>)| {
+            let text = text.as_deref().unwrap_or_default();
+            match column.base_type() {
+                // The server spells them in its own way.
+                "uuid" | "inet4" | "inet6" | "set" => false,
+                // It may have been filled up with zeros.
+                "binary" => !text.ends_with("00"),
+                "date" | "datetime" | "timestamp" => !text.get(..10).is_some_and(|date| date.contains("-00")),
+                _ => !text.contains('\0'),
+            }
+        };
+        self.table.key_columns().zip(key).all(leads)
     }
 
     fn tell(&self, spelled: &[String]) -> Vec<Option<String>> {
@@ -80,14 +106,15 @@ impl Held {
         Ok(self.tell(&self.key(made).map_err(no_key)?.spelled))
     }
 
-    /// The keys of made rows.
-    pub fn spelled(&self, made: &[Made]) -> Result<HashSet<Vec<String>>, ApplyError> {
-        made.iter().map(|made| Ok(self.key(made).map_err(no_key)?.spelled)).collect()
+    /// The keys of rows that a plan makes, whether they were taken or not.
+    pub fn spelled(&self, filled: &Filled) -> HashSet<Vec<String>> {
+        let all = filled.taken.iter().chain(&filled.refused);
+        all.filter_map(|made| Some(self.key(made).ok()?.spelled)).collect()
     }
 
     /// Those of the told keys that were not made.
     pub fn unmade(&self, told: &[&Vec<Option<String>>], made: &HashSet<Vec<String>>) -> Vec<Key> {
-        let keys = told.iter().filter_map(|key| self.key_told(key).ok());
+        let keys = told.iter().map(|key| self.key_told(key));
         let mut met = HashSet::new();
         keys.filter(|key| !made.contains(&key.spelled) && met.insert(key.spelled.clone())).collect()
     }
@@ -126,12 +153,13 @@ impl Held {
         (hasher.finish() as f64) < share.clamp(0.0, 1.0) * u64::MAX as f64
     }
 
-    /// The condition of keys above one, if there is a lower bound, up to another.
-    pub fn between(&self, lower: Option<&[Option<String>]>, upper: &[Option<String>]) -> Result<String, ApplyError> {
-        let up_to = Place::Table.up_to(&self.table, &self.key_told(upper).map_err(no_key)?);
-        let Some(lower) = lower else { return Ok(up_to) };
-        let behind = Place::Table.behind(&self.table, &self.key_told(lower).map_err(no_key)?);
-        Ok(format!("{behind} AND {up_to}"))
+    /// The condition of keys above one, if there is a lower bound, up to another; none if the server would take one of
+    /// them for another key.
+    pub fn between(&self, lower: Option<&[Option<String>]>, upper: &[Option<String>]) -> Option<String> {
+        let key = |key: &[Option<String>]| Key::of(&self.table, self.of_facts(key).iter().map(Option::as_deref)).ok();
+        let up_to = Place::Table.up_to(&self.table, &key(upper)?);
+        let Some(lower) = lower else { return Some(up_to) };
+        Some(format!("{} AND {up_to}", Place::Table.behind(&self.table, &key(lower)?)))
     }
 
     /// The next keys behind one: that were not made, of which was heard, or all.
@@ -141,16 +169,16 @@ impl Held {
         since: Option<Version>,
         unseen: bool,
         rows_max: usize,
-    ) -> Result<String, ApplyError> {
+    ) -> String {
         let place = if since.is_some() { Place::Side } else { Place::Table };
         let condition = match lower {
-            Some(lower) => place.behind(&self.table, &self.key_told(lower).map_err(no_key)?),
+            Some(lower) => place.behind(&self.table, &self.key_told(lower)),
             None => "TRUE".to_owned(),
         };
-        Ok(match since {
+        match since {
             Some(since) => self.comparison().keys_heard(&condition, since, rows_max),
             None => self.comparison().keys_there(&condition, unseen, rows_max),
-        })
+        }
     }
 
     fn doubt(&self, difference: Difference, key: Vec<Option<String>>) -> Doubt {
@@ -169,22 +197,29 @@ impl Held {
     }
 }
 
+/// Made rows, as the server has taken them.
+#[derive(Debug, Default)]
+pub(super) struct Filled {
+    /// In the order of their places.
+    pub taken: Vec<Made>,
+    pub refused: Vec<Made>,
+}
+
 impl MysqlComparer {
-    /// Puts made rows where they are compared; those that were taken, in the order of their places there. Those that
-    /// the server refuses are doubts.
+    /// Puts made rows where they are compared. Those that the server refuses are doubts.
     pub(super) async fn fill(
         &mut self,
         held: &Held,
         rows: &[RowEvent],
         made: Vec<Made>,
         doubts: &mut Vec<Doubt>,
-    ) -> Result<Vec<Made>, ApplyError> {
+    ) -> Result<Filled, ApplyError> {
         let comparison = held.comparison();
         self.create(&comparison.made(), &comparison.create_made(), true).await?;
-        let (mut taken, mut parts) = (Vec::new(), vec![made]);
+        let (mut filled, mut parts) = (Filled::default(), vec![made]);
         while let Some(mut part) = parts.pop() {
-            match self.try_fill(held, &comparison, taken.len(), &part).await? {
-                ControlFlow::Continue(()) => taken.append(&mut part),
+            match self.try_fill(held, &comparison, filled.taken.len(), &part).await? {
+                ControlFlow::Continue(()) => filled.taken.append(&mut part),
                 ControlFlow::Break(_) if part.len() > 1 => {
                     let second = part.split_off(part.len() / 2);
                     parts.extend([second, part]);
@@ -192,10 +227,11 @@ impl MysqlComparer {
                 ControlFlow::Break(refusal) => {
                     let row = part.first().and_then(|made| Some((made.row, rows.get(made.row)?)));
                     doubts.extend(row.map(|row| self.maker.refuse(held.plan, row, &refusal)));
+                    filled.refused.append(&mut part);
                 }
             }
         }
-        Ok(taken)
+        Ok(filled)
     }
 
     async fn try_fill(
@@ -274,7 +310,7 @@ impl MysqlComparer {
         let mut found = Vec::new();
         for key in keys {
             let told = held.tell(&key);
-            found.push((held.key_told(&told).map_err(no_key)?, held.doubt(Difference::Extra, told)));
+            found.push((held.key_told(&told), held.doubt(Difference::Extra, told)));
         }
         self.with_versions(held, found, version).await
     }
@@ -301,7 +337,7 @@ impl MysqlComparer {
                 let told = held.tell(&spelled_key(&held.table, &texts));
                 let mut doubt = held.doubt(Difference::Extra, told.clone());
                 doubt.digest = digest_of(texts.last().cloned());
-                found.push((held.key_told(&told).map_err(no_key)?, doubt));
+                found.push((held.key_told(&told), doubt));
             }
         }
         self.with_versions(held, found, version).await
@@ -323,18 +359,27 @@ impl MysqlComparer {
         }
         for (doubt, version) in doubts.iter_mut().zip(versions) {
             doubt.version = fence.max(version);
-            doubt.source_key = self.maker.source_key(held.plan, &doubt.key)?;
+            if held.leads_back(&doubt.key) {
+                doubt.source_key = self.maker.source_key(held.plan, &doubt.key)?;
+            }
         }
         Ok(doubts)
     }
 
-    /// Notes the keys that were made.
-    pub(super) async fn note_seen(&mut self, held: &Held, made: &[Made]) -> Result<(), ApplyError> {
+    /// Notes the keys that were made, those of rows that the server refuses among them: the source has these rows.
+    pub(super) async fn note_seen(&mut self, held: &Held, filled: &Filled) -> Result<(), ApplyError> {
         let comparison = held.comparison();
         let insert = format!("INSERT INTO {} ({}) VALUES ", comparison.seen(), comparison.key_names());
-        let row = |made: &Made| Ok(format!("({})", held.key(made).map_err(no_key)?.side.join(", ")));
-        let rows = made.iter().map(row).collect::<Result<Vec<_>, ApplyError>>()?;
-        Ok(self.session.send(&insert, "", rows).await?)
+        let row = |made: &Made| Some(format!("({})", held.key(made).ok()?.side.join(", ")));
+        self.session.send(&insert, "", filled.taken.iter().filter_map(row).collect()).await?;
+        for row in filled.refused.iter().filter_map(row) {
+            match self.session.send(&insert, "", vec![row]).await {
+                // No row there has such a key.
+                Ok(()) | Err(RowsError::Row(_)) => {}
+                Err(RowsError::Stop(error)) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -348,7 +393,7 @@ fn digest_of(hex: Option<String>) -> i64 {
     digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default().cast_signed()
 }
 
-/// A key that was read from the target, or that the target has taken, and that is none.
+/// A key that the target has taken, and that is none.
 fn no_key(reason: String) -> ApplyError {
     ApplyError::Halt(Problem::new(
         format!("a key of the target cannot be looked up again: {reason}"),

@@ -3,7 +3,7 @@
 //! Texts that a collation takes for one key are keys of their own to cutover: each has its versions, and a row that is
 //! spelled otherwise is another's.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, convert::Infallible};
 
 use mysql_async::{Row, Value};
 
@@ -12,7 +12,11 @@ use super::{
     session::Session,
     tables::Table,
 };
-use crate::{database::mysql::connect::quoted, model::Column, target::rows::RowsError};
+use crate::{
+    database::mysql::{connect::quoted, literal::quoted_literal},
+    model::Column,
+    target::rows::RowsError,
+};
 
 /// Keys that are looked up by one statement. MariaDB makes a subquery of a list of 1,000, and 5.7 scans the table where
 /// its ranges take too much memory.
@@ -37,10 +41,36 @@ impl Key {
     /// # Errors
     /// Why no row can have it.
     pub fn of<'a>(table: &Table, texts: impl Iterator<Item = Option<&'a str>>) -> Result<Self, String> {
+        Self::with(table, texts, Err::<(), _>)
+    }
+
+    /// Of a row that is there, whatever a fact may have.
+    pub fn stored<'a>(table: &Table, texts: impl Iterator<Item = Option<&'a str>>) -> Self {
+        let anyway = |_| Ok::<_, Infallible>(());
+        let Ok(key) = Self::with(table, texts, anyway);
+        key
+    }
+
+    /// What a fact must not have is `judged`.
+    fn with<'a, E>(
+        table: &Table,
+        texts: impl Iterator<Item = Option<&'a str>>,
+        judged: impl Fn(String) -> Result<(), E>,
+    ) -> Result<Self, E> {
         let mut key = Key { literals: Vec::new(), side: Vec::new(), spelled: Vec::new() };
         for (column, text) in table.key_columns().zip(texts) {
-            key.literals.push(key_literal(column, text)?);
-            key.side.push(side_literal(column, text)?);
+            let plain = || quoted_literal(text.unwrap_or_default());
+            for (literals, literal) in
+                [(&mut key.literals, key_literal(column, text)), (&mut key.side, side_literal(column, text))]
+            {
+                literals.push(match literal {
+                    Ok(literal) => literal,
+                    Err(reason) => {
+                        judged(reason)?;
+                        plain()
+                    }
+                });
+            }
             key.spelled.push(text.map(|text| spelled(column, text)).unwrap_or_default());
         }
         Ok(key)
@@ -106,8 +136,7 @@ impl Place {
 
     /// The rows `t` whose key compares so with this one; with `last` in its last column.
     fn ordered(self, table: &Table, key: &Key, operator: &str, last: &str) -> String {
-        let columns: Vec<(String, &String)> =
-            table.key_columns().map(|column| format!("t.{}", quoted(&column.name))).zip(self.literals(key)).collect();
+        let columns: Vec<(String, &String)> = order(table).into_iter().zip(self.literals(key)).collect();
         // Columns in front are equal, this one differs.
         let at = |place: usize| {
             let equal = columns.iter().take(place).map(|(name, value)| format!("{name} = {value}"));
@@ -160,6 +189,17 @@ impl Session {
         }
         Ok(found)
     }
+}
+
+/// The columns of a key of `t` as they are put in an order. Labels of ENUM and SET sort by their places, and compare
+/// with texts as texts: here they are texts.
+pub(super) fn order(table: &Table) -> Vec<String> {
+    let expression = |column: &Column| {
+        let name = format!("t.{}", quoted(&column.name));
+        let is_label = matches!(column.base_type(), "enum" | "set");
+        if is_label { format!("CAST(CONVERT({name} USING utf8mb4) AS BINARY)") } else { name }
+    };
+    table.key_columns().map(expression).collect()
 }
 
 /// A key that was read, in the spelling that both sides share.

@@ -30,8 +30,8 @@ pub struct Survey {
     database: String,
     /// Table and name.
     triggers: Vec<(String, String)>,
-    /// Statements are logged as they are, which rows that are written at READ COMMITTED cannot be.
-    logs_statements: bool,
+    /// How what is done is logged, if it is.
+    binlog_format: Option<String>,
 }
 
 impl Survey {
@@ -47,9 +47,9 @@ impl Survey {
         let asked = |error| QueryError::new("asking for the target's settings", error);
         let format: Option<(u8, String)> =
             conn.query_first("SELECT @@log_bin, @@binlog_format").await.map_err(asked)?;
-        let logs_statements = format.is_some_and(|(on, format)| on != 0 && format.eq_ignore_ascii_case("STATEMENT"));
+        let binlog_format = format.filter(|(on, _)| *on != 0).map(|(_, format)| format.to_ascii_uppercase());
         conn.disconnect().await.map_err(asked)?;
-        Ok(Survey { tables, seen, grants, database: database.to_owned(), triggers, logs_statements })
+        Ok(Survey { tables, seen, grants, database: database.to_owned(), triggers, binlog_format })
     }
 
     /// The tables as transforms are checked against them.
@@ -60,7 +60,8 @@ impl Survey {
     /// What keeps these plans from running.
     pub fn problems(&self, plans: &[Plan]) -> Vec<Problem> {
         let mut problems = super::target::problems(plans, &self.tables);
-        problems.extend(self.logs_statements.then(|| {
+        // Rows that are written at READ COMMITTED cannot be logged as statements.
+        problems.extend((self.binlog_format.as_deref() == Some("STATEMENT")).then(|| {
             Problem::new(
                 "the target logs statements (binlog_format = STATEMENT), and refuses what cutover writes at READ COMMITTED",
                 "set binlog_format = ROW there",
@@ -102,7 +103,13 @@ impl Survey {
                 "begin its body with IF @cutover IS NULL THEN … END IF, if its work is done at the source already",
             )
         };
-        self.triggers.iter().filter(|(table, _)| written(table)).map(warning).collect()
+        let mixed = (self.binlog_format.as_deref() == Some("MIXED")).then(|| {
+            Problem::new(
+                "the target has binlog_format = MIXED: rows that are compared go through temporary tables, and into its binlog",
+                "set binlog_format = ROW there, or let the user set it for its session; or compare seldom ([verify] rows_per_second = 0)",
+            )
+        });
+        mixed.into_iter().chain(self.triggers.iter().filter(|(table, _)| written(table)).map(warning)).collect()
     }
 }
 
