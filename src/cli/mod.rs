@@ -24,7 +24,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{config::Config, control::worker::Role};
+use crate::{
+    config::Config,
+    control::{error::WorkerError, reverse, worker::Role},
+};
 
 /// Moves a live system from one database to another: copies, follows, verifies, switches, and switches back.
 #[derive(Debug, Parser)]
@@ -33,6 +36,9 @@ struct Arguments {
     /// The configuration file.
     #[arg(short = 'c', long = "config", global = true, default_value = "cutover.toml", value_name = "FILE")]
     config: PathBuf,
+    /// About the way back of [reverse], from the target to the source: check, status, checkpoint, verify and dlq.
+    #[arg(long, global = true)]
+    reverse: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -153,7 +159,15 @@ pub fn main() -> ExitCode {
 
 fn run_command(arguments: Arguments) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let config = || Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()));
+    let needed = arguments.command.way_back();
+    if arguments.reverse && needed == WayBack::Nothing {
+        let what = "--reverse is for check, status, checkpoint, verify and dlq; leave it out";
+        return Err(Failure::Usage(anyhow::anyhow!(what)));
+    }
+    let config = || {
+        let config = Config::load(&arguments.config).map_err(|error| Failure::Usage(error.into()))?;
+        if arguments.reverse { runtime.block_on(way_back(&config, needed)) } else { Ok(config) }
+    };
     match arguments.command {
         Command::Init(init) => match runtime.block_on(init::run(init)) {
             Ok(written) => print(&written),
@@ -190,6 +204,47 @@ fn run_command(arguments: Arguments) -> Result<(), Failure> {
         Command::Dlq(command) => runtime.block_on(dlq::dlq(&config()?, command)),
         Command::Resnapshot { table } => runtime.block_on(resnapshot::resnapshot(&config()?, &table)),
     }
+}
+
+/// What a command with --reverse needs of the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WayBack {
+    /// It has nothing to do with one.
+    Nothing,
+    State,
+    /// Its source as well, and so the tables that it reads.
+    Tables,
+}
+
+impl Command {
+    fn way_back(&self) -> WayBack {
+        match self {
+            Command::Check { .. } | Command::Verify(_) => WayBack::Tables,
+            Command::Status { .. } | Command::Checkpoint(_) | Command::Dlq(_) => WayBack::State,
+            Command::Init(_)
+            | Command::Analyze { .. }
+            | Command::Run { .. }
+            | Command::Resnapshot { .. }
+            | Command::Replay(_)
+            | Command::Report { .. } => WayBack::Nothing,
+        }
+    }
+}
+
+/// The configuration of the way back.
+async fn way_back(config: &Config, needed: WayBack) -> Result<Config, Failure> {
+    let found = match needed {
+        WayBack::Tables => match reverse::configured(config).await {
+            Err(error @ WorkerError::Usage(_)) => return Err(Failure::Usage(error.into())),
+            found => found?,
+        },
+        WayBack::State | WayBack::Nothing => config.reversed(),
+    };
+    found.ok_or_else(|| {
+        let what =
+            "--reverse is about the way back, and the configuration has no [reverse]; add it, or leave --reverse out";
+        Failure::Usage(anyhow::anyhow!(what))
+    })
 }
 
 /// The configuration, with the address that the command line gives in place of its own.

@@ -22,6 +22,11 @@ pub(crate) async fn run(config: Config, role: Role, until_synced: bool) -> Resul
         }
         return Box::pin(work(config, role, until_synced)).await;
     }
+    if config.reverse.is_some() && role != Role::All {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "[reverse] runs in one process with everything else, for now: run without --role"
+        )));
+    }
     let half = match role {
         Role::Capture => Some("capture"),
         Role::Apply => Some("apply"),

@@ -6,6 +6,7 @@
 
 #[doc(hidden)]
 pub mod fuzz;
+mod reverse;
 mod sections;
 mod target;
 #[cfg(test)]
@@ -16,10 +17,16 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub use self::{
+    reverse::ReverseConfig,
     sections::{HttpConfig, SnapshotConfig, TransformConfig, VerifyConfig, VerifyLog},
     target::{StateConfig, TargetConfig},
 };
-use crate::{log::LogConfig, model::SourceKind, source::SourceConfig, target::postgres::ApplyConfig};
+use crate::{
+    log::LogConfig,
+    model::{SourceKind, direction::PIPELINE_BYTES_MAX},
+    source::SourceConfig,
+    target::postgres::ApplyConfig,
+};
 
 /// A whole configuration, valid in itself.
 #[derive(Debug, Clone)]
@@ -34,6 +41,8 @@ pub struct Config {
     pub apply: ApplyConfig,
     pub http: HttpConfig,
     pub verify: VerifyConfig,
+    /// What of the target's own changes goes back to the source; nothing without it.
+    pub reverse: Option<ReverseConfig>,
     /// The folder of the configuration file, which its paths are relative to.
     pub folder: PathBuf,
 }
@@ -93,8 +102,8 @@ impl Config {
         for (key, value) in &mut table {
             interpolate(key, value, environment, &mut mistakes);
         }
-        const SECTIONS: [&str; 9] =
-            ["name", "source", "target", "log", "transform", "snapshot", "apply", "http", "verify"];
+        const SECTIONS: [&str; 10] =
+            ["name", "source", "target", "log", "transform", "snapshot", "apply", "http", "verify", "reverse"];
         for key in table.keys().filter(|key| !SECTIONS.contains(&key.as_str())) {
             mistakes.push(Mistake::new(key, format!("unknown key; allowed are {}", SECTIONS.join(", "))));
         }
@@ -120,6 +129,8 @@ impl Config {
         let apply: Option<ApplyConfig> = section(&mut table, "apply", &mut mistakes);
         let http: Option<HttpConfig> = section(&mut table, "http", &mut mistakes);
         let verify: Option<VerifyConfig> = section(&mut table, "verify", &mut mistakes);
+        let has_reverse = table.contains_key("reverse");
+        let reverse: Option<ReverseConfig> = section(&mut table, "reverse", &mut mistakes);
         let (
             Some(name),
             Some(source),
@@ -130,13 +141,15 @@ impl Config {
             Some(apply),
             Some(http),
             Some(verify),
-        ) = (name, source, target, log, transform, snapshot, apply, http, verify)
+            Some(reverse),
+        ) = (name, source, target, log, transform, snapshot, apply, http, verify, reverse)
         else {
             return Err(mistakes);
         };
         let source = SourceConfig { ca_file: source.ca_file.map(|file| folder.join(file)), ..source };
         let target = target.settled(&mut mistakes);
-        let config = Config { name, source, target, log, transform, snapshot, apply, http, verify, folder };
+        let reverse = has_reverse.then_some(reverse);
+        let config = Config { name, source, target, log, transform, snapshot, apply, http, verify, reverse, folder };
         config.judge(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
@@ -150,7 +163,7 @@ impl Config {
             }
         };
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-        if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(plain) {
+        if self.name.is_empty() || self.name.len() > PIPELINE_BYTES_MAX || !self.name.chars().all(plain) {
             wrong("name", "must be 1 to 40 of a-z, 0-9, _ and -".into());
         }
         if self.log.debezium.is_some() {
@@ -164,6 +177,7 @@ impl Config {
             }
         }
         self.judge_target(&mut wrong);
+        self.judge_reverse(&mut wrong);
         if self.http.listen.parse::<std::net::SocketAddr>().is_err() {
             wrong("http.listen", "must be an address, for example 127.0.0.1:7070".into());
         }

@@ -42,6 +42,12 @@ impl TargetConfig {
         TargetKind::of(&self.url)
     }
 
+    /// The database that a URL of MySQL names; empty if it names none.
+    pub(super) fn database_of(url: &str) -> String {
+        let connector = mysql::connect::Connector::new(url).ok();
+        connector.and_then(|connector| connector.database().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// With the schema that it has where none is named.
     pub(super) fn settled(self, mistakes: &mut Vec<Mistake>) -> Self {
         let of_url = match self.kind() {
@@ -54,8 +60,7 @@ impl TargetConfig {
                     let message = "is not used with MySQL and MariaDB; write ?ca=FILE in the URL";
                     mistakes.push(Mistake::new("target.ca_file", message));
                 }
-                let connector = mysql::connect::Connector::new(&self.url).ok();
-                connector.and_then(|connector| connector.database().map(str::to_owned)).unwrap_or_default()
+                Self::database_of(&self.url)
             }
             Some(TargetKind::Postgres) | None if self.schema.is_empty() => "public".into(),
             Some(TargetKind::Postgres) | None => self.schema,

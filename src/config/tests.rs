@@ -153,3 +153,41 @@ fn a_target_that_is_mysql_has_a_postgresql_beside_it() {
         assert!(mistakes.iter().any(|mistake| mistake.key == key), "{text}: {mistakes:?}");
     }
 }
+
+fn with_reverse(more: &str) -> String {
+    format!("{SMALLEST}\n{more}")
+}
+
+#[test]
+fn the_way_back_goes_from_the_target_to_the_source_under_a_name_of_its_own() {
+    let config = parse(&with_reverse("[reverse]\n[log]\npartitions = 2")).expect("valid");
+    let back = config.reversed().expect("a way back");
+    assert_eq!((back.name.as_str(), back.log.partitions), ("cart-reverse", 2));
+    assert_eq!((&back.source.url, &back.target.url), (&config.target.url, &config.source.url));
+    assert_eq!((back.source.postgres_schema(), back.target.schema.as_str()), ("public", "shop"));
+    assert_eq!(back.path(&back.transform.folder), PathBuf::from("/etc/cutover/reverse"));
+    assert_eq!(back.state().url, config.target.url);
+    assert!(back.is_reverse() && !config.is_reverse() && back.reversed().is_none());
+    assert!(config.goes_both_ways() && back.goes_both_ways());
+    let mut mistakes = Vec::new();
+    back.judge_target(&mut |key, message| mistakes.push(Mistake::new(key, message)));
+    assert_eq!(mistakes, []);
+    assert!(parse(SMALLEST).expect("valid").reversed().is_none());
+}
+
+#[test]
+fn what_cannot_go_both_ways_is_a_mistake() {
+    let mistakes = |text: &str| render(Path::new("c.toml"), &parse(text).expect_err("mistakes"));
+    let told = mistakes(&with_reverse("[reverse]\nmode = \"two-way\"\n[verify]\nauto_repair = true"));
+    assert!(told.contains("reverse.mode: cannot be \"two-way\" yet") && told.contains("verify.auto_repair"), "{told}");
+    assert!(mistakes(&with_reverse("[reverse]\nmode = \"x\"")).contains("reverse.mode: must be \"fallback\""));
+    assert!(mistakes(&with_reverse("[reverse]\nfolder = \"x\"")).contains("reverse.folder: unknown key"));
+    let named = |name: &str, more: &str| with_reverse(more).replace("\"cart\"", &format!("{name:?}"));
+    assert!(mistakes(&named(&"n".repeat(33), "[reverse]")).contains("name: must be 1 to 32"));
+    assert!(parse(&named(&"n".repeat(32), "[reverse]")).is_ok() && parse(&named(&"n".repeat(40), "")).is_ok());
+    assert!(mistakes(&named("cart-reverse", "")).contains("name: must not end with -reverse"));
+    let dynamo = with_reverse("[reverse]").replace("mysql://u:${PASSWORD}@legacy:3306/shop", "dynamodb://eu-west-1");
+    assert!(mistakes(&dynamo).contains("source.url: must be MySQL, MariaDB or PostgreSQL with [reverse]"));
+    let mysql = with_reverse("[reverse]").replace("postgresql://u:p@modern:5432/shop", "mysql://u:p@modern:3306/shop");
+    assert!(mistakes(&mysql).contains("target.url: must be PostgreSQL with [reverse]"));
+}

@@ -197,7 +197,11 @@ impl Capturing {
 
     /// Queues another copy of a table, and says what it waits for.
     async fn resnapshot(&self, request: &Request) -> Result<(), StateError> {
-        let Worker { store, frontier, halts, .. } = &self.worker;
+        let Worker { config, store, frontier, halts, .. } = &self.worker;
+        if config.is_reverse() {
+            let text = "nothing is copied on the way back";
+            return store.answer(request.id, RequestState::Refused, text).await;
+        }
         if !store.queue_copy(&request.subject, 0).await? {
             let text = format!("the pipeline has no source table `{}`", request.subject);
             return store.answer(request.id, RequestState::Refused, &text).await;

@@ -33,6 +33,8 @@ pub enum WorkerError {
     /// Not its end: it waits for the lease again ([`super::start::run`]).
     #[error("another worker has taken the lease of `{0}`; this one has stopped writing")]
     LeaseLost(String),
+    #[error("`{part}` has no thread to run on ({source}); raise the limit of threads, and start again")]
+    Thread { part: &'static str, source: std::io::Error },
     #[error("metrics cannot be collected: {0}")]
     Metrics(String),
 }
@@ -50,6 +52,7 @@ impl WorkerError {
             | WorkerError::Target(_)
             | WorkerError::Listen { .. }
             | WorkerError::LeaseLost(_)
+            | WorkerError::Thread { .. }
             | WorkerError::Metrics(_) => Problem::bare(self.to_string()),
         }
     }

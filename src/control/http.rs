@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letter_topic;
@@ -17,15 +17,19 @@ use crate::{
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
+/// What collects the metrics of this process.
+pub type Collector = Arc<PrometheusRecorder>;
+
 /// Collects the metrics of this process. Called once.
-pub fn install_metrics() -> anyhow::Result<PrometheusHandle> {
+pub fn install_metrics() -> anyhow::Result<(PrometheusHandle, Collector)> {
     let mut builder = PrometheusBuilder::new();
     for name in [metric::APPLY_BATCH_SECONDS, metric::END_TO_END_SECONDS] {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), &BUCKETS)?;
     }
-    let handle = builder.install_recorder()?;
+    let collector = Arc::new(builder.build_recorder());
+    metrics::set_global_recorder(Arc::clone(&collector))?;
     describe();
-    Ok(handle)
+    Ok((collector.handle(), collector))
 }
 
 fn describe() {
@@ -94,7 +98,8 @@ impl Endpoints {
         *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
     }
 
-    fn vitals(&self) -> Vitals {
+    /// How the worker fares.
+    pub fn vitals(&self) -> Vitals {
         self.vitals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

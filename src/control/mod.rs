@@ -24,6 +24,8 @@ pub mod preview;
 mod proving;
 mod repairing;
 pub mod replay;
+pub mod reverse;
+mod running;
 pub mod start;
 pub mod verifying;
 pub mod worker;

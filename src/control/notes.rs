@@ -21,6 +21,8 @@ pub struct Notes {
     pub store: Arc<Store>,
     /// Which source columns the transforms use, by table; what no transform uses needs no new copy.
     pub used: BTreeMap<String, Vec<String>>,
+    /// Whether tables may be copied again: on the way back nothing is.
+    pub copies: bool,
 }
 
 #[async_trait]
@@ -35,12 +37,23 @@ impl Register for Notes {
             tracing::info!(%table, "the table was altered; no transform uses what changed");
             return Ok(());
         }
+        if !self.copies {
+            tracing::error!(
+                %table,
+                "rows of the table may have changed unseen, and nothing is copied on the way back: see to it that the other side has \
+                 what was changed"
+            );
+            return Ok(());
+        }
         self.store.queue_copy(&table.table, clock).await?;
         tracing::warn!(%table, "the table was altered in a column that a transform uses; it is copied again");
         Ok(())
     }
 
     async fn begins_anew(&self, has_rows: bool) -> Result<(), CaptureError> {
+        if !self.copies {
+            return Ok(());
+        }
         // What happened since the last position is in no log: the target may lack rows of any table.
         self.store.set_whole_tables(&BTreeSet::new()).await?;
         let queued = self.store.queue_begun_copies(has_rows).await?;

@@ -102,6 +102,7 @@ impl Parts for Configured {
             readers: config.snapshot.parallel,
             read_units_per_second: config.snapshot.read_units_per_second,
             log_outlives_us: config.log.is_kafka(),
+            both_ways: config.goes_both_ways(),
             store,
             frontier,
             environment: self.environment(),
@@ -131,6 +132,7 @@ impl Parts for Configured {
             transforms: config.path(&config.transform.folder),
             apply: config.apply.clone(),
             partitions: config.log.partitions,
+            both_ways: config.goes_both_ways(),
             store,
         };
         target::of(settings, number)

@@ -7,6 +7,8 @@
 //!                  leader: requests, the script after the copy, reports, events, tombstones
 //! ```
 //!
+//! With `[reverse]` a second one goes the other way ([`super::reverse`]).
+//!
 //! Every task has its place in one `JoinSet` and ends with the token that it was given.
 
 use std::{sync::Arc, time::Duration};
@@ -20,26 +22,25 @@ use super::{
     connector, copy_order,
     error::{Attempt, WorkerError},
     follower,
-    http::{self, Endpoints, Vitals},
+    http::{self, Endpoints},
     leader::Leader,
     leadership::{last_controls, newest_version, renew},
     notes::Notes,
     parts::{Configured, Parts},
+    reverse,
+    running::Running,
     worker::{Ended, Role, Worker},
 };
 use crate::{
     config::Config,
-    log::{Log, kafka::debezium::LANES_MAX},
+    log::Log,
     model::{Beyond, Position, Version},
-    observe::Frontier,
     pipeline::flow::{CopyBounds, Flow},
     source::{Examined, Selection, Source},
     state::{appliers::Described, copying::Copying, lease::Lease, status::Status},
     target::{Needs, Target},
 };
 
-/// How long a stopping worker waits for its tasks.
-const DRAIN_MAX: Duration = Duration::from_secs(8);
 /// A worker that has waited for longer than this looks at the source again.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
@@ -58,49 +59,26 @@ pub async fn run(
     let listener = tokio::net::TcpListener::bind(&config.http.listen)
         .await
         .map_err(|source| WorkerError::Listen { address: config.http.listen.clone(), source })?;
-    let metrics = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
+    let (metrics, recorder) = http::install_metrics().map_err(|error| WorkerError::Metrics(error.to_string()))?;
     let config = Arc::new(config);
     let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
     let store = parts.store()?;
-    let mut vitals = unknown(&config);
-    let endpoints = Arc::new(Endpoints::new(vitals.clone(), Arc::clone(&store), metrics, &config.http));
+    let begun = Running::nothing_known(&config);
+    let endpoints = Arc::new(Endpoints::new(begun.clone(), Arc::clone(&store), metrics, &config.http));
     tracing::info!(listen = %config.http.listen, pipeline = %config.name, "metrics and health");
-    let serving = CancellationToken::new();
+    let (serving, turning) = (CancellationToken::new(), stop.child_token());
     let http = tokio::spawn(http::serve(listener, Arc::clone(&endpoints), serving.clone()));
-    let ended = loop {
-        let Vitals { halts, frontier } = vitals;
-        let (config, parts, store) = (Arc::clone(&config), Arc::clone(&parts), Arc::clone(&store));
-        let worker = Worker { config, role, parts, halts, frontier, store, stop: stop.clone() };
-        let ended = tokio::select! {
-            biased;
-            ended = worker.run(until_synced, show) => ended,
-            () = drained(&stop) => {
-                tracing::warn!("not every batch could be finished in time; the next start repeats them");
-                Ok(Ended::Stopped)
-            }
-        };
-        // It begins as a new process would: nothing that it knew under the lost lease counts any more, and its last
-        // tasks, which may not have heard of their end yet, tell nobody what they do.
-        let Err(lost @ WorkerError::LeaseLost(_)) = ended else { break ended };
-        tracing::warn!(%lost, "it waits for the lease again");
-        vitals = unknown(&worker.config);
-        endpoints.show(vitals.clone());
-    };
+    let forward = reverse::Forward { store: Arc::clone(&store), endpoints: Arc::clone(&endpoints) };
+    let reverse = reverse::begin(&config, forward, recorder, &turning)?;
+    let running = Running { config, role, parts, store, stop };
+    let ended = running.run(begun, until_synced, show, |vitals| endpoints.show(vitals)).await;
+    turning.cancel();
+    if let Some(reverse) = reverse {
+        reverse.ended().await;
+    }
     serving.cancel();
     http.abort();
     ended
-}
-
-/// What a worker that has just begun knows of the pipeline.
-fn unknown(config: &Config) -> Vitals {
-    let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
-    Vitals { halts: Arc::default(), frontier: Frontier::new(lanes) }
-}
-
-/// Ends when a worker that was asked to stop has had its time.
-async fn drained(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(DRAIN_MAX).await;
 }
 
 impl Worker {
@@ -200,7 +178,14 @@ impl Worker {
         let Some(()) = prepared.await? else { return Ok(None) };
         // In the order in which they are copied.
         let names = copy_order::parents_first(&target.plans(), &names);
-        let registered = self.patiently("state", || async { Ok(self.store.register_tables(&names).await?) });
+        let copies = !self.config.is_reverse();
+        let registered = self.patiently("state", || async {
+            self.store.register_tables(&names).await?;
+            if !copies {
+                self.store.follow_only().await?;
+            }
+            Ok(())
+        });
         let Some(()) = registered.await? else { return Ok(None) };
         // With a stored position the clock is stored as well, and is the highest; unless it is made of several clocks.
         let has_clock = fallback.as_ref().is_some_and(|(position, _)| position.has_one_order());
@@ -219,15 +204,15 @@ impl Worker {
             connector,
             source,
             selection: Selection::of(&tables, clock_min, needs.full_row_images),
-            register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns }),
+            register: self.parts.register(Notes { store: Arc::clone(&self.store), used: needs.columns, copies }),
             progress: Arc::new(Copying::new(&self.store)),
             fallback,
-            copy: CopyBounds {
+            copy: copies.then(|| CopyBounds {
                 chunk_rows: snapshot.chunk_rows,
                 parallel: snapshot.parallel,
                 lag_max_seconds: snapshot.lag_max_seconds,
                 parents: copy_order::parents(&target.plans()),
-            },
+            }),
             apply: self.apply_half(target, log),
         };
         Ok(Some((flow, Described { tables, planned_at })))

@@ -6,6 +6,7 @@
 pub(crate) mod cascade;
 pub(crate) mod change;
 pub(crate) mod debezium;
+pub mod direction;
 pub(crate) mod dynamodb;
 #[doc(hidden)]
 pub mod fuzz;

@@ -154,7 +154,8 @@ pub struct Flow {
     pub progress: Arc<dyn Progress>,
     /// Where to begin when the log is empty: the position and clock stored in the target, if any.
     pub fallback: Option<(Position, Version)>,
-    pub copy: CopyBounds,
+    /// How tables are copied; none where nothing is.
+    pub copy: Option<CopyBounds>,
     pub apply: ApplyHalf,
 }
 
@@ -165,11 +166,13 @@ impl std::fmt::Debug for Flow {
 }
 
 impl Flow {
-    /// Captures and copies, each until `stop` or a halt.
+    /// Captures, and copies where anything is to be copied, each until `stop` or a halt.
     pub fn start(&self, stop: &CancellationToken) -> JoinSet<()> {
         let mut loops = JoinSet::new();
         loops.spawn(self.capture_loop().run(stop.clone()));
-        loops.spawn(self.copier().run(stop.clone()));
+        if let Some(copy) = &self.copy {
+            loops.spawn(self.copier(copy).run(stop.clone()));
+        }
         loops
     }
 
@@ -188,7 +191,7 @@ impl Flow {
         }
     }
 
-    fn copier(&self) -> Copier {
+    fn copier(&self, copy: &CopyBounds) -> Copier {
         Copier {
             source: Arc::clone(&self.source),
             progress: Arc::clone(&self.progress),
@@ -199,10 +202,10 @@ impl Flow {
             environment: Arc::clone(&self.apply.environment),
             pipeline: self.pipeline.clone(),
             connector: self.connector,
-            chunk_rows: self.copy.chunk_rows,
-            parallel: self.copy.parallel,
-            lag_max_seconds: self.copy.lag_max_seconds,
-            parents: self.copy.parents.clone(),
+            chunk_rows: copy.chunk_rows,
+            parallel: copy.parallel,
+            lag_max_seconds: copy.lag_max_seconds,
+            parents: copy.parents.clone(),
         }
     }
 

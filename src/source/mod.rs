@@ -201,6 +201,8 @@ pub struct Settings {
     /// Whether the log outlives this machine's disk. One that does not may be lost, and then the source is asked again
     /// for all that the target has not (rule 17).
     pub log_outlives_us: bool,
+    /// Whether another direction of the pipeline writes to the source.
+    pub both_ways: bool,
     pub store: Arc<Store>,
     pub frontier: Arc<Frontier>,
     pub environment: Arc<dyn Environment>,

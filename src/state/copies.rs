@@ -209,7 +209,7 @@ impl Store {
         Ok(moved.is_some())
     }
 
-    /// No table is copied: rows of a snapshot are the connector's to bring.
+    /// No table is copied: rows of a snapshot are the connector's to bring, or there are none to bring.
     pub(crate) async fn follow_only(&self) -> Result<(), StateError> {
         let session = self.session().await?;
         let follow = "UPDATE cutover.tables SET state = 'copied' WHERE pipeline = $1 AND state <> 'copied'";

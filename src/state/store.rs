@@ -65,6 +65,11 @@ impl Store {
         self.led.store(epoch, Ordering::Relaxed);
     }
 
+    /// Whether this process has held the lease.
+    pub fn has_led(&self) -> bool {
+        self.led() != 0
+    }
+
     /// The lease that notes are written under; 0 for a process that has not led.
     pub(super) fn led(&self) -> i64 {
         self.led.load(Ordering::Relaxed)

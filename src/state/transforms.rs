@@ -1,5 +1,7 @@
 //! Which transforms were in force when.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, Store, lanes::Offsets};
@@ -57,6 +59,18 @@ impl Store {
             )
             .await?;
         Ok(())
+    }
+
+    /// The tables that the transforms fill which were in force last; none before the first start.
+    pub async fn filled_tables(&self) -> Result<BTreeSet<TableName>, StateError> {
+        let session = self.session().await?;
+        let newest = "SELECT plans::text FROM cutover.transforms WHERE pipeline = $1 ORDER BY seq DESC LIMIT 1";
+        let Some(row) = session.client()?.query_opt(newest, &[&self.pipeline]).await? else {
+            return Ok(BTreeSet::new());
+        };
+        let plans: Vec<PlanNote> =
+            serde_json::from_str(row.get(0)).map_err(|error| StateError::unreadable("cutover.transforms", &error))?;
+        Ok(plans.into_iter().map(|plan| plan.target).collect())
     }
 
     /// The transforms that were in force in this log, oldest first.

@@ -344,6 +344,8 @@ pub struct Settings {
     pub apply: ApplyConfig,
     /// Of the log.
     pub partitions: u32,
+    /// Whether another direction of the pipeline captures the target.
+    pub both_ways: bool,
     pub store: Arc<Store>,
 }
 

@@ -48,6 +48,7 @@ mod pipeline;
 mod pipeline_postgres;
 mod replay;
 mod report;
+mod reverse;
 mod roles;
 mod rules_cascades;
 mod rules_catalog;

@@ -209,7 +209,7 @@ async fn rule_37_a_sweep_takes_what_a_copy_has_not_met_but_for_rows_with_dead_le
         assert_eq!(lane.apply(vec![insert(&codes, 8, &row("B", "a\0b"))]).await.dead_letters, 1, "{shape}");
         assert_eq!(lane.apply(vec![insert(&codes, 9, &row("c", "waits"))]).await.waiting, 1, "{shape}");
         let session = rig.leased_session().await;
-        let swept = sweep(&session, PIPELINE, (&rig.plans[0], &rig.plans), 5, 1).await.unwrap();
+        let swept = sweep(&session, (PIPELINE, ""), (&rig.plans[0], &rig.plans), 5, 1).await.unwrap();
         assert_eq!((swept.rows, swept.complete), (2, true), "{shape}");
         assert_eq!(lane.sink.retry_waiting().await.unwrap().waiting, 0, "{shape}");
         assert_eq!(shown(&rig).await, ["(b,was)", "(c,waits)"], "{shape}");

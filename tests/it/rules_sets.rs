@@ -165,7 +165,7 @@ async fn rule_9_truncate_and_sweep_take_whole_sets() {
     // Children first: the sweep of their parents leaves those that still have some.
     for table in ["order_items", "orders"] {
         let plan = plans.iter().find(|plan| plan.target.name.table == table).unwrap();
-        let swept = sweep(&session, PIPELINE, (plan, &plans), 50, 1).await.unwrap();
+        let swept = sweep(&session, (PIPELINE, ""), (plan, &plans), 50, 1).await.unwrap();
         assert!(swept.complete, "{table}: {swept:?}");
     }
     assert_eq!(rig.rows(ROW, "order_items").await, ["(1,a,1)"]);

@@ -273,7 +273,7 @@ async fn rule_8_a_sweep_of_one_contributor_touches_its_columns_alone() {
         snapshot.apply(vec![read(&oauth(), 50, &token(1, "t"))]).await;
         let (session, plans) = (rig.leased_session().await, rig.plans.clone());
         let of = |table: &str| plans.iter().find(|plan| plan.source.table.table == table).unwrap();
-        let swept = sweep(&session, PIPELINE, (of("oauth"), &plans), 50, 1).await.unwrap();
+        let swept = sweep(&session, (PIPELINE, ""), (of("oauth"), &plans), 50, 1).await.unwrap();
         assert!(swept.complete && swept.rows == 1, "{swept:?}");
         assert_eq!(rig.rows(ROW, "accounts").await, left, "{on_delete}");
         lane.apply(vec![insert(&admins(), 60, &admin(3, "c"))]).await;
@@ -281,7 +281,7 @@ async fn rule_8_a_sweep_of_one_contributor_touches_its_columns_alone() {
         assert_eq!(third.len(), usize::from(on_delete == "clear"), "{on_delete}: {third:?}");
         // And of the owner: its rows go, but for those that a copy has met.
         snapshot.apply(vec![read(&admins(), 70, &admin(1, "a"))]).await;
-        let swept = sweep(&session, PIPELINE, (of("admins"), &plans), 70, 1).await.unwrap();
+        let swept = sweep(&session, (PIPELINE, ""), (of("admins"), &plans), 70, 1).await.unwrap();
         assert!(swept.complete, "{swept:?}");
         assert_eq!(rig.rows(ROW, "accounts").await, ["(1,a,t,pro)"], "{on_delete}");
         lane.apply(vec![insert(&admins(), 80, &admin(2, "b"))]).await;

@@ -6,7 +6,7 @@ use super::{Part, Report, judge_clock, target::ExaminedTarget};
 use crate::{
     config::Config,
     database::postgres::{
-        self, PgError, Session, ddl,
+        self, PgError, Session, ddl, mark,
         publication::{self, Publication},
         server::ServerFacts,
         slot, sql,
@@ -62,6 +62,9 @@ pub(super) async fn examine(config: &Config, report: &mut Report) -> Option<Vec<
 async fn examine_source(config: &Config, client: &Client, report: &mut Report) -> Result<Vec<SourceTable>, PgError> {
     let facts = ServerFacts::load(client).await?;
     for problem in facts.problems() {
+        report.blocks_on(Part::Source, problem.what, problem.fix);
+    }
+    if let Some(problem) = mark::problem(facts.version).filter(|_| config.goes_both_ways()) {
         report.blocks_on(Part::Source, problem.what, problem.fix);
     }
     judge_facts(&facts, config.source.clock_ahead_max_seconds, report);

@@ -66,6 +66,13 @@ pub(crate) struct VerifyArgs {
     json: bool,
 }
 
+impl VerifyArgs {
+    /// Whether rows are sent again.
+    fn repairs(&self) -> bool {
+        self.repair || self.repair_all || matches!(self.review, Some(Review::Repair))
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Review {
     /// Show them, those that were accepted as well.
@@ -91,12 +98,17 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(), Failure> {
+    if config.is_reverse() && arguments.repairs() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "the way back repairs nothing: it cannot know which side is the one that is written; repair at the side that is right"
+        )));
+    }
     let store = parts::store(config)?;
     asked::state_is_ours(&store).await?;
     if let Some(what) = arguments.review {
         return review::review(config, &store, what, arguments).await;
     }
-    let repairs = arguments.repair || arguments.repair_all;
+    let repairs = arguments.repairs();
     if repairs {
         asked::worker_runs(&store, Command::Repair).await?;
         not_halted(&store, Command::Repair.name()).await?;

@@ -18,6 +18,11 @@ pub const VERSION_PREFIX: &str = "cutover_version_";
 /// The target's column that says which source row a row is of, where that is not certain by its key.
 pub const OWNER_COLUMN: &str = "cutover_owner";
 
+/// Whether a column of this name is cutover's own, in a table that it writes to.
+pub fn is_own(column: &str) -> bool {
+    column == VERSION_COLUMN || column == OWNER_COLUMN || column.starts_with(VERSION_PREFIX)
+}
+
 const TABLES: &str = "
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned,
   NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f
@@ -92,9 +97,7 @@ pub async fn tables(client: &Client, schemas: &[String]) -> Result<Vec<TargetTab
         let column = column(&row)?;
         let Some(table) = tables.get_mut(&row.try_get(0)?) else { continue };
         table.has_owners |= column.name == OWNER_COLUMN;
-        let own =
-            column.name == VERSION_COLUMN || column.name == OWNER_COLUMN || column.name.starts_with(VERSION_PREFIX);
-        if !own {
+        if !is_own(&column.name) {
             table.columns.push(column);
         }
     }

@@ -12,6 +12,7 @@ mod error;
 pub mod fingerprint;
 pub(crate) mod in_flight;
 mod liveness;
+pub mod mark;
 pub(crate) mod privileges;
 pub(crate) mod publication;
 pub(crate) mod replication;

@@ -2,13 +2,13 @@
 //!
 //! Types are as the transforms contract says: PostgreSQL's own as they are, a domain as what it is made of, and types
 //! of the user's (enums, composites, those of extensions) as text, which the target's own type is made of. Generated
-//! columns are left out: the stream does not have them.
+//! columns are left out, since the stream does not have them, and so are cutover's own in a table that it also writes to.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Row};
 
-use super::{PgError, sql};
+use super::{PgError, catalog, sql};
 use crate::model::{Column, ColumnType, Problem, TableName, TableSchema};
 
 /// A table of the source.
@@ -162,6 +162,9 @@ fn add_column(table: &mut SourceTable, row: &Row) -> Result<(), PgError> {
     let name: String = row.try_get(6)?;
     if row.try_get(8)? {
         table.generated.push(name);
+        return Ok(());
+    }
+    if catalog::is_own(&name) {
         return Ok(());
     }
     if row.try_get(9)? {

@@ -2,7 +2,7 @@
 
 use crate::{
     database::mysql::connect::{ConnectError, Connector},
-    model::{Version, ZeroDates},
+    model::{Version, ZeroDates, direction::peer_of},
     source::{Cascades, SourceConfig},
 };
 
@@ -54,6 +54,7 @@ impl SourceConfig {
         Ok(MysqlSourceConfig {
             connector: Connector::new(&self.url)?,
             server_id: self.server_id.unwrap_or_else(|| server_id_of(name)),
+            peer: peer_of(name),
             zero_dates: self.zero_dates().unwrap_or_default(),
             clock_ahead_max_us: self.clock_ahead_max_us(),
             clock_min: 0,
@@ -67,6 +68,8 @@ impl SourceConfig {
 pub struct MysqlSourceConfig {
     pub connector: Connector,
     pub server_id: u32,
+    /// The pipeline that writes here what comes from where this one goes: its transactions are left out.
+    pub peer: String,
     pub zero_dates: ZeroDates,
     pub clock_ahead_max_us: i64,
     /// A capture without a stored position begins above this version.

@@ -17,6 +17,7 @@ pub mod binlog;
 mod cascades;
 pub(crate) mod config;
 mod described;
+mod echo;
 #[doc(hidden)]
 pub mod fuzz;
 mod links;
@@ -111,7 +112,7 @@ impl MysqlStream {
         progress.moved_to(&facts.server);
         let schemas = watched_schemas(&mut conn, known, watched).await?;
         let tables = Tables::new(schemas.iter().cloned(), decode_options(&facts, config.zero_dates), facts.names_fold);
-        let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us);
+        let mut reader = LogReader::new(flavor, progress, tables, clock, config.now_us).without_echoes_of(&config.peer);
         for schema in schemas {
             reader.deliver(CaptureEvent::Schema(schema));
         }

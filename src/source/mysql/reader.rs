@@ -15,7 +15,7 @@ use super::{
         decode,
     },
     cascades::Links,
-    halt, lost,
+    echo, halt, lost,
     progress::{GroupId, Progress},
     stream::decode_error,
     tables::{Mapping, PendingMap, Tables},
@@ -43,6 +43,10 @@ pub(super) struct OpenTransaction {
     pub(super) changes: bool,
     /// MariaDB says at its beginning that it will only be prepared.
     prepared: bool,
+    /// Rows of whatever table have come.
+    begun: bool,
+    /// The pipeline's other direction wrote it: it is no change of the source's own.
+    echo: bool,
     /// Bytes of its row events so far.
     bytes: usize,
     /// It has grown too large to be held back until its end is known.
@@ -81,6 +85,8 @@ pub(super) struct LogReader {
     pub(super) links: Links,
     /// DDL has passed that may have made such a key.
     pub(super) links_stale: bool,
+    /// The pipeline whose transactions are left out.
+    peer: String,
 }
 
 impl LogReader {
@@ -99,7 +105,14 @@ impl LogReader {
             outside,
             links,
             links_stale,
+            peer: String::new(),
         }
+    }
+
+    /// Leaves out what this pipeline has written, from now on.
+    pub(super) fn without_echoes_of(mut self, peer: &str) -> Self {
+        peer.clone_into(&mut self.peer);
+        self
     }
 
     /// The catalog says that this row change reaches no watched table.
@@ -240,6 +253,8 @@ impl LogReader {
             explicit,
             changes: false,
             prepared: false,
+            begun: false,
+            echo: false,
             bytes: 0,
             streamed: false,
         });
@@ -295,7 +310,13 @@ impl LogReader {
         let Some(mapped) = self.tables.mapped(rows.table_id) else {
             return Err(self.broken("rows of a table without its table map"));
         };
-        let Some(decoder) = &mapped.decoder else {
+        let mut echo = false;
+        if let Some(group) = &mut self.group {
+            group.echo |= !group.begun && echo::is_of(&self.peer, &mapped.map, rows);
+            group.begun = true;
+            echo = group.echo;
+        }
+        let Some(decoder) = mapped.decoder.as_ref().filter(|_| !echo) else {
             let count = count_rows(&mapped.map, rows).map_err(|error| self.at_place(decode_error(error)))?;
             self.clock.tick_many(commit_us, count.saturating_mul(ticks));
             return Ok(());

@@ -168,7 +168,7 @@ impl Catalog {
             Message::Relation(relation) => return self.met(relation).await,
             // Comes between a root and its partition.
             Message::Type { .. } => return Ok(()),
-            Message::Logical { prefix } if *prefix == ddl::PREFIX => {
+            Message::Logical { prefix, .. } if *prefix == ddl::PREFIX => {
                 tracing::debug!("the source says that it was altered; its catalog is asked");
                 self.look_at = self.look_at.min(self.looked_at + PAUSE_MIN);
             }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     database::postgres::{Address, Options, in_flight::InFlight, slot},
-    model::{TableName, Version},
+    model::{TableName, Version, direction::peer_of},
     source::{Cascades, SourceConfig},
     state::Store,
 };
@@ -43,6 +43,8 @@ pub struct PostgresSourceConfig {
     pub options: Options,
     /// The name of the slot, and of the publication.
     pub slot: String,
+    /// The pipeline that writes here what comes from where this one goes: its transactions are left out.
+    pub peer: String,
     pub clock_ahead_max_us: i64,
     /// A capture without a stored position begins above this version.
     pub clock_min: Version,
@@ -64,6 +66,7 @@ impl PostgresSourceConfig {
             target,
             options,
             slot: slot::name_of(pipeline),
+            peer: peer_of(pipeline),
             clock_ahead_max_us: 60_000_000,
             clock_min: 0,
             now_us,

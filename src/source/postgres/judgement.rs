@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use super::COPY_AGAIN;
 use crate::{
     database::postgres::{
+        catalog,
         fingerprint::{ColumnMark, FileMark, Fingerprint, TableMark},
         sql, tables,
     },
@@ -165,7 +166,7 @@ fn copied<'a>(
     let columns: Vec<&str> = now
         .columns
         .iter()
-        .filter(|column| !column.absent)
+        .filter(|column| !column.absent && !catalog::is_own(&column.name))
         .flat_map(|column| {
             let known = before.columns.iter().find(|known| known.number == column.number && !known.absent);
             altered(known, column, rewritten)

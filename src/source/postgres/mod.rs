@@ -119,7 +119,7 @@ impl PostgresStream {
             "capture starts"
         );
         let clock = Clock::new(clock, config.clock_ahead_max_us);
-        let shared = (config.full_row_images.clone(), Arc::clone(&config.in_flight));
+        let shared = (config.full_row_images.clone(), Arc::clone(&config.in_flight), config.peer.clone());
         let begin = position.lsn;
         let mut reader = LogReader::new(clock, position, schemas.collect(), shared, config.now_us);
         reader.judged(Vec::new(), judged);

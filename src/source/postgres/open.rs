@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use super::{PostgresSourceConfig, PostgresStream, begin_anew, options};
 use crate::{
     database::postgres::{
-        Address, PgError, Session,
+        Address, PgError, Session, mark,
         scan::{ChunkRows, ScanError, Scanner, Watermark},
         server::ServerFacts,
         tables,
@@ -123,6 +123,9 @@ impl Source for PostgresSource {
         let (schema, only) = (self.schema_name(), self.settings.config.tables.as_deref());
         let found = tables::load(&session.client, schema, only).await.map_err(refused)?;
         let mut problems = facts.problems();
+        if self.settings.both_ways {
+            problems.extend(mark::problem(facts.version));
+        }
         problems.extend(tables::problems(&found, only.unwrap_or_default(), schema));
         SourceError::refuse(problems)?;
         Ok(Examined {

@@ -2,7 +2,8 @@
 //!
 //! What enters: the messages of a slot, in their order. What leaves: changes with their versions, and positions.
 //! Invariants: the clock ticks once for each row of a published table, watched or not, and once more where a key
-//! changed, so that a version depends on the log alone; a transaction is never held, its rows leave as they come.
+//! changed, so that a version depends on the log alone; a transaction is never held, its rows leave as they come. One
+//! that the pipeline's other direction wrote leaves nothing but the position behind it.
 //! Deliberately absent: IO. What only the server knows is asked for by the answer ([`Next`]).
 
 use std::{
@@ -18,7 +19,7 @@ use super::{
     relations::{Described, Followed, Known, Relations},
 };
 use crate::{
-    database::postgres::{in_flight::InFlight, sql},
+    database::postgres::{in_flight::InFlight, mark, sql},
     model::{Change, Clock, Images, Lsn, Op, Position, PostgresPosition, TableName, TableSchema, Value, Version},
     source::{CaptureError, CaptureEvent},
 };
@@ -35,6 +36,12 @@ struct Transaction {
     before: Version,
     /// A watched table was changed.
     changed: bool,
+    /// A row of whatever table has come.
+    begun: bool,
+    /// The pipeline's other direction wrote it: it is no change of the source's own.
+    echo: bool,
+    /// Of such a one, that it changed a watched table.
+    echoed: bool,
     /// Where it was replicated from, if it was, until that has been said.
     origin: Option<Arc<str>>,
 }
@@ -92,6 +99,8 @@ pub(super) struct LogReader {
     full_row_images: BTreeSet<TableName>,
     transaction: Option<Transaction>,
     in_flight: Arc<InFlight>,
+    /// The pipeline whose transactions are left out.
+    peer: String,
     ready: VecDeque<CaptureEvent>,
     /// The time of the last heartbeat or commit that was passed on.
     told_us: i64,
@@ -102,7 +111,7 @@ impl LogReader {
         clock: Clock,
         position: PostgresPosition,
         schemas: Vec<Arc<TableSchema>>,
-        (full_row_images, in_flight): (BTreeSet<TableName>, Arc<InFlight>),
+        (full_row_images, in_flight, peer): (BTreeSet<TableName>, Arc<InFlight>, String),
         now_us: fn() -> i64,
     ) -> Self {
         let ready = schemas.iter().map(|schema| CaptureEvent::Schema(Arc::clone(schema))).collect();
@@ -115,6 +124,7 @@ impl LogReader {
             full_row_images,
             transaction: None,
             in_flight,
+            peer,
             ready,
             told_us: 0,
         }
@@ -170,6 +180,7 @@ impl LogReader {
             Message::Relation(relation) => {
                 return Ok(self.relations.note(relation).map_or(Next::Nothing, Next::Describe));
             }
+            Message::Logical { prefix: mark::PREFIX, content } => self.marked(content),
             Message::Type { .. } | Message::Logical { .. } => {}
             Message::Insert { relation, new } => return self.insert(relation, &new),
             Message::Update { relation, old, new } => return self.update(relation, old, &new),
@@ -224,8 +235,24 @@ impl LogReader {
         }
         self.clock.check(commit_us, (self.now_us)()).map_err(|error| CaptureError::Halt(error.problem()))?;
         let before = self.clock.last();
-        self.transaction = Some(Transaction { xid, commit_us, before, changed: false, origin: None });
+        self.transaction = Some(Transaction {
+            xid,
+            commit_us,
+            before,
+            changed: false,
+            begun: false,
+            echo: false,
+            echoed: false,
+            origin: None,
+        });
         Ok(())
+    }
+
+    /// A transaction says which pipeline has written it; behind its first row that counts for nothing.
+    fn marked(&mut self, pipeline: &[u8]) {
+        if let Some(transaction) = self.transaction.as_mut().filter(|transaction| !transaction.begun) {
+            transaction.echo = pipeline == self.peer.as_bytes();
+        }
     }
 
     fn commit(&mut self, end: Lsn, commit_us: i64) -> Result<(), CaptureError> {
@@ -233,8 +260,10 @@ impl LogReader {
             self.transaction.take().ok_or_else(|| out_of_order("a transaction ends that has not begun"))?;
         self.position.lsn = end;
         let (position, clock) = (Position::Postgres(self.position.clone()), self.clock.last());
-        if transaction.changed {
+        if transaction.changed || transaction.echoed {
             self.in_flight.met(transaction.xid, end, transaction.before);
+        }
+        if transaction.changed {
             self.told_us = commit_us;
             self.ready.push_back(CaptureEvent::Commit { position, clock, commit_us });
         } else {
@@ -250,13 +279,19 @@ impl LogReader {
 
     /// Ticks for one row of a relation; none if its table is not watched.
     fn tick(&mut self, relation: u32) -> Result<Option<(Arc<Followed>, Version, i64)>, CaptureError> {
-        let commit_us = self.open()?.commit_us;
+        let transaction = self.open()?;
+        transaction.begun = true;
+        let commit_us = transaction.commit_us;
         let version = self.clock.tick(commit_us);
         match self.relations.get(relation).cloned() {
             None => Err(out_of_order("a change comes before its table is described")),
             Some(Known::Unwatched) => Ok(None),
             Some(Known::Followed(table)) => {
                 let transaction = self.open()?;
+                if transaction.echo {
+                    transaction.echoed = true;
+                    return Ok(None);
+                }
                 transaction.changed = true;
                 if let Some(origin) = transaction.origin.take() {
                     self.ready.push_back(CaptureEvent::ReplicatedFrom(origin));

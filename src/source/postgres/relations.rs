@@ -8,10 +8,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     COPY_AGAIN, halt, lost,
-    pgoutput::{Cell, Relation, ReplicaIdentity},
+    pgoutput::{Cell, Relation, RelationColumn, ReplicaIdentity},
 };
 use crate::{
     database::postgres::{
+        catalog,
         spelling::Spelling,
         sql,
         tables::{SourceTable, places},
@@ -26,6 +27,8 @@ pub(super) struct Followed {
     pub(super) relation: Relation,
     pub(super) schema: Arc<TableSchema>,
     spellings: Vec<Spelling>,
+    /// Of the values of a row, which are cutover's own, in a table that it also writes to.
+    own: Vec<usize>,
 }
 
 /// What a relation's number stands for.
@@ -44,6 +47,8 @@ pub(super) struct Relations {
     schemas: HashMap<TableName, Arc<TableSchema>>,
     /// What the catalog was judged by: a table that comes to look like that needs no copy for it.
     judged: HashMap<TableName, TableSchema>,
+    /// By relation, the places of columns that are cutover's own.
+    own: HashMap<u32, Vec<usize>>,
 }
 
 /// What a relation's arrival changes.
@@ -58,7 +63,7 @@ pub(super) struct Arrived {
 impl Relations {
     pub(super) fn new(schemas: impl IntoIterator<Item = Arc<TableSchema>>) -> Self {
         let schemas = schemas.into_iter().map(|schema| (schema.table.clone(), schema));
-        Relations { known: HashMap::new(), schemas: schemas.collect(), judged: HashMap::new() }
+        Relations { known: HashMap::new(), schemas: schemas.collect(), judged: HashMap::new(), own: HashMap::new() }
     }
 
     /// What became of a table before this schema of it has been judged.
@@ -70,16 +75,23 @@ impl Relations {
         self.known.get(&id)
     }
 
-    /// Notes a relation that needs no description; gives back one that does.
-    pub(super) fn note(&mut self, relation: Relation) -> Option<Relation> {
+    /// Notes a relation that needs no description; gives back one that does, without the columns that are cutover's own.
+    pub(super) fn note(&mut self, mut relation: Relation) -> Option<Relation> {
+        let is_own = |column: &RelationColumn| catalog::is_own(&column.name);
+        let columns = relation.columns.iter().enumerate();
+        let own: Vec<usize> = columns.filter(|(_, column)| is_own(column)).map(|(place, _)| place).collect();
+        relation.columns.retain(|column| !is_own(column));
         let table = TableName::new(&relation.schema, &relation.table);
         if !self.schemas.contains_key(&table) {
             self.known.insert(relation.id, Known::Unwatched);
             return None;
         }
         match self.known.get(&relation.id) {
-            Some(Known::Followed(followed)) if followed.relation == relation => None,
-            Some(Known::Followed(_) | Known::Unwatched) | None => Some(relation),
+            Some(Known::Followed(followed)) if followed.relation == relation && followed.own == own => None,
+            Some(Known::Followed(_) | Known::Unwatched) | None => {
+                self.own.insert(relation.id, own);
+                Some(relation)
+            }
         }
     }
 
@@ -118,7 +130,8 @@ impl Relations {
         }
         let spellings = schema.columns.iter().map(Spelling::of).collect();
         let id = relation.id;
-        self.known.insert(id, Known::Followed(Arc::new(Followed { relation, schema, spellings })));
+        let own = self.own.get(&id).cloned().unwrap_or_default();
+        self.known.insert(id, Known::Followed(Arc::new(Followed { relation, schema, spellings, own })));
         Ok(arrived)
     }
 }
@@ -180,17 +193,18 @@ fn rewritten(before: &TableSchema, after: &TableSchema) -> Vec<String> {
 impl Followed {
     /// The values of a row; of what is unchanged and not in the log, none.
     pub(super) fn values(&self, cells: &[Cell<'_>]) -> Result<Vec<Option<Value>>, CaptureError> {
-        if cells.len() != self.spellings.len() {
+        if cells.len() != self.spellings.len() + self.own.len() {
             return Err(halt(
                 format!(
                     "a change of {} has {} values for {} columns",
                     self.schema.table,
                     cells.len(),
-                    self.spellings.len()
+                    self.spellings.len() + self.own.len()
                 ),
                 "report this with the server's version",
             ));
         }
+        let cells = cells.iter().enumerate().filter(|(place, _)| !self.own.contains(place)).map(|(_, cell)| cell);
         let values = self.spellings.iter().zip(cells).zip(&self.schema.columns).map(|((spelling, cell), column)| {
             Ok(match cell {
                 Cell::Null => Some(Value::Null),
@@ -255,6 +269,23 @@ mod tests {
         assert_eq!(arrived.rewritten, ["added"]);
         assert_eq!(arrived.schema.map(|schema| schema.columns.len()), Some(2));
         assert!(relations.note(wide).is_none(), "it is known now");
+    }
+
+    #[test]
+    fn columns_of_cutovers_own_are_in_no_row() {
+        let mut relations = watched();
+        let named = [("cutover_version", false), ("id", true), ("cutover_owner", false)];
+        let noted = relations.note(relation(ReplicaIdentity::Default, &named)).expect("is to be described");
+        let described = Described { columns: vec![column("id", "text")], key: vec!["id".into()] };
+        let arrived = relations.bind(noted, described).expect("bound");
+        assert!(arrived.schema.is_none() && arrived.rewritten.is_empty(), "{arrived:?}");
+        let followed = relations.get(1).and_then(|known| match known {
+            Known::Followed(table) => Some(table),
+            Known::Unwatched => None,
+        });
+        let values = followed.expect("followed").values(&[Cell::Text(b"7"), Cell::Text(b"a"), Cell::Null]);
+        let values = values.expect("three values");
+        assert_eq!(values, [Some(Value::Text("a".into()))]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What a MySQL or MariaDB target has of ours: the database `cutover`, with marks, lanes and side tables.
 //!
 //! A lane's row is locked by every transaction of the lane; it says under which number the lane is written, and a nonce
-//! that changes each time is the mark by which a capture of this server tells our transactions from others.
+//! that changes each time is the mark by which a capture of this server tells our transactions from others. It looks at
+//! the first column of the first row of a transaction, which is the pipeline in lanes and in marks.
 
 use mysql_async::{Conn, prelude::Queryable};
 use sha2::{Digest, Sha256};
@@ -25,8 +26,8 @@ const TABLES: [&str; 4] = [
     "CREATE TABLE IF NOT EXISTS `cutover`.`writers` (`target_schema` VARCHAR(64) NOT NULL, `target_table` VARCHAR(64) NOT NULL, \
      `pipeline` VARCHAR(100) NOT NULL, PRIMARY KEY (`target_schema`, `target_table`, `pipeline`)) \
      ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-    "CREATE TABLE IF NOT EXISTS `cutover`.`marks` (`writer` BIGINT UNSIGNED NOT NULL PRIMARY KEY, \
-     `nonce` BIGINT NOT NULL DEFAULT 0) ENGINE = InnoDB",
+    "CREATE TABLE IF NOT EXISTS `cutover`.`pipeline_marks` (`pipeline` VARCHAR(100) NOT NULL, `writer` BIGINT UNSIGNED NOT NULL, \
+     `nonce` BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (`pipeline`, `writer`)) ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
 ];
 
 /// Makes the database and its tables where they are missing, and refuses a layout that is newer than this release's.

@@ -27,9 +27,6 @@ const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_O
 const GIVES_WAY: &str = "SET SESSION innodb_lock_wait_timeout = 2";
 /// Locks nothing but the rows that it writes.
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
-/// A mark that no other writer of the lane waits for.
-const MARK: &str = "INSERT INTO `cutover`.`marks` (`writer`) VALUES (CONNECTION_ID()) \
-                    ON DUPLICATE KEY UPDATE `nonce` = `nonce` + 1";
 /// Longer idle than this, a connection is asked whether it is there still.
 const IDLE: Duration = Duration::from_secs(10);
 /// Which lane a connection writes, and under which number.
@@ -141,6 +138,16 @@ impl MysqlRows {
         self.session()?.run(sql).await.map_err(no_row)
     }
 
+    /// Marks the transaction as the pipeline's, with a row that no other writer of the lane waits for.
+    async fn mark(&mut self) -> Result<(), ApplyError> {
+        let mark = format!(
+            "INSERT INTO `cutover`.`pipeline_marks` (`pipeline`, `writer`) VALUES ('{}', CONNECTION_ID()) \
+             ON DUPLICATE KEY UPDATE `nonce` = `nonce` + 1",
+            self.lane.pipeline
+        );
+        self.run(&mark).await
+    }
+
     async fn start(&mut self) -> Result<(), ApplyError> {
         self.connect().await?;
         self.run("START TRANSACTION").await?;
@@ -152,7 +159,7 @@ impl MysqlRows {
     async fn take_lane(&mut self) -> Result<bool, ApplyError> {
         let number = self.lane.number;
         if self.lane.is_shared() {
-            self.run(MARK).await?;
+            self.mark().await?;
             let hold = format!(
                 "SELECT `part` FROM `cutover`.`lanes` WHERE {} AND `number` = {number} LOCK IN SHARE MODE",
                 self.lane_is()
@@ -169,7 +176,7 @@ impl MysqlRows {
     /// Begins a transaction that writes while no lane of the pipeline does.
     pub(super) async fn begin_alone(&mut self) -> Result<(), ApplyError> {
         self.start().await?;
-        let locked = match self.run(MARK).await {
+        let locked = match self.mark().await {
             Ok(()) => self.lock_lanes().await.map_err(no_row),
             Err(error) => Err(error),
         };

@@ -121,7 +121,9 @@ impl PostgresSink {
             }
         }
         if self.open.is_none() {
-            self.session.client.batch_execute("BEGIN").await.map_err(PgError::from)?;
+            // What it goes on with may have rows, if nothing of it has yet.
+            let mark = if writes || !batch.complete { self.mark.as_str() } else { "" };
+            self.session.client.batch_execute(&format!("BEGIN{mark}")).await.map_err(PgError::from)?;
         }
         self.begun = true;
         Ok(())

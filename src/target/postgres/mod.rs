@@ -73,7 +73,7 @@ pub use tombstones::{
 use self::{answers::add, failure::stop, input::Bindings, parked::Parked, statement::Part, waiting::Together};
 use super::{Applied, ApplyError, Batch, Pass, Sink, rows::Rows};
 use crate::{
-    database::postgres::{Address, Options, Session, catalog},
+    database::postgres::{Address, Options, Session, catalog, mark},
     log::Topic,
     model::{Plan, TableSchema, Version},
 };
@@ -118,6 +118,8 @@ pub struct PostgresSink {
     parked: Parked,
     /// The connection that writes the rows, where they are on another server.
     rows: Option<Box<dyn Rows>>,
+    /// What a transaction that writes rows says behind its BEGIN.
+    mark: String,
     /// The pass of a replay, if this is not the live stream.
     replay: Option<Pass>,
     /// Batches since waiting rows were last tried.
@@ -156,6 +158,7 @@ impl PostgresSink {
             schemas,
             parked,
             rows: None,
+            mark: String::new(),
             replay: None,
             since_retry: 0,
             waiting_round_rows: waiting::WAITING_ROUND_FIRST,
@@ -177,6 +180,13 @@ impl PostgresSink {
     /// be applied are noted, as no dead letters; the pass of deletes writes nothing else.
     pub fn replaying(mut self, pass: Pass) -> Self {
         self.replay = Some(pass);
+        self
+    }
+
+    /// The same sink for a target that is captured as well: whose log says which transactions are this pipeline's.
+    #[must_use]
+    pub fn marking(mut self) -> Self {
+        self.mark = mark::statement(&self.options.pipeline);
         self
     }
 

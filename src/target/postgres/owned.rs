@@ -32,7 +32,7 @@ use crate::{
         catalog::{OWNER_COLUMN, VERSION_COLUMN},
         sql,
     },
-    model::{Coverage, Plan, TableName, Version},
+    model::{Coverage, Plan, TableName, Version, direction::reverse_of},
     state::copies,
     target::RowEvent,
 };
@@ -195,8 +195,8 @@ impl Builder<'_> {
     /// several pipelines fill has rows that none of our copies meets.
     fn is_met(&self, row: &str) -> String {
         let floor = copies::floor(self.pipeline, &self.plan.source.table);
-        let shared =
-            format!("EXISTS (SELECT FROM cutover.tables z WHERE z.pipeline <> {})", sql::literal(self.pipeline));
+        let ours = [self.pipeline.to_owned(), reverse_of(self.pipeline)].map(|name| sql::literal(&name)).join(", ");
+        let shared = format!("EXISTS (SELECT FROM cutover.tables z WHERE z.pipeline NOT IN ({ours}))");
         format!("({row}.{VERSION_COLUMN} >= coalesce(({floor}), 0) OR {shared})")
     }
 

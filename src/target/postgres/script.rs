@@ -7,8 +7,13 @@ use crate::{
     state::notes::after_copy_has_run,
 };
 
-/// Runs a script and notes that it has run, in one transaction.
-pub(super) async fn run(session: &Session, pipeline: &str, schema: &str, path: &Path) -> Result<(), PgError> {
+/// Runs a script and notes that it has run, in one transaction, which says `mark` behind its BEGIN.
+pub(super) async fn run(
+    session: &Session,
+    (pipeline, mark): (&str, &str),
+    schema: &str,
+    path: &Path,
+) -> Result<(), PgError> {
     let script = tokio::fs::read_to_string(path)
         .await
         .map_err(|error| PgError::Protocol(format!("{} cannot be read: {error}", path.display())))?;
@@ -16,7 +21,7 @@ pub(super) async fn run(session: &Session, pipeline: &str, schema: &str, path: &
     let client = &session.client;
     client
         .batch_execute(&format!(
-            "SET statement_timeout = 0; SET lock_timeout = '1min'; SET search_path = {schema}, pg_catalog; BEGIN"
+            "SET statement_timeout = 0; SET lock_timeout = '1min'; SET search_path = {schema}, pg_catalog; BEGIN{mark}"
         ))
         .await?;
     client.batch_execute(&script).await.map_err(|error| located(error.into(), path, &script))?;

@@ -169,11 +169,12 @@ pub fn left_statement(plan: &Plan) -> Option<String> {
     Some(format!("SELECT EXISTS (SELECT FROM {} g WHERE {})", sql::table(&plan.target.name), stale(plan)?))
 }
 
-/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. The
-/// session is of no more use after an error: it may be inside a transaction.
+/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. `mark` is
+/// what the transaction says behind its BEGIN. The session is of no more use after an error: it may be inside a
+/// transaction.
 pub async fn sweep(
     session: &Session,
-    pipeline: &str,
+    (pipeline, mark): (&str, &str),
     (plan, plans): (&Plan, &[Plan]),
     before: Version,
     lease_epoch: i64,
@@ -182,7 +183,7 @@ pub async fn sweep(
     let (Some(delete), Some(left)) = (sweep_statement(plan, plans), left_statement(plan)) else {
         return Ok(Swept { rows: 0, complete: true });
     };
-    client.batch_execute("BEGIN").await?;
+    client.batch_execute(&format!("BEGIN{mark}")).await?;
     for forget in FORGET {
         client.execute(forget, &[&pipeline, &source, &before]).await?;
     }

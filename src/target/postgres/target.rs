@@ -14,7 +14,7 @@ use super::{
     parked, prepare_target, raise_fence, script, sweep, sweep::forget_older,
 };
 use crate::{
-    database::postgres::{self, Options, PgError, Session, catalog, privileges, type_names},
+    database::postgres::{self, Options, PgError, Session, catalog, mark, privileges, type_names},
     log::{Offset, Topic, record::ChunkEnd},
     model::{ColumnType, Plan, TableName, TableSchema, TargetTable, Version},
     snapshot::SnapshotError,
@@ -112,6 +112,11 @@ impl PostgresTarget {
             ca_file: self.settings.ca_file.clone(),
             replica,
         }
+    }
+
+    /// What a transaction that writes rows says behind its BEGIN: whose it is, if somebody wants to know.
+    fn mark(&self) -> String {
+        if self.settings.both_ways { mark::statement(&self.settings.pipeline) } else { String::new() }
     }
 
     /// A session of its own, for what is done once.
@@ -322,7 +327,10 @@ impl PostgresTarget {
             check_offset,
             config: self.settings.apply.clone(),
         };
-        let sink = PostgresSink::open(options, planned.plans).await?.planned_at(planned.at);
+        let mut sink = PostgresSink::open(options, planned.plans).await?.planned_at(planned.at);
+        if self.settings.both_ways && self.elsewhere.is_none() {
+            sink = sink.marking();
+        }
         Ok(match lane {
             Lane::Live(_) => sink,
             Lane::Replay(pass) => sink.replaying(pass),
@@ -428,9 +436,12 @@ impl Target for PostgresTarget {
     async fn sweep(&self, table: &str, before: Version) -> Result<bool, SnapshotError> {
         let session = Session::open(&self.address, &self.options(lease::SWEEP, true)).await?;
         session.client.batch_execute("SET statement_timeout = 0").await.map_err(PgError::from)?;
-        let alone = "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)";
+        // What comes back of the pipeline's own is kept here, and written elsewhere.
+        let alone =
+            "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline NOT IN ($1::text, $1::text || '-reverse'))";
         let row = session.client.query_one(alone, &[&self.settings.pipeline]).await.map_err(PgError::from)?;
         let (alone, plans, mut complete): (bool, _, _) = (row.get(0), self.plans(), true);
+        let (pipeline, mark) = (self.settings.pipeline.as_str(), self.mark());
         self.fence(&session, &plans, table, before).await?;
         for plan in plans.iter().filter(|plan| plan.source.table.table == table) {
             let target = &plan.target.name;
@@ -441,7 +452,7 @@ impl Target for PostgresTarget {
                 tracing::warn!(%target, reason, "rows that the source has deleted unseen are not looked for");
                 continue;
             }
-            let swept = sweep(&session, &self.settings.pipeline, (plan, &plans), before, self.number).await?;
+            let swept = sweep(&session, (pipeline, &mark), (plan, &plans), before, self.number).await?;
             if swept.rows > 0 {
                 tracing::info!(%target, rows = swept.rows, "removed rows that the copy has not met");
             }
@@ -478,7 +489,8 @@ impl Target for PostgresTarget {
 
     async fn run_script(&self, file: &Path) -> Result<(), TargetError> {
         let session = self.session("after copy").await?;
-        Ok(script::run(&session, &self.settings.pipeline, &self.settings.schema, file).await?)
+        let Settings { pipeline, schema, .. } = &self.settings;
+        Ok(script::run(&session, (pipeline, &self.mark()), schema, file).await?)
     }
 
     async fn comparer(&self, plans: Arc<[Plan]>, looks: Looks) -> Result<Box<dyn Comparer>, ApplyError> {

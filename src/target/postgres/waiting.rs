@@ -140,7 +140,7 @@ impl PostgresSink {
         let pipeline = self.options.pipeline.clone();
         let topic = self.lane_name();
         let part = i32::try_from(self.options.partition).unwrap_or(i32::MAX);
-        self.session.client.batch_execute(begin).await.map_err(PgError::from)?;
+        self.session.client.batch_execute(&format!("{begin}{}", self.mark)).await.map_err(PgError::from)?;
         let mut steps = Steps::default();
         steps.query(Mark::Done, lock, vec![Box::new(locks)]);
         steps.query(

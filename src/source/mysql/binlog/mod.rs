@@ -45,7 +45,7 @@ pub use header::{Checksum, Frame, Header, verify_checksum};
 pub use payload::{InnerEvent, InnerEvents, TransactionPayload};
 pub use query::{Query, SqlMode};
 pub use row_decoder::{RowDecoder, RowImages};
-pub use rows::{Rows, RowsKind, count_rows};
+pub use rows::{Rows, RowsKind, count_rows, first_text};
 pub use table_map::{ColumnMeta, OptionalMetadata, TableMap, TableMapBody};
 pub use wire_type::WireType;
 

@@ -121,6 +121,18 @@ pub fn count_rows(map: &TableMap, rows: &Rows<'_>) -> Result<u64, DecodeError> {
     Ok(count)
 }
 
+/// The first column of the event's first row, if it is a text, or bytes, and there.
+pub fn first_text<'r>(map: &TableMap, rows: &'r Rows<'_>) -> Option<&'r [u8]> {
+    let present = rows.images().next()?;
+    let Extent::Prefixed(width) = map.columns.first().filter(|_| bit(present, 0))?.wire_type.extent() else {
+        return None;
+    };
+    let columns = (0..map.columns.len()).filter(|index| bit(present, *index)).count();
+    let mut reader = Reader::new(&rows.data);
+    let nulls = reader.bytes(columns.div_ceil(8)).ok()?;
+    if bit(nulls, 0) { None } else { reader.prefixed(width).ok() }
+}
+
 fn skip_image(reader: &mut Reader<'_>, columns: &[Extent]) -> Result<(), Short> {
     let nulls = reader.bytes(columns.len().div_ceil(8))?;
     for (index, extent) in columns.iter().enumerate() {

@@ -78,6 +78,7 @@ pub enum Message<'a> {
     /// What `pg_logical_emit_message` wrote.
     Logical {
         prefix: &'a str,
+        content: &'a [u8],
     },
 }
 
@@ -209,8 +210,7 @@ impl<'a> Message<'a> {
                 cursor.bytes(9, "header")?;
                 let prefix = cursor.text("prefix")?;
                 let length = cursor.u32("length")?;
-                cursor.bytes(length as usize, "content")?;
-                Message::Logical { prefix }
+                Message::Logical { prefix, content: cursor.bytes(length as usize, "content")? }
             }
             kind => return Err(DecodeError::Unknown { kind }),
         };

@@ -165,7 +165,7 @@ pub const TEXTS: &[Statement] = &[
         Select,
         &[Text],
         Some(&[Bool]),
-        "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline <> $1)",
+        "SELECT NOT EXISTS (SELECT FROM cutover.tables WHERE pipeline NOT IN ($1::text, $1::text || '-reverse'))",
     ),
     of(
         S::Copies(Copies::FollowOnly),

@@ -1,0 +1,283 @@
+//! The way back, beside the worker that goes there: what the target's own users change goes to the source.
+//!
+//! ```text
+//! source ── Worker ──► target
+//!   ▲                    │  each leaves out what the other one has written
+//!   └────── Worker ◄─────┘
+//! ```
+//!
+//! It is a worker like any other, of [`Config::reversed`], with a lease, a log and a state of its own; it copies nothing.
+//! It begins when the copy there is complete, since all of that would pass through its slot for nothing, and with later
+//! starts as soon as this process leads the way there: from then on every transaction there is marked. It has a thread
+//! for itself, on which every metric gets the label `direction="reverse"`. Where it is halted or retries, the way there
+//! says so as well. Deliberately absent: phases, and who may write which side when.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    dead_letter_topic,
+    error::WorkerError,
+    http::{Collector, Endpoints, Vitals},
+    parts::{self, Configured, Parts},
+    running::Running,
+    worker::Role,
+};
+use crate::{
+    config::Config,
+    model::TableName,
+    observe::{metric, now_us},
+    state::{StateError, Store, status::Phase},
+};
+
+/// Under what the way there notes that the way back has begun.
+const BEGUN: &str = "the way back has begun";
+/// The part of the way there under which it tells how the way back fares.
+const PART: &str = "reverse";
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a way back that could not start tries again, and how often the tables are looked at that it reads.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
+
+/// The way there, as the way back knows it.
+pub(super) struct Forward {
+    pub store: Arc<Store>,
+    pub endpoints: Arc<Endpoints>,
+}
+
+/// The way back, on its thread.
+pub(super) struct Reverse(JoinHandle<io::Result<()>>);
+
+impl Reverse {
+    /// Waits for its end.
+    pub(super) async fn ended(self) {
+        match tokio::task::spawn_blocking(move || self.0.join()).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::error!(%error, "the way back could not run; restart the worker"),
+            Ok(Err(_)) | Err(_) => {
+                tracing::error!("the way back ended with a panic; restart the worker, and report it")
+            }
+        }
+    }
+}
+
+/// The configuration of the way back, with the tables that it reads: those that the way there fills. None without
+/// `[reverse]`.
+///
+/// # Errors
+/// When the state of the way there cannot be read, or there is none yet.
+pub async fn configured(config: &Config) -> Result<Option<Config>, WorkerError> {
+    let Some(reversed) = config.reversed() else { return Ok(None) };
+    match with_tables(reversed, &*parts::store(config)?).await? {
+        Some(reversed) => Ok(Some(reversed)),
+        None => Err(WorkerError::Usage(format!(
+            "the way back reads the tables that `{}` fills, and it has filled none yet; start it with `cutover run`",
+            config.name
+        ))),
+    }
+}
+
+async fn with_tables(mut reversed: Config, forward: &Store) -> Result<Option<Config>, StateError> {
+    let filled = forward.filled_tables().await?;
+    let schema = reversed.source.postgres_schema();
+    let (inside, outside): (Vec<&TableName>, Vec<&TableName>) = filled.iter().partition(|table| table.schema == schema);
+    for table in outside {
+        tracing::warn!(%table, "the table is outside of [target] schema: what is changed in it does not go back");
+    }
+    let names: Vec<String> = inside.into_iter().map(|table| table.table.clone()).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    reversed.source.tables = Some(names);
+    Ok(Some(reversed))
+}
+
+/// Begins the way back, if there is to be one.
+///
+/// # Errors
+/// When there is no thread for it.
+pub(super) fn begin(
+    config: &Config,
+    forward: Forward,
+    collector: Collector,
+    stop: &CancellationToken,
+) -> Result<Option<Reverse>, WorkerError> {
+    let Some(config_back) = config.reversed() else { return Ok(None) };
+    let back = Back { config: config_back, asked: parts::store(config)?, forward, stop: stop.clone() };
+    let thread = std::thread::Builder::new().name("reverse".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let _span = tracing::info_span!("reverse").entered();
+        metrics::with_local_recorder(&Labelled(collector), || runtime.block_on(back.run()));
+        runtime.shutdown_background();
+        Ok(())
+    });
+    let thread = thread.map_err(|error| WorkerError::Thread { part: PART, source: error })?;
+    Ok(Some(Reverse(thread)))
+}
+
+/// What the thread of the way back works with.
+struct Back {
+    config: Config,
+    forward: Forward,
+    /// The state of the way there, over a session of this thread's.
+    asked: Arc<Store>,
+    stop: CancellationToken,
+}
+
+impl Back {
+    /// Runs until it is stopped, and tries again what does not work.
+    async fn run(&self) {
+        while !self.stop.is_cancelled() {
+            let Err(error) = self.attempt().await else { continue };
+            self.tell(Some(error.to_string()));
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {},
+                () = tokio::time::sleep(RETRY_EVERY) => {},
+            }
+        }
+    }
+
+    /// One worker of the way back, until it is stopped, or is to read other tables.
+    async fn attempt(&self) -> Result<(), WorkerError> {
+        let Some(config) = self.turn().await? else { return Ok(()) };
+        let tables = config.source.tables.clone();
+        let config = Arc::new(config);
+        let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
+        let (store, stop) = (parts.store()?, self.stop.child_token());
+        let begun = Running::nothing_known(&config);
+        let shown = Mutex::new(begun.clone());
+        let running = Running { config, role: Role::All, parts, store, stop: stop.clone() };
+        let show = |vitals| *shown.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
+        let mut running = Box::pin(running.run(begun, false, |_| {}, show));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => ended,
+            () = self.watch(&shown, tables) => {
+                stop.cancel();
+                running.await
+            }
+        };
+        ended.map(|_| ())
+    }
+
+    /// Waits until it may begin; none if it was stopped before.
+    async fn turn(&self) -> Result<Option<Config>, WorkerError> {
+        loop {
+            if self.forward.store.has_led()
+                && self.may_begin().await?
+                && let Some(config) = with_tables(self.config.clone(), &self.asked).await?
+            {
+                self.asked.set_note(BEGUN, "true").await?;
+                return Ok(Some(config));
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(LOOK_EVERY) => {},
+            }
+        }
+    }
+
+    async fn may_begin(&self) -> Result<bool, StateError> {
+        if self.asked.note(BEGUN).await?.is_some() {
+            return Ok(true);
+        }
+        let is_copied = self.asked.status().await?.phase == Phase::Following;
+        if is_copied {
+            tracing::info!("the copy is complete: the way back begins with what is changed from now on");
+        }
+        Ok(is_copied)
+    }
+
+    /// Tells how it fares, and ends when the way there fills other tables than these.
+    async fn watch(&self, shown: &Mutex<Vitals>, tables: Option<Vec<String>>) {
+        let rounds = RETRY_EVERY.as_secs() / LOOK_EVERY.as_secs();
+        for round in 1_u64.. {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let vitals = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.tell(self.trouble(&vitals));
+            if !round.is_multiple_of(rounds) {
+                continue;
+            }
+            // While the state is out of reach there is nothing to be known.
+            let now = with_tables(self.config.clone(), &self.asked).await;
+            if let Ok(Some(now)) = now
+                && now.source.tables != tables
+            {
+                tracing::info!("the way there fills other tables: the way back begins anew with these");
+                return;
+            }
+        }
+    }
+
+    /// What keeps it from being ready.
+    fn trouble(&self, Vitals { frontier, halts }: &Vitals) -> Option<String> {
+        let now = now_us();
+        let lag = frontier.lag_seconds(now);
+        if let Some(lag) = lag {
+            metrics::gauge!(metric::SYNC_LAG_SECONDS).set(lag);
+        }
+        if let Some(lag) = frontier.capture_lag_seconds(now) {
+            metrics::gauge!(metric::CAPTURE_LAG_SECONDS).set(lag);
+        }
+        if let Some(halt) = halts.first() {
+            return Some(format!("halted: {halt}"));
+        }
+        let mut troubles = halts.troubles().into_iter().filter(|(part, _)| part != dead_letter_topic::PART);
+        if let Some((part, what)) = troubles.next() {
+            return Some(format!("{part} is retrying: {what}"));
+        }
+        let most = self.config.http.ready_lag_max_seconds;
+        lag.filter(|lag| *lag > most).map(|_| format!("its lag is above [http] ready_lag_max_seconds = {most}"))
+    }
+
+    fn tell(&self, trouble: Option<String>) {
+        let halts = self.forward.endpoints.vitals().halts;
+        match trouble {
+            Some(what) => halts.trouble(PART, &format!("the way back: {what} (`cutover status --reverse`)")),
+            None => halts.well(PART),
+        }
+    }
+}
+
+/// Collects what its thread measures under a label, so that nothing of it is taken for the way there.
+struct Labelled(Collector);
+
+impl Labelled {
+    fn key(key: &Key) -> Key {
+        key.with_extra_labels(vec![Label::new("direction", "reverse")])
+    }
+}
+
+impl Recorder for Labelled {
+    fn describe_counter(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.0.describe_counter(key, unit, description);
+    }
+
+    fn describe_gauge(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.0.describe_gauge(key, unit, description);
+    }
+
+    fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.0.describe_histogram(key, unit, description);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        self.0.register_counter(&Self::key(key), metadata)
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        self.0.register_gauge(&Self::key(key), metadata)
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.0.register_histogram(&Self::key(key), metadata)
+    }
+}
