@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     job::{Executes, load},
-    support::{Mysql, Postgres, Rows, Worker, Workspace, eventually},
+    support::{Kafka, Mysql, Postgres, Rows, Worker, Workspace, eventually},
 };
 
 const TABLES: &str = "
@@ -209,9 +209,15 @@ async fn goes_there_and_back<L: Legacy>(legacy: L, modern: Postgres) {
 
     // Idle, the way back writes nothing.
     tokio::time::sleep(AND_NOTHING_MORE).await;
+    let end = modern.value("SELECT pg_current_wal_insert_lsn()").await.unwrap();
+    let passed = format!(
+        "SELECT bool_or(confirmed_flush_lsn >= '{end}') FROM pg_replication_slots WHERE database = current_database()"
+    );
     let written = legacy.written().await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(legacy.written().await, written, "nothing was written while nothing was changed");
+    eventually("the slot gives up what is through", SOON, async || modern.value(&passed).await.as_deref() == Some("t"))
+        .await;
     measures_each_direction(&worker).await;
 }
 
@@ -239,7 +245,10 @@ async fn mysql_80_and_postgres_18() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mysql_97_and_postgres_18() {
-    goes_there_and_back(Mysql::v97().await, Postgres::v18().await).await;
+    let legacy = Mysql::v97().await;
+    // What users write is packed, and so are the marks of others.
+    legacy.exec("SET SESSION binlog_transaction_compression = ON").await;
+    goes_there_and_back(legacy, Postgres::v18().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,6 +361,82 @@ async fn what_a_trigger_writes_for_the_way_back_is_left_out_with_it() {
     let row = |id: &str, what: &str| vec![Some(id.to_owned()), Some(what.to_owned())];
     assert_eq!(legacy.query(found).await, [row("1", "x"), row("2", "y")]);
     assert_eq!(modern.query(found).await, [row("1", "x")]);
+}
+
+/// Whatever the way there writes, and however: rows that waited for others, dead letters that are sent again, and what
+/// a new copy has not met.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_retried_or_swept_does_not_come_back() {
+    let (legacy, modern) = (Mysql::v80().await, Postgres::v15().await);
+    seed(&legacy, &modern, 20).await;
+    modern.exec("ALTER TABLE items ADD UNIQUE (sku), ADD CONSTRAINT few CHECK (qty < 100)").await;
+    let work = both_ways(&legacy, &modern);
+    let _worker = work.start(&[]);
+    follows(&work, &["--reverse"]).await;
+    let count = async |sql: &str| modern.value(sql).await;
+
+    legacy.exec("INSERT INTO items VALUES (101, 'sku-1', 1, 'waits')").await;
+    legacy.exec("UPDATE items SET qty = 500 WHERE id = 2").await;
+    eventually("one row waits, and one is set aside", SOON, async || {
+        let aside = "SELECT (SELECT count(*) FROM cutover.waiting) || '/' || (SELECT count(*) FROM cutover.dead_letters WHERE state = 'open')";
+        count(aside).await.as_deref() == Some("1/1")
+    })
+    .await;
+    legacy.exec("DELETE FROM items WHERE id = 1").await;
+    modern.exec("ALTER TABLE items DROP CONSTRAINT few").await;
+    let retried = work.run(&["dlq", "retry", "--all"]).await;
+    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+    equal(&legacy, &modern, SOON).await;
+
+    legacy.exec("SET SESSION sql_log_bin = 0; DELETE FROM items WHERE id = 7; SET SESSION sql_log_bin = 1").await;
+    let asked = work.run(&["resnapshot", "items"]).await;
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    equal(&legacy, &modern, SOON).await;
+    tokio::time::sleep(AND_NOTHING_MORE).await;
+    assert_eq!(applied(&work, &["--reverse"]).await, 0, "nothing came back");
+}
+
+/// Each direction has topics of its own, in partitions.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_has_topics_of_each_direction() {
+    let (legacy, modern) = (Mysql::mariadb().await, Postgres::v18().await);
+    seed(&legacy, &modern, 50).await;
+    let work = both_ways(&legacy, &modern);
+    let shared = Kafka::shared().await;
+    let topics = [legacy.name(), format!("{}-reverse", legacy.name())].map(|name| Kafka::of(&shared.url, &name));
+    work.configure_also(&format!("[log]\nurl = {:?}\npartitions = 2\n", shared.url));
+    let _worker = work.start(&[]);
+    follows(&work, &["--reverse"]).await;
+    legacy.exec("UPDATE items SET note = 'there' WHERE id < 20").await;
+    equal(&legacy, &modern, SOON).await;
+    modern.exec("UPDATE items SET note = 'back' WHERE id > 30; DELETE FROM carts WHERE no < 10").await;
+    equal(&legacy, &modern, SOON).await;
+    tokio::time::sleep(AND_NOTHING_MORE).await;
+    assert_eq!((applied(&work, &[]).await, applied(&work, &["--reverse"]).await), (19, 29));
+    assert!(topics.iter().all(|topics| !topics.consume("changes", 0).is_empty()));
+}
+
+/// The commands that look at both sides look at them the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_is_checked_and_verified() {
+    let (legacy, modern) = (Postgres::v15().await, Postgres::v18().await);
+    seed(&legacy, &modern, 30).await;
+    let work = both_ways(&legacy, &modern);
+    let early = work.run(&["check", "--reverse"]).await;
+    assert_ne!(early.status.code(), Some(0), "{}", String::from_utf8_lossy(&early.stderr));
+    let _worker = work.start(&[]);
+    follows(&work, &["--reverse"]).await;
+    modern.exec("UPDATE items SET note = 'back' WHERE id > 20").await;
+    equal(&legacy, &modern, SOON).await;
+    for arguments in [["check", "--reverse"], ["verify", "--reverse"], ["verify", "--full"]] {
+        let output = work.run(&arguments).await;
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert!(output.status.success(), "{arguments:?}: {said:?}");
+    }
+    let peer = format!("{}-reverse", legacy.database());
+    legacy.exec(&format!("BEGIN; {}; UPDATE items SET note = 'x' WHERE id = 3; COMMIT", Postgres::mark(&peer))).await;
+    let drifted = work.run(&["verify", "--reverse", "--full"]).await;
+    assert_eq!(drifted.status.code(), Some(1), "{}", String::from_utf8_lossy(&drifted.stdout));
 }
 
 /// The legacy's shape is another one: transforms of the way back make it.

@@ -17,8 +17,8 @@ pub fn statement(pipeline: &str) -> String {
     format!("; SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', {})", sql::literal(pipeline))
 }
 
-/// What is wrong with a server of this version (`server_version_num`) that is captured, and written to by the pipeline's
-/// other direction.
+/// What is wrong with a server of this version (`server_version_num`) that is captured, and that the pipeline's other
+/// direction writes to.
 pub fn problem(version: i32) -> Option<Problem> {
     let what = "the source is older than PostgreSQL 14, whose log does not tell what [reverse] has written from what others have";
     (version < VERSION_MIN).then(|| Problem::new(what, "upgrade it to PostgreSQL 14 or later, or remove [reverse]"))

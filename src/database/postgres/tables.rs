@@ -2,7 +2,8 @@
 //!
 //! Types are as the transforms contract says: PostgreSQL's own as they are, a domain as what it is made of, and types
 //! of the user's (enums, composites, those of extensions) as text, which the target's own type is made of. Generated
-//! columns are left out, since the stream does not have them, and so are cutover's own in a table that it also writes to.
+//! columns are left out, since the stream does not have them, and so are cutover's own in a table that it also writes
+//! to.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Transactions that the pipeline's other direction wrote here.
 //!
-//! A target that is MySQL or MariaDB changes a row of the database `cutover` first in each transaction, which says whose
-//! it is. Behind it the transaction has what was written, and what triggers made of that.
+//! A target that is MySQL or MariaDB changes a row of the database `cutover` first in each transaction, which says
+//! whose it is. Behind it the transaction has what was written, and what triggers made of that.
 
 use super::binlog::{Rows, TableMap, first_text};
 

@@ -75,7 +75,7 @@ impl Relations {
         self.known.get(&id)
     }
 
-    /// Notes a relation that needs no description; gives back one that does, without the columns that are cutover's own.
+    /// Notes a relation that needs no description; gives back one that does, without columns that are cutover's own.
     pub(super) fn note(&mut self, mut relation: Relation) -> Option<Relation> {
         let is_own = |column: &RelationColumn| catalog::is_own(&column.name);
         let columns = relation.columns.iter().enumerate();

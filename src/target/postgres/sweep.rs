@@ -169,8 +169,8 @@ pub fn left_statement(plan: &Plan) -> Option<String> {
     Some(format!("SELECT EXISTS (SELECT FROM {} g WHERE {})", sql::table(&plan.target.name), stale(plan)?))
 }
 
-/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. `mark` is
-/// what the transaction says behind its BEGIN. The session is of no more use after an error: it may be inside a
+/// Removes what a copy that began at `before` has not met from a plan's target, under the lease of this epoch. `mark`
+/// is what the transaction says behind its BEGIN. The session is of no more use after an error: it may be inside a
 /// transaction.
 pub async fn sweep(
     session: &Session,
