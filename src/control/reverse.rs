@@ -32,7 +32,6 @@ use super::{
 };
 use crate::{
     config::Config,
-    model::TableName,
     observe::{metric, now_us},
     state::{StateError, Store, status::Phase},
 };
@@ -42,8 +41,8 @@ const BEGUN: &str = "the way back has begun";
 /// The part of the way there under which it tells how the way back fares.
 const PART: &str = "reverse";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often a way back that could not start tries again, and how often the tables are looked at that it reads.
-const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// After how many such looks a way back that could not start tries again, and the tables are looked at that it reads.
+const LOOKS: u32 = 5;
 
 /// The way there, as the way back knows it.
 pub(super) struct Forward {
@@ -86,11 +85,8 @@ pub async fn configured(config: &Config) -> Result<Option<Config>, WorkerError> 
 async fn with_tables(mut reversed: Config, forward: &Store) -> Result<Option<Config>, StateError> {
     let filled = forward.filled_tables().await?;
     let schema = reversed.source.postgres_schema();
-    let (inside, outside): (Vec<&TableName>, Vec<&TableName>) = filled.iter().partition(|table| table.schema == schema);
-    for table in outside {
-        tracing::warn!(%table, "the table is outside of [target] schema: what is changed in it does not go back");
-    }
-    let names: Vec<String> = inside.into_iter().map(|table| table.table.clone()).collect();
+    let inside = filled.into_iter().filter(|table| table.schema == schema);
+    let names: Vec<String> = inside.map(|table| table.table).collect();
     if names.is_empty() {
         return Ok(None);
     }
@@ -109,7 +105,8 @@ pub(super) fn begin(
     stop: &CancellationToken,
 ) -> Result<Option<Reverse>, WorkerError> {
     let Some(config_back) = config.reversed() else { return Ok(None) };
-    let back = Back { config: config_back, asked: parts::store(config)?, forward, stop: stop.clone() };
+    let shown = Mutex::new(Running::nothing_known(&config_back));
+    let back = Back { config: config_back, asked: parts::store(config)?, forward, shown, stop: stop.clone() };
     let thread = std::thread::Builder::new().name("reverse".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let _span = tracing::info_span!("reverse").entered();
@@ -127,6 +124,8 @@ struct Back {
     forward: Forward,
     /// The state of the way there, over a session of this thread's.
     asked: Arc<Store>,
+    /// How its worker fares, or the last one did.
+    shown: Mutex<Vitals>,
     stop: CancellationToken,
 }
 
@@ -136,10 +135,13 @@ impl Back {
         while !self.stop.is_cancelled() {
             let Err(error) = self.attempt().await else { continue };
             self.tell(Some(error.to_string()));
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => {},
-                () = tokio::time::sleep(RETRY_EVERY) => {},
+            for _ in 0..LOOKS {
+                self.measure();
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return,
+                    () = tokio::time::sleep(LOOK_EVERY) => {},
+                }
             }
         }
     }
@@ -152,14 +154,13 @@ impl Back {
         let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
         let (store, stop) = (parts.store()?, self.stop.child_token());
         let begun = Running::nothing_known(&config);
-        let shown = Mutex::new(begun.clone());
+        self.show(begun.clone());
         let running = Running { config, role: Role::All, parts, store, stop: stop.clone() };
-        let show = |vitals| *shown.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
-        let mut running = Box::pin(running.run(begun, false, |_| {}, show));
+        let mut running = Box::pin(running.run(begun, false, |_| {}, |vitals| self.show(vitals)));
         let ended = tokio::select! {
             biased;
             ended = &mut running => ended,
-            () = self.watch(&shown, tables) => {
+            () = self.watch(tables) => {
                 stop.cancel();
                 running.await
             }
@@ -174,7 +175,10 @@ impl Back {
                 && self.may_begin().await?
                 && let Some(config) = with_tables(self.config.clone(), &self.asked).await?
             {
-                self.asked.set_note(BEGUN, "true").await?;
+                if self.asked.note(BEGUN).await?.is_none() {
+                    tracing::info!("the copy is complete: the way back begins with what is changed from now on");
+                    self.asked.set_note(BEGUN, "true").await?;
+                }
                 return Ok(Some(config));
             }
             tokio::select! {
@@ -186,25 +190,21 @@ impl Back {
     }
 
     async fn may_begin(&self) -> Result<bool, StateError> {
-        if self.asked.note(BEGUN).await?.is_some() {
-            return Ok(true);
-        }
-        let is_copied = self.asked.status().await?.phase == Phase::Following;
-        if is_copied {
-            tracing::info!("the copy is complete: the way back begins with what is changed from now on");
-        }
-        Ok(is_copied)
+        let has_begun = self.asked.note(BEGUN).await?.is_some();
+        Ok(has_begun || self.asked.status().await?.phase == Phase::Following)
     }
 
     /// Tells how it fares, and ends when the way there fills other tables than these.
-    async fn watch(&self, shown: &Mutex<Vitals>, tables: Option<Vec<String>>) {
-        let rounds = RETRY_EVERY.as_secs() / LOOK_EVERY.as_secs();
-        for round in 1_u64.. {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let vitals = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            self.tell(self.trouble(&vitals));
-            if !round.is_multiple_of(rounds) {
-                continue;
+    async fn watch(&self, tables: Option<Vec<String>>) {
+        loop {
+            for _ in 0..LOOKS {
+                tokio::time::sleep(LOOK_EVERY).await;
+                self.measure();
+                match self.trouble() {
+                    // What keeps it from starting holds until it has started.
+                    None if self.shown().frontier.lag_seconds(now_us()).is_none() => {}
+                    trouble => self.tell(trouble),
+                }
             }
             // While the state is out of reach there is nothing to be known.
             let now = with_tables(self.config.clone(), &self.asked).await;
@@ -217,16 +217,28 @@ impl Back {
         }
     }
 
-    /// What keeps it from being ready.
-    fn trouble(&self, Vitals { frontier, halts }: &Vitals) -> Option<String> {
-        let now = now_us();
-        let lag = frontier.lag_seconds(now);
-        if let Some(lag) = lag {
+    fn show(&self, vitals: Vitals) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = vitals;
+    }
+
+    fn shown(&self) -> Vitals {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nobody asks here for the lag when it is scraped, so that it is shown again and again.
+    fn measure(&self) {
+        let (now, Vitals { frontier, .. }) = (now_us(), self.shown());
+        if let Some(lag) = frontier.lag_seconds(now) {
             metrics::gauge!(metric::SYNC_LAG_SECONDS).set(lag);
         }
         if let Some(lag) = frontier.capture_lag_seconds(now) {
             metrics::gauge!(metric::CAPTURE_LAG_SECONDS).set(lag);
         }
+    }
+
+    /// What keeps it from being ready.
+    fn trouble(&self) -> Option<String> {
+        let Vitals { frontier, halts } = self.shown();
         if let Some(halt) = halts.first() {
             return Some(format!("halted: {halt}"));
         }
@@ -235,7 +247,10 @@ impl Back {
             return Some(format!("{part} is retrying: {what}"));
         }
         let most = self.config.http.ready_lag_max_seconds;
-        lag.filter(|lag| *lag > most).map(|_| format!("its lag is above [http] ready_lag_max_seconds = {most}"))
+        frontier
+            .lag_seconds(now_us())
+            .filter(|lag| *lag > most)
+            .map(|_| format!("its lag is above [http] ready_lag_max_seconds = {most}"))
     }
 
     fn tell(&self, trouble: Option<String>) {
