@@ -460,6 +460,16 @@ async fn transforms_lead_back_to_another_shape() {
         rows == [row(["1", "225", "a"]), row(["2", "99", "b"])]
     })
     .await;
+    let compared = async || {
+        let output = work.run(&["verify", "--reverse"]).await;
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = compared().await;
+    assert_eq!(code, Some(0), "{said}");
+    let peer = <Mysql as Legacy>::mark(&format!("{}-reverse", legacy.database()));
+    legacy.exec(&format!("BEGIN; {peer}; UPDATE old SET cents = 1 WHERE id = 2; COMMIT")).await;
+    let (code, said) = compared().await;
+    assert!(code == Some(1) && said.contains("cents"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio_postgres::Row;
 
 use super::{
+    PostgresTarget,
     comparer::{NUL, PostgresComparer, refused},
     failure::{Failure, of_comparison, stop},
     input::WriteInput,
@@ -18,9 +19,10 @@ use super::{
     steps::Param,
 };
 use crate::{
-    model::{TableName, Value, Version},
+    database::postgres::Refusal,
+    model::{Plan, TableName, Value, Version},
     state::verifications::Parked,
-    target::{ApplyError, Doubt, RowEvent},
+    target::{ApplyError, Doubt, Looks, RowEvent},
 };
 
 /// Up to which version a source table's rows are gone.
@@ -34,6 +36,18 @@ pub(in crate::target) struct Made {
     pub row: usize,
     /// The text of each of the plan's columns, as [`Fact`](crate::target::rows::Fact) has them.
     pub values: Vec<Option<String>>,
+}
+
+impl PostgresTarget {
+    /// What compares here, and says what these plans make.
+    pub(in crate::target) async fn maker(
+        &self,
+        plans: Arc<[Plan]>,
+        looks: Looks,
+    ) -> Result<PostgresComparer, ApplyError> {
+        let options = self.options("verify", false);
+        PostgresComparer::open((&self.address, &options), &self.settings.pipeline, plans, looks).await
+    }
 }
 
 /// The least and the highest key of some rows.
@@ -81,24 +95,13 @@ impl PostgresComparer {
         Ok(made)
     }
 
-    fn refused_as(
-        &self,
-        index: usize,
-        part: &[RowEvent],
-        row: usize,
-        refusal: &crate::database::postgres::Refusal,
-    ) -> Doubt {
+    fn refused_as(&self, index: usize, part: &[RowEvent], row: usize, refusal: &Refusal) -> Doubt {
         let said = self.said(refusal);
         part.first().map_or_else(|| refused(index, row, &said), |event| doubt(index, row, event, &said))
     }
 
     /// A row that where rows end refuses.
-    pub(in crate::target) fn refuse(
-        &self,
-        index: usize,
-        (row, event): (usize, &RowEvent),
-        refusal: &crate::database::postgres::Refusal,
-    ) -> Doubt {
+    pub(in crate::target) fn refuse(&self, index: usize, (row, event): (usize, &RowEvent), refusal: &Refusal) -> Doubt {
         doubt(index, row, event, &self.said(refusal))
     }
 

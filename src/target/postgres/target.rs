@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use tokio_postgres::types::ToSql;
 
 use super::{
-    PostgresComparer, PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, lane::HAS_LEASE,
-    parked, prepare_target, raise_fence, script, sweep, sweep::forget_older,
+    PostgresSink, SinkOptions, cascades, collect_tombstones, highest_version, lane::HAS_LEASE, parked, prepare_target,
+    raise_fence, script, sweep, sweep::forget_older,
 };
 use crate::{
     database::postgres::{self, Options, PgError, Session, catalog, mark, privileges, type_names},
@@ -41,8 +41,8 @@ struct Planned {
 /// A PostgreSQL database where rows end.
 #[derive(Debug)]
 pub struct PostgresTarget {
-    settings: Settings,
-    address: postgres::Address,
+    pub(super) settings: Settings,
+    pub(super) address: postgres::Address,
     number: i64,
     /// Whether other processes may have written the partitions before, and still be there.
     is_shared: bool,
@@ -95,17 +95,7 @@ impl PostgresTarget {
         self.written_under(number, true)
     }
 
-    /// What compares here, and says what these plans make.
-    pub(in crate::target) async fn maker(
-        &self,
-        plans: Arc<[Plan]>,
-        looks: Looks,
-    ) -> Result<PostgresComparer, ApplyError> {
-        let options = self.options("verify", false);
-        PostgresComparer::open((&self.address, &options), &self.settings.pipeline, plans, looks).await
-    }
-
-    fn options(&self, purpose: &str, replica: bool) -> Options {
+    pub(super) fn options(&self, purpose: &str, replica: bool) -> Options {
         Options {
             application_name: lease::session_name(&self.settings.pipeline, purpose),
             schemas: vec![self.settings.state_schema.clone()],
