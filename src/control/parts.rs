@@ -132,7 +132,8 @@ impl Parts for Configured {
             transforms: config.path(&config.transform.folder),
             apply: config.apply.clone(),
             partitions: config.log.partitions,
-            both_ways: config.goes_both_ways(),
+            // Whether there is a way back or not: one that comes, or comes again, reads the log of before.
+            marked: true,
             store,
         };
         target::of(settings, number)

@@ -129,6 +129,15 @@ struct Back {
     stop: CancellationToken,
 }
 
+impl Drop for Back {
+    /// A thread that ends before its time, in a panic too, is known from outside.
+    fn drop(&mut self) {
+        if !self.stop.is_cancelled() {
+            self.tell(Some("it has ended; restart the worker".into()));
+        }
+    }
+}
+
 impl Back {
     /// Runs until it is stopped, and tries again what does not work.
     async fn run(&self) {
@@ -148,7 +157,11 @@ impl Back {
 
     /// One worker of the way back, until it is stopped, or is to read other tables.
     async fn attempt(&self) -> Result<(), WorkerError> {
-        let Some(config) = self.turn().await? else { return Ok(()) };
+        let config = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Ok(()),
+            config = self.turn() => config?,
+        };
         let tables = config.source.tables.clone();
         let config = Arc::new(config);
         let parts: Arc<dyn Parts> = Arc::new(Configured(Arc::clone(&config)));
@@ -168,8 +181,8 @@ impl Back {
         ended.map(|_| ())
     }
 
-    /// Waits until it may begin; none if it was stopped before.
-    async fn turn(&self) -> Result<Option<Config>, WorkerError> {
+    /// Waits until it may begin.
+    async fn turn(&self) -> Result<Config, WorkerError> {
         loop {
             if self.forward.store.has_led()
                 && self.may_begin().await?
@@ -179,13 +192,11 @@ impl Back {
                     tracing::info!("the copy is complete: the way back begins with what is changed from now on");
                     self.asked.set_note(BEGUN, "true").await?;
                 }
-                return Ok(Some(config));
+                return Ok(config);
             }
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(LOOK_EVERY) => {},
-            }
+            // It waits, and nothing is wrong with that.
+            self.tell(None);
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 

@@ -344,8 +344,8 @@ pub struct Settings {
     pub apply: ApplyConfig,
     /// Of the log.
     pub partitions: u32,
-    /// Whether another direction of the pipeline captures the target.
-    pub both_ways: bool,
+    /// Whether its transactions bear the pipeline's mark, by which a capture of the target tells them from others.
+    pub marked: bool,
     pub store: Arc<Store>,
 }
 

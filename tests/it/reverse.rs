@@ -472,6 +472,54 @@ async fn transforms_lead_back_to_another_shape() {
     assert!(code == Some(1) && said.contains("cents"), "{said}");
 }
 
+/// What is written while nobody asks for a way back bears the mark all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_was_left_out_for_a_while_brings_nothing_round() {
+    let (legacy, modern) = (Mysql::v80().await, Postgres::v18().await);
+    seed(&legacy, &modern, 50).await;
+    let work = both_ways(&legacy, &modern);
+    let with = work.configuration();
+    let mut worker = work.start(&[]);
+    follows(&work, &["--reverse"]).await;
+    for (configuration, note) in [(with.replace("[reverse]\n", ""), "without"), (with, "with")] {
+        worker.terminate().await;
+        assert!(worker.wait_exit(Duration::from_secs(10)).await.success(), "{}", worker.stderr());
+        work.configure(&configuration);
+        worker = work.start(&[]);
+        follows(&work, &[]).await;
+        legacy.exec(&format!("UPDATE items SET note = '{note}'; DELETE FROM carts WHERE no = {}", note.len())).await;
+        equal(&legacy, &modern, SOON).await;
+    }
+    follows(&work, &["--reverse"]).await;
+    tokio::time::sleep(AND_NOTHING_MORE).await;
+    assert_eq!(applied(&work, &["--reverse"]).await, 0);
+    modern.exec("UPDATE items SET note = 'back'").await;
+    equal(&legacy, &modern, SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_slot_of_the_way_back_is_no_reason_to_copy_a_table() {
+    let (legacy, modern) = (Mysql::v57().await, Postgres::v15().await);
+    seed(&legacy, &modern, 20).await;
+    let work = both_ways(&legacy, &modern);
+    let mut worker = work.start(&[]);
+    follows(&work, &["--reverse"]).await;
+    worker.kill9().await;
+    eventually("the slot is left", SOON, async || {
+        let slot = "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE NOT active AND database = current_database()";
+        modern.value(slot).await.as_deref() == Some("1")
+    })
+    .await;
+    let worker = work.start(&[]);
+    eventually("the worker is not ready", SOON, async || {
+        let said = worker.get("/readyz").await;
+        said.is_ok_and(|(code, why)| {
+            code == 503 && why.contains("do not copy any table again") && !why.contains("resnapshot")
+        })
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_halt_of_the_way_back_is_seen_and_the_way_there_goes_on() {
     let (legacy, modern) = (Mysql::v80().await, Postgres::v15().await);

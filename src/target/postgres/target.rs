@@ -104,9 +104,9 @@ impl PostgresTarget {
         }
     }
 
-    /// What a transaction that writes rows says behind its BEGIN: whose it is, if somebody wants to know.
+    /// What a transaction that writes rows says behind its BEGIN: whose it is.
     fn mark(&self) -> String {
-        if self.settings.both_ways { mark::statement(&self.settings.pipeline) } else { String::new() }
+        if self.settings.marked { mark::statement(&self.settings.pipeline) } else { String::new() }
     }
 
     /// A session of its own, for what is done once.
@@ -318,7 +318,7 @@ impl PostgresTarget {
             config: self.settings.apply.clone(),
         };
         let mut sink = PostgresSink::open(options, planned.plans).await?.planned_at(planned.at);
-        if self.settings.both_ways && self.elsewhere.is_none() {
+        if self.settings.marked && self.elsewhere.is_none() {
             sink = sink.marking();
         }
         Ok(match lane {

@@ -166,7 +166,7 @@ pub fn planned(world: &World, address: postgres::Address, store: Arc<Store>, num
         transforms: config.transform.folder.clone(),
         apply: config.apply.clone(),
         partitions: config.log.partitions,
-        both_ways: false,
+        marked: false,
         store,
     };
     let plans = tables(&world.chance).into_iter().map(|table| table.plan).collect();
