@@ -167,6 +167,29 @@ impl Verification {
         Ok(verdict)
     }
 
+    /// Looks for rows of the source that do not come back equal, by today's transforms and those of the way back, which
+    /// this configuration is of. Neither side's rows play a part.
+    ///
+    /// # Errors
+    /// When the source cannot be read, or the transforms of the way back do not fit.
+    pub async fn round_trip(
+        &self,
+        mut reversed: Config,
+        ask: &Ask,
+        show: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<Verdict, Unverified> {
+        let schema = reversed.source.postgres_schema();
+        let filled = self.plans.iter().map(|plan| &plan.target.name).filter(|table| table.schema == schema);
+        let filled: BTreeSet<String> = filled.map(|table| table.table.clone()).collect();
+        reversed.source.tables = Some(filled.into_iter().collect());
+        let (frontier, parts) = (Frontier::new(reversed.log.partitions), Configured(Arc::new(reversed)));
+        let store = parts.store()?;
+        let examined = parts.source(Arc::clone(&store), frontier)?.examine().await?;
+        let schemas: Vec<Arc<TableSchema>> = examined.tables.into_iter().map(Arc::new).collect();
+        let back = plans(&*parts.target(store, 0)?, &schemas).await?;
+        Ok(Box::pin(self.verifier.round_trip(&self.schemas, &self.plans, &back, ask, show)).await?)
+    }
+
     /// Sends the drifted rows through the log again, and compares these rows once more.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ApplyError, RowEvent};
 use crate::{
-    model::{TableName, Value, Version},
+    model::{Plan, TableName, Value, Version},
     snapshot::Digest,
     state::verifications::Parked,
 };
@@ -75,6 +75,17 @@ pub struct Shared {
     pub key: Vec<Option<String>>,
     /// The place of the source's row among those that were handed in.
     pub row: usize,
+}
+
+/// A row of the source that goes there and does not come back equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strayed {
+    /// Its place among those that were handed in.
+    pub row: usize,
+    /// The columns that it comes back with other values in.
+    pub columns: Vec<String>,
+    /// Why it does not come back at all, if it does not.
+    pub reason: Option<String>,
 }
 
 /// Rows of the target, as a look at one moment found them.
@@ -187,6 +198,10 @@ pub trait Comparer: Send {
     /// How many rows of the targets of these source tables have no parent that a foreign key asks for, by the key's
     /// name and its table's; also of keys that the target does not enforce.
     async fn orphans(&mut self, tables: &[TableName]) -> Result<Vec<(String, u64)>, ApplyError>;
+
+    /// Which of these rows do not come back equal, where the transforms make rows of the target of them, and those of
+    /// the way back rows of the source of these. None if none of the way back makes any.
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError>;
 
     /// How many rows the table's plans make of these. One that cannot be transformed counts as one that it would make.
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError>;

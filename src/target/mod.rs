@@ -22,7 +22,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use self::compare::{Compared, Comparer, Difference, Doubt, Looked, Looks, Shared, Stretch, StretchEnd, Walk};
+pub use self::compare::{
+    Compared, Comparer, Difference, Doubt, Looked, Looks, Shared, Strayed, Stretch, StretchEnd, Walk,
+};
 use self::{mysql::MysqlError, postgres::ApplyConfig};
 pub use crate::state::lanes::Pass;
 use crate::{

@@ -11,6 +11,7 @@ mod confirm;
 mod doubts;
 mod reader;
 mod review;
+mod round_trip;
 mod verdict;
 mod walk;
 

@@ -50,6 +50,7 @@ mod replay;
 mod report;
 mod reverse;
 mod roles;
+mod round_trip;
 mod rules_cascades;
 mod rules_catalog;
 mod rules_limits;

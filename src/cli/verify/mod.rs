@@ -61,6 +61,11 @@ pub(crate) struct VerifyArgs {
     /// With --review, the rows with these IDs; without any, all that are open.
     #[arg(value_name = "ID", value_parser = row_id, requires = "review", conflicts_with = "tables")]
     ids: Vec<i64>,
+    /// Send every row through the transforms and back through those of [reverse], and tell those that do not come back
+    /// equal; what either side has plays no part.
+    #[arg(long, conflicts_with_all =
+        ["sample", "count_only", "since", "full", "repair", "repair_all", "review", "values"])]
+    round_trip: bool,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -126,7 +131,19 @@ pub(crate) async fn verify(config: &Config, arguments: VerifyArgs) -> Result<(),
         count_only: arguments.count_only.then_some(Tolerance::of(config.verify.count_difference_max)),
         full: arguments.full,
     };
-    let (verification, mut verdict) = compared(config, &ask).await?;
+    let (verification, mut verdict) = if arguments.round_trip {
+        let reversed = config.reversed().ok_or_else(|| {
+            let what = "--round-trip is about the way back, and the configuration has no [reverse]; add it, or leave --round-trip out";
+            Failure::Usage(anyhow::anyhow!(what))
+        })?;
+        let verification = Verification::begin(config, &ask).await.map_err(failure)?;
+        let shown = Shown::new();
+        let verdict = Box::pin(verification.round_trip(reversed, &ask, &|progress| shown.show(progress))).await;
+        shown.bar.finish_and_clear();
+        (verification, verdict.map_err(failure)?)
+    } else {
+        compared(config, &ask).await?
+    };
     if repairs && verdict.drifted() > 0 {
         let bound = config.verify.repair_rows_max;
         if verdict.drifted() > bound && !arguments.repair_all {

@@ -24,7 +24,7 @@ use crate::{
     model::{Plan, Problem, TableName, Version},
     snapshot::Digest,
     target::{
-        ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Stretch, Walk,
+        ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Strayed, Stretch, Walk,
         postgres::{PostgresComparer, Span},
         rows::RowsError,
     },
@@ -383,6 +383,10 @@ impl Comparer for MysqlComparer {
             }
         }
         Ok(found)
+    }
+
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError> {
+        self.maker.there_and_back(rows, back).await
     }
 
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError> {

@@ -25,7 +25,9 @@ use crate::{
     database::postgres::{Address, Options, PgError, Refusal, Session},
     model::{Plan, TableName, TargetTable, Version},
     snapshot::Digest,
-    target::{ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Stretch, Walk},
+    target::{
+        ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Strayed, Stretch, Walk,
+    },
 };
 
 /// Extra rows that are handed out at once, and that a part's range of keys may have before the table is walked
@@ -272,6 +274,10 @@ impl Comparer for PostgresComparer {
             }
         }
         Ok(found)
+    }
+
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError> {
+        self.stray(rows, back).await
     }
 
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError> {

@@ -39,6 +39,11 @@ const BY_TEXT: [&str; 9] = ["xml", "point", "lseg", "path", "box", "polygon", "l
 /// What a value of `json` may hold and none of `jsonb` can: the null character, and halves of a surrogate pair.
 const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 
+/// Whether values of a type are compared by their text.
+pub(super) fn by_text(kind: &str) -> bool {
+    BY_TEXT.contains(&kind.trim_end_matches("[]"))
+}
+
 const NO_TEXTS: &str = "ARRAY[]::text[]";
 
 impl Comparison<'_> {
@@ -141,7 +146,7 @@ impl Comparison<'_> {
                  THEN true ELSE {ours}::text::jsonb IS DISTINCT FROM {theirs}::text::jsonb END"
             );
         }
-        if BY_TEXT.contains(&kind.trim_end_matches("[]")) { text } else { format!("{ours} IS DISTINCT FROM {theirs}") }
+        if by_text(kind) { text } else { format!("{ours} IS DISTINCT FROM {theirs}") }
     }
 
     /// The columns but the key, each with the condition that its values differ.

@@ -37,6 +37,7 @@ mod parked;
 mod passes;
 mod pending;
 mod prepared;
+mod round_trip;
 mod schemas;
 mod script;
 mod second_look;
