@@ -5,12 +5,12 @@ use mysql_async::{Conn, prelude::Queryable};
 use super::connect::QueryError;
 use crate::model::{CascadeLink, TableName};
 
-/// Of the tables of a schema, their foreign keys with an action, column by column.
+/// Of the tables of a schema, their foreign keys with an action, column by column. Each of both sides names the schema,
+/// and no condition says that it is the same: else MariaDB opens the tables of all databases, `sys` among them.
 const KEYS: &str = "SELECT c.TABLE_NAME, c.CONSTRAINT_NAME, c.COLUMN_NAME, c.REFERENCED_TABLE_SCHEMA, \
      c.REFERENCED_TABLE_NAME, c.REFERENCED_COLUMN_NAME, r.DELETE_RULE, r.UPDATE_RULE \
      FROM information_schema.KEY_COLUMN_USAGE c JOIN information_schema.REFERENTIAL_CONSTRAINTS r \
-       ON r.CONSTRAINT_SCHEMA = c.CONSTRAINT_SCHEMA AND r.CONSTRAINT_NAME = c.CONSTRAINT_NAME \
-       AND r.TABLE_NAME = c.TABLE_NAME \
+       ON r.CONSTRAINT_NAME = c.CONSTRAINT_NAME AND r.TABLE_NAME = c.TABLE_NAME \
      WHERE c.TABLE_SCHEMA = ? AND r.CONSTRAINT_SCHEMA = ? AND c.REFERENCED_TABLE_NAME IS NOT NULL \
        AND (r.DELETE_RULE IN ('CASCADE', 'SET NULL') OR r.UPDATE_RULE IN ('CASCADE', 'SET NULL')) \
      ORDER BY c.TABLE_NAME, c.CONSTRAINT_NAME, c.ORDINAL_POSITION";
