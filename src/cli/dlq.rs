@@ -111,7 +111,7 @@ async fn list(config: &Config, store: &Store, table: Option<String>, json: bool)
         let all = json!({ "open": open.len(), "discarded": discarded, "tables": tables, "letters": open });
         return super::print(&all);
     }
-    super::print(&render(&open, &tables, discarded))
+    super::print(&super::about(config, &render(&open, &tables, discarded)))
 }
 
 fn render(open: &[DeadLetter], tables: &BTreeMap<&str, u64>, discarded: usize) -> String {
@@ -205,7 +205,7 @@ async fn retry(config: &Config, store: &Store, which: Which) -> Result<(), Failu
             parts.push(format!("{count} {what}"));
         }
     }
-    super::print(&format!("{} tried again: {}", ids.len(), parts.join("; ")))?;
+    super::print(&super::about(config, &format!("{} tried again: {}", ids.len(), parts.join("; "))))?;
     if failed + strange > 0 { Err(Failure::No) } else { Ok(()) }
 }
 

@@ -110,6 +110,11 @@ enum Command {
 pub(crate) const DEAD_LETTERS: &str = "`cutover dlq list` shows them; correct the rows at the source, which clears them, or the \
      transform or the target's column, and then `cutover dlq retry --all`";
 
+/// What is told of a pipeline: of a way back with the commands that are about it.
+fn about(config: &Config, told: &str) -> String {
+    if config.is_reverse() { told.replace("`cutover dlq", "`cutover --reverse dlq") } else { told.to_owned() }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum RoleArgument {
     Capture,

@@ -19,7 +19,11 @@ pub(crate) async fn status(config: &Config, json: bool, watch: bool) -> Result<(
         let status = store.proven_status().await.map_err(|error| {
             anyhow::anyhow!("the state of `{}` cannot be read: {error}; has `cutover run` been started?", config.name)
         })?;
-        let text = if json { serde_json::to_string(&status)? + "\n" } else { render(&config.name, &status) };
+        let text = if json {
+            serde_json::to_string(&status)? + "\n"
+        } else {
+            super::about(config, &render(&config.name, &status))
+        };
         let mut out = std::io::stdout().lock();
         if watch && !json {
             // Home and clear: a screen that is drawn again in place.

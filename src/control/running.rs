@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::Config,
     log::kafka::debezium::LANES_MAX,
-    observe::Frontier,
+    observe::{Frontier, Halts},
     state::{Store, status::Status},
 };
 
@@ -33,7 +33,7 @@ impl Running {
     /// What a worker that has just begun knows of the pipeline.
     pub(super) fn nothing_known(config: &Config) -> Vitals {
         let lanes = if config.log.debezium.is_some() { LANES_MAX } else { config.log.partitions };
-        Vitals { halts: Arc::default(), frontier: Frontier::new(lanes) }
+        Vitals { halts: Arc::new(Halts::of(config.is_reverse())), frontier: Frontier::new(lanes) }
     }
 
     /// Runs until it is stopped, until it is synced (if it is to), or until it cannot go on. One that loses its lease

@@ -6,16 +6,31 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use crate::model::Problem;
 
+/// The command that a remedy names which copies a table again.
+const RESNAPSHOT: &str = "cutover resnapshot";
+const NOT_COPIED_BACK: &str = "do not copy any table again while users write to the target: that would bring back what the source had. \
+                               Bring what was changed at the target since then to the source by hand, with this way back \
+                               taken out of the configuration ([reverse])";
+
 /// The parts of a worker that are halted or that wait for something, by name (`capture`, `apply`, `snapshot`).
 #[derive(Debug, Default)]
 pub struct Halts {
+    /// It is a way back's, where no copy of a table mends anything.
+    copies_nothing: bool,
     halted: Mutex<BTreeMap<String, Problem>>,
     troubled: Mutex<BTreeMap<String, String>>,
 }
 
 impl Halts {
+    /// Of a worker that copies nothing, if it is one.
+    pub fn of(copies_nothing: bool) -> Self {
+        Halts { copies_nothing, ..Halts::default() }
+    }
+
     /// Notes that `part` has stopped for good.
     pub fn halt(&self, part: &str, halt: Problem) {
+        let needs_copy = self.copies_nothing && halt.fix.contains(RESNAPSHOT);
+        let halt = if needs_copy { Problem::new(halt.what, NOT_COPIED_BACK) } else { halt };
         tracing::error!(part, reason = %halt.what, remedy = %halt.fix, "halted");
         self.lock(&self.halted).insert(part.to_owned(), halt);
     }

@@ -520,6 +520,30 @@ async fn a_lost_slot_of_the_way_back_is_no_reason_to_copy_a_table() {
     .await;
 }
 
+/// The column that each table of the old side gets waits for those who read it, and others behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_the_old_side_holds_others_up_for_a_moment_alone() {
+    let (legacy, modern) = (Postgres::v15().await, Postgres::v18().await);
+    seed(&legacy, &modern, 20).await;
+    let work = both_ways(&legacy, &modern);
+    let reader = legacy.connect().await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM items; SELECT count(*) FROM carts").await.unwrap();
+    let worker = work.start(&[]);
+    follows(&work, &[]).await;
+    eventually("the way back waits", SOON, async || {
+        worker.get("/readyz").await.is_ok_and(|(_, why)| why.contains("the way back: target is retrying"))
+    })
+    .await;
+    for _ in 0..20 {
+        let began = std::time::Instant::now();
+        legacy.query("SELECT count(*) FROM items").await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    reader.batch_execute("COMMIT").await.unwrap();
+    follows(&work, &["--reverse"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_halt_of_the_way_back_is_seen_and_the_way_there_goes_on() {
     let (legacy, modern) = (Mysql::v80().await, Postgres::v15().await);

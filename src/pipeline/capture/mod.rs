@@ -27,19 +27,10 @@ use self::{
 };
 use crate::{
     log::{Control, Log, LogError, Record, Topic, envelope::EnvelopeError},
-    model::{
-        Beyond, DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version,
-        direction::is_reverse,
-    },
+    model::{Beyond, DebeziumConnector, Disposition, Position, Problem, TableName, TableSchema, Version},
     observe::{self, Backoff, Environment, Frontier, Halts, metric},
     source::{CaptureError, Selection, Source},
 };
-
-/// The command that a remedy names which copies a table again.
-const RESNAPSHOT: &str = "cutover resnapshot";
-const NOT_COPIED_BACK: &str = "do not copy any table again while users write to the target: that would bring back what the source had. \
-                               Bring what was changed at the target since then to the source by hand, with this way back \
-                               taken out of the configuration ([reverse])";
 
 /// Groups between reader and writer.
 const GROUPS_WAITING_MAX: usize = 1;
@@ -141,21 +132,12 @@ impl CaptureLoop {
                     anew = true;
                 }
                 Disposition::Halt | Disposition::DeadLetter => {
-                    return self.halts.halt("capture", self.halt_of(error));
+                    return self.halts.halt("capture", halt_of(error));
                 }
             }
             let pause = backoff.next(&*self.environment, started.elapsed());
             tokio::select! { biased; () = stop.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
-    }
-
-    /// What is wrong, and what to do about it: on the way back no copy of a table mends anything.
-    fn halt_of(&self, error: SessionError) -> Problem {
-        let Problem { what, fix } = halt_of(error);
-        if is_reverse(&self.pipeline) && fix.contains(RESNAPSHOT) {
-            return Problem::new(what, NOT_COPIED_BACK);
-        }
-        Problem { what, fix }
     }
 
     /// Halts until every table is to be copied again, which makes up for what was lost; false if it was stopped before.
@@ -168,7 +150,7 @@ impl CaptureLoop {
                 Err(error) => self.halts.trouble("capture", &error.to_string()),
             }
             if let Some(lost) = lost.take() {
-                self.halts.halt("capture", self.halt_of(lost));
+                self.halts.halt("capture", halt_of(lost));
             }
             tokio::select! { biased; () = stop.cancelled() => return false, () = tokio::time::sleep(REPAIRED_EVERY) => {} }
         }

@@ -69,8 +69,9 @@ pub(super) async fn add_version(session: &Session, target: &TableName, version: 
         .await?;
     if there.is_none() {
         // Only the owner may alter the table; asking first lets a lesser role run once the column is there.
+        // Behind an ALTER that waits for somebody who reads the table everybody else waits: not for long, but again.
         let add = format!(
-            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} bigint NOT NULL DEFAULT 0",
+            "SET LOCAL lock_timeout = '500ms'; ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} bigint NOT NULL DEFAULT 0",
             sql::table(target),
             sql::ident(version)
         );
