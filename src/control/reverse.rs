@@ -8,9 +8,9 @@
 //!
 //! It is a worker like any other, of [`Config::reversed`], with a lease, a log and a state of its own, and copies
 //! nothing. It begins when the copy there is complete, since all of that would pass through its slot for nothing, and
-//! with later starts as soon as this process leads the way there: from then on every transaction there is marked. It
-//! has a thread for itself, on which every metric gets the label `direction="reverse"`. Where it is halted or retries,
-//! the way there says so as well. Deliberately absent: phases, and who may write which side when.
+//! with later starts as soon as this process leads the way there. It has a thread for itself, on which every metric
+//! gets the label `direction="reverse"`. Where it is halted or retries, the way there says so as well. Deliberately
+//! absent: phases, and who may write which side when.
 
 use std::{
     io,

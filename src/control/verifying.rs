@@ -167,8 +167,8 @@ impl Verification {
         Ok(verdict)
     }
 
-    /// Looks for rows of the source that do not come back equal, by today's transforms and those of the way back, which
-    /// this configuration is of. Neither side's rows play a part.
+    /// Looks for rows of the source that do not come back equal, by today's transforms and by those of the way back,
+    /// whose configuration is `reversed`. What the tables of either side hold plays no part.
     ///
     /// # Errors
     /// When the source cannot be read, or the transforms of the way back do not fit.
@@ -178,9 +178,14 @@ impl Verification {
         ask: &Ask,
         show: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Verdict, Unverified> {
-        let schema = reversed.source.postgres_schema();
+        let schema = reversed.source.postgres_schema().to_owned();
         let filled = self.plans.iter().map(|plan| &plan.target.name).filter(|table| table.schema == schema);
         let filled: BTreeSet<String> = filled.map(|table| table.table.clone()).collect();
+        if filled.is_empty() {
+            let text =
+                format!("the transforms fill no table in [target] schema `{schema}`, and nothing else goes back");
+            return Err(WorkerError::Usage(text).into());
+        }
         reversed.source.tables = Some(filled.into_iter().collect());
         let (frontier, parts) = (Frontier::new(reversed.log.partitions), Configured(Arc::new(reversed)));
         let store = parts.store()?;

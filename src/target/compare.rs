@@ -77,7 +77,7 @@ pub struct Shared {
     pub row: usize,
 }
 
-/// A row of the source that goes there and does not come back equal.
+/// A row of the source that does not come back equal when it goes through a transform and one of the way back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strayed {
     /// Its place among those that were handed in.
@@ -199,9 +199,12 @@ pub trait Comparer: Send {
     /// name and its table's; also of keys that the target does not enforce.
     async fn orphans(&mut self, tables: &[TableName]) -> Result<Vec<(String, u64)>, ApplyError>;
 
-    /// Which of these rows do not come back equal, where the transforms make rows of the target of them, and those of
-    /// the way back rows of the source of these. None if none of the way back makes any.
-    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError>;
+    /// Whether the rows of a source table go to the target one by one, and these plans of the way back make rows of the
+    /// table of what they become.
+    fn goes_back(&self, table: &TableName, back: &[Plan]) -> bool;
+
+    /// Which of these rows do not come back equal by these plans of the way back. Neither side's tables are read.
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Vec<Strayed>, ApplyError>;
 
     /// How many rows the table's plans make of these. One that cannot be transformed counts as one that it would make.
     async fn made(&mut self, rows: &[RowEvent]) -> Result<u64, ApplyError>;

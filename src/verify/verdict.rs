@@ -81,11 +81,11 @@ pub struct TableVerdict {
 /// A row that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
-    /// The target table.
+    /// The target table; of a round trip the source's.
     pub target: String,
     /// `missing`, `extra`, `different`; or `explained`, `unconfirmed`, `moving`, `shared`, which are no drift.
     pub kind: String,
-    /// The target's key, by column.
+    /// Its key, by column.
     pub key: Vec<Option<String>>,
     pub columns: Vec<String>,
     /// What it should be and what it is, by column, if that was asked for.

@@ -385,7 +385,11 @@ impl Comparer for MysqlComparer {
         Ok(found)
     }
 
-    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError> {
+    fn goes_back(&self, table: &TableName, back: &[Plan]) -> bool {
+        self.maker.goes_back(table, back)
+    }
+
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Vec<Strayed>, ApplyError> {
         self.maker.there_and_back(rows, back).await
     }
 

@@ -276,7 +276,11 @@ impl Comparer for PostgresComparer {
         Ok(found)
     }
 
-    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Option<Vec<Strayed>>, ApplyError> {
+    fn goes_back(&self, table: &TableName, back: &[Plan]) -> bool {
+        self.comes_back(table, back)
+    }
+
+    async fn there_and_back(&mut self, rows: &[RowEvent], back: &[Plan]) -> Result<Vec<Strayed>, ApplyError> {
         self.stray(rows, back).await
     }
 

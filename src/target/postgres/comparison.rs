@@ -39,9 +39,17 @@ const BY_TEXT: [&str; 9] = ["xml", "point", "lseg", "path", "box", "polygon", "l
 /// What a value of `json` may hold and none of `jsonb` can: the null character, and halves of a surrogate pair.
 const NOT_IN_JSONB: &str = r"\\u(0000|[dD][89a-fA-F])";
 
-/// Whether values of a type are compared by their text.
-pub(super) fn by_text(kind: &str) -> bool {
-    BY_TEXT.contains(&kind.trim_end_matches("[]"))
+/// The condition that two values of a type differ.
+pub(super) fn differ(ours: &str, theirs: &str, kind: &str) -> String {
+    let text = format!("{ours}::text IS DISTINCT FROM {theirs}::text");
+    if kind == "json" {
+        // By value, where both can be had as one.
+        return format!(
+            "CASE WHEN NOT ({text}) THEN false WHEN {ours}::text ~ '{NOT_IN_JSONB}' OR {theirs}::text ~ '{NOT_IN_JSONB}' \
+             THEN true ELSE {ours}::text::jsonb IS DISTINCT FROM {theirs}::text::jsonb END"
+        );
+    }
+    if BY_TEXT.contains(&kind.trim_end_matches("[]")) { text } else { format!("{ours} IS DISTINCT FROM {theirs}") }
 }
 
 const NO_TEXTS: &str = "ARRAY[]::text[]";
@@ -138,15 +146,7 @@ impl Comparison<'_> {
     fn differs(&self, name: &str) -> String {
         let (ours, theirs) = (format!("r.{}", sql::ident(name)), format!("g.{}", sql::ident(name)));
         let kind = self.target_column(name).map_or("", |column| column.cast_sql.as_str());
-        let text = format!("{ours}::text IS DISTINCT FROM {theirs}::text");
-        if kind == "json" {
-            // By value, where both can be had as one.
-            return format!(
-                "CASE WHEN NOT ({text}) THEN false WHEN {ours}::text ~ '{NOT_IN_JSONB}' OR {theirs}::text ~ '{NOT_IN_JSONB}' \
-                 THEN true ELSE {ours}::text::jsonb IS DISTINCT FROM {theirs}::text::jsonb END"
-            );
-        }
-        if by_text(kind) { text } else { format!("{ours} IS DISTINCT FROM {theirs}") }
+        differ(&ours, &theirs, kind)
     }
 
     /// The columns but the key, each with the condition that its values differ.
