@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    comparison::{Comparison, orphans},
+    comparison::orphans,
     doubts::{Filled, Held},
     session::Session,
     tables::{Table, Tables},
@@ -25,7 +25,7 @@ use crate::{
     snapshot::Digest,
     target::{
         ApplyError, Compared, Comparer, Difference, Doubt, Looked, Looks, RowEvent, Shared, Strayed, Stretch, Walk,
-        postgres::{PostgresComparer, Span},
+        postgres::{PostgresComparer, Span, numbers},
         rows::RowsError,
     },
 };
@@ -172,7 +172,7 @@ impl MysqlComparer {
             self.note_seen(&held, &filled).await?;
         }
         let made = &filled.taken;
-        let (shared, looked_at) = (held.shared_among(made)?, made.iter().filter(|made| held.is_picked(made)).count());
+        let (shared, looked_at) = (held.shared_among(made), made.iter().filter(|made| held.is_picked(made)).count());
         doubts.extend(found.into_iter().filter(|doubt| held.is_wanted(doubt)));
         if let (Some(pass), Some(most)) = (self.passes.get_mut(pass), most) {
             pass.lower = Some(most);
@@ -322,7 +322,7 @@ impl Comparer for MysqlComparer {
             looks.push((held, filled, keys));
         }
         let version = self.maker.fence(table).await?;
-        let parked = if sources.is_empty() { HashMap::new() } else { self.maker.parked_of(table, sources).await? };
+        let parked = if sources.is_empty() { HashMap::new() } else { self.maker.parked(table, sources).await? };
         self.begin_look().await?;
         for (held, filled, keys) in looks {
             self.look_at_made(&held, &filled.taken, version, &mut doubts).await?;
@@ -354,7 +354,7 @@ impl Comparer for MysqlComparer {
             // One that cannot be transformed makes no row.
             let made = self.maker.make(plan, rows, &mut Vec::new()).await?;
             if !noted {
-                found.extend(held.shared_among(&made)?);
+                found.extend(held.shared_among(&made));
                 continue;
             }
             let made = self.fill(&held, rows, made, &mut Vec::new()).await?.taken;
@@ -406,13 +406,8 @@ impl Comparer for MysqlComparer {
         let mut rows = 0;
         for plan in self.plans_of(table) {
             let held = self.held(plan)?;
-            let count = Comparison::count(&held.comparison(), "TRUE");
-            rows += self.count_of(&count).await?;
+            rows += self.count_of(&held.comparison().count("TRUE")).await?;
         }
         Ok(rows)
     }
-}
-
-fn numbers(key: &[Option<String>]) -> Option<Vec<i128>> {
-    key.iter().map(|text| text.as_ref()?.parse().ok()).collect()
 }

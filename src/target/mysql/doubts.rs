@@ -9,7 +9,7 @@ use std::{
 use super::{
     comparer::MysqlComparer,
     comparison::Comparison,
-    keys::{Key, Place, is_same, pieces, spelled_key, text, texts},
+    keys::{Key, Place, pieces, spelled_key, text, texts},
     literal::{literal, of_fact, told},
     tables::Table,
 };
@@ -120,7 +120,7 @@ impl Held {
     }
 
     /// Rows among the made ones that make one key.
-    pub fn shared_among(&self, made: &[Made]) -> Result<Vec<Shared>, ApplyError> {
+    pub fn shared_among(&self, made: &[Made]) -> Vec<Shared> {
         let mut makers: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
         for made in made {
             // What can be no key here makes no row.
@@ -133,7 +133,7 @@ impl Held {
             let key = self.tell(&key);
             rows.into_iter().map(move |row| Shared { plan: self.plan, key: key.clone(), row }).collect::<Vec<_>>()
         };
-        Ok(shared.flat_map(all).collect())
+        shared.flat_map(all).collect()
     }
 
     /// Whether a made row is in the sample.
@@ -328,13 +328,12 @@ impl MysqlComparer {
             let sql = held.comparison().present(&Place::Table.condition(&held.table, &keys));
             for row in self.session.rows(&sql).await? {
                 let texts = texts(row);
+                let spelled = spelled_key(&held.table, &texts);
                 // A row that is spelled otherwise is another one.
-                if !keys.iter().any(|key| {
-                    is_same(&held.table, &texts, &key.spelled) && spelled_key(&held.table, &texts) == key.spelled
-                }) {
+                if !keys.iter().any(|key| key.spelled == spelled) {
                     continue;
                 }
-                let told = held.tell(&spelled_key(&held.table, &texts));
+                let told = held.tell(&spelled);
                 let mut doubt = held.doubt(Difference::Extra, told.clone());
                 doubt.digest = digest_of(texts.last().cloned());
                 found.push((held.key_told(&told), doubt));

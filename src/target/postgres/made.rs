@@ -3,7 +3,7 @@
 //! Rows that cannot be transformed are found by halving, and are doubts. Deliberately absent: any look at where rows
 //! end.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use tokio_postgres::Row;
 
@@ -21,7 +21,6 @@ use super::{
 use crate::{
     database::postgres::Refusal,
     model::{Plan, TableName, Value, Version},
-    state::verifications::Parked,
     target::{ApplyError, Doubt, Looks, RowEvent},
 };
 
@@ -62,7 +61,7 @@ impl PostgresComparer {
         doubts: &mut Vec<Doubt>,
     ) -> Result<Vec<Made>, ApplyError> {
         let plans = Arc::clone(&self.plans);
-        let plan = self.plan(index)?.clone();
+        let plan = plans.get(index).ok_or(ApplyError::Contended)?;
         let (mut made, mut parts) = (Vec::new(), vec![(0, rows.len())]);
         while let Some((first, end)) = parts.pop() {
             let Some(part) = rows.get(first..end).filter(|part| !part.is_empty()) else { continue };
@@ -70,7 +69,7 @@ impl PostgresComparer {
             let input = WriteInput::new(&plans, &mut self.bindings, &items)?;
             if let Some((binding, images)) = self.images(index, &input) {
                 let text = self.text(&binding, |c| c.builder.made_facts())?;
-                let params = input.params(&plan, &binding, Part::Live, images);
+                let params = input.params(plan, &binding, Part::Live, images);
                 match self.query(&text, &params).await.map_err(of_comparison) {
                     Ok(found) => {
                         for row in &found {
@@ -85,7 +84,9 @@ impl PostgresComparer {
                         parts.extend([(middle, end), (first, middle)]);
                         continue;
                     }
-                    Err(Failure::Rows(refusal)) => doubts.push(self.refused_as(index, part, first, &refusal)),
+                    Err(Failure::Rows(refusal)) => {
+                        doubts.extend(part.first().map(|event| self.refuse(index, (first, event), &refusal)));
+                    }
                     Err(Failure::Clash | Failure::Unsendable | Failure::Reload) => return Err(ApplyError::Contended),
                 }
             }
@@ -95,12 +96,7 @@ impl PostgresComparer {
         Ok(made)
     }
 
-    fn refused_as(&self, index: usize, part: &[RowEvent], row: usize, refusal: &Refusal) -> Doubt {
-        let said = self.said(refusal);
-        part.first().map_or_else(|| refused(index, row, &said), |event| doubt(index, row, event, &said))
-    }
-
-    /// A row that where rows end refuses.
+    /// A row that is refused, here or where rows end.
     pub(in crate::target) fn refuse(&self, index: usize, (row, event): (usize, &RowEvent), refusal: &Refusal) -> Doubt {
         doubt(index, row, event, &self.said(refusal))
     }
@@ -130,15 +126,6 @@ impl PostgresComparer {
     ) -> Result<Option<Vec<Value>>, ApplyError> {
         let binding = self.own_binding(index)?;
         Ok(origin::source_key(self.plan(index)?, &binding.types, key))
-    }
-
-    /// Which of the source's rows are parked, by the keys of their records.
-    pub(in crate::target) async fn parked_of(
-        &mut self,
-        table: &TableName,
-        sources: &[String],
-    ) -> Result<HashMap<String, Parked>, ApplyError> {
-        self.parked(table, sources).await
     }
 
     /// Up to which version a source table was emptied.

@@ -64,6 +64,7 @@ pub use comparison::{Comparison, orphans as orphans_statement, seen_table, share
 pub use config::ApplyConfig;
 pub use lane::{Claim, raise_fence};
 pub(in crate::target) use made::{Made, Span};
+pub(in crate::target) use origin::numbers;
 pub use statement::Builder;
 pub use sweep::{Swept, left_statement, sweep, sweep_statement};
 pub use target::PostgresTarget;

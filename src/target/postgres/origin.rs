@@ -42,7 +42,8 @@ pub(super) fn span(
     Some((keys.iter().min()?.clone(), keys.iter().max()?.clone()))
 }
 
-pub(super) fn numbers(key: &[Option<String>]) -> Option<Vec<i128>> {
+/// A key whose columns are all whole numbers; none of any other.
+pub(in crate::target) fn numbers(key: &[Option<String>]) -> Option<Vec<i128>> {
     key.iter().map(|text| text.as_ref()?.parse().ok()).collect()
 }
 

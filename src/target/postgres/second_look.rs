@@ -65,7 +65,8 @@ impl PostgresComparer {
         self.session.client.batch_execute(sql).await.map_err(|error| stop(error.into()))
     }
 
-    pub(super) async fn parked(
+    /// Which of the source's rows are parked, by the keys of their records.
+    pub(in crate::target) async fn parked(
         &mut self,
         table: &TableName,
         sources: &[String],
